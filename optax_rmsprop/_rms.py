@@ -1,0 +1,243 @@
+"""The second moment, and the division by its root. Nothing else in the package takes a root of it.
+
+    ν ← β·ν + (1−β)·|g|²                                  scale_by_rms
+    V ← β·(V + (1−β)·|g−μ|²),  μ ← μ + (1−β)·(g−μ)        scale_by_stddev
+    u = g / √(ν+ε)   or   g / (√ν+ε)
+
+V equals ν − μ² in exact arithmetic, and is a sum of squares: rounding cannot make it negative.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from ._numerics import (
+    Hyperparameter,
+    accumulators_like,
+    by_parts,
+    check_hyperparameter,
+    check_state,
+    increment,
+    map_leaves,
+    scale,
+    transformation,
+    value_at,
+    widen,
+)
+
+
+class ScaleByRmsState(NamedTuple):
+    """The state of `scale_by_rms`."""
+
+    count: jax.Array  # int32 []: updates made so far
+    nu: optax.Updates  # real, >= float32, like the parameters: average of |g|²
+
+
+class ScaleByStddevState(NamedTuple):
+    """The state of `scale_by_stddev`; `var + |mu|²` is the second moment of `scale_by_rms`.
+
+    With bias correction both averages are stored as they are before the correction, and the second
+    moment is `var + |mu|² / (1 - decay**count)`.
+    """
+
+    count: jax.Array  # int32 []: updates made so far
+    mu: optax.Updates  # >= float32, like the parameters: average of g
+    var: optax.Updates  # real, >= float32, like the parameters: average of |g - mu|²
+
+
+class _Hyperparameters(NamedTuple):
+    decay: Hyperparameter
+    eps: Hyperparameter
+    initial_scale: ArrayLike
+    eps_in_sqrt: bool
+    bias_correction: bool
+
+    def check(self, link: str) -> None:
+        check_hyperparameter(link, "decay", self.decay, below=1.0)
+        check_hyperparameter(link, "eps", self.eps)
+        check_hyperparameter(link, "initial_scale", self.initial_scale, schedule=False)
+
+
+def scale_by_rms(
+    decay: Hyperparameter = 0.9,
+    eps: Hyperparameter = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide each gradient by the root of an average of its squares.
+
+        ν ← β·ν + (1−β)·|g|²,    u = g / √(ν+ε)    or, with eps outside,    u = g / (√ν+ε)
+
+    No update is larger than 1/√(1−β). 0/0 is 0: a zero gradient gives a zero update, also with
+    ε = 0. Gradients saturate at 2⁶² (float32) or 2⁵¹⁰ (float64), an infinite one too, so that ν
+    stays finite and decays. A NaN gradient gives a NaN update and is not averaged.
+
+    Every number but `initial_scale` may be a schedule, called with 0 at the first update.
+
+    Args:
+        decay: β in [0, 1), the weight of the past; the average remembers about 1/(1−β) steps.
+        eps: ε >= 0, in units of |g|² inside the root and of |g| outside. Coordinates whose squares
+            are far below it are scaled by a constant, as in SGD.
+        initial_scale: ν before the first step, >= 0. PyTorch and Keras start at 0, which makes the
+            first steps large (3.2 at β = 0.9); TensorFlow 1 starts at 1, which makes them small.
+        eps_in_sqrt: Add ε to ν (TensorFlow, Keras), not to the root of ν (PyTorch).
+        bias_correction: Divide ν by 1−βᵗ before its root is taken, as Adam does.
+
+    Returns:
+        A transformation with the state `ScaleByRmsState(count, nu)`. Updates have the gradients'
+        dtypes; `nu` is real, at least float32, and shaped and sharded like the parameters.
+
+    Raises:
+        ValueError: if a number is out of its range, or a gradient's shape or tree is not init's.
+        TypeError: if a hyperparameter is no scalar, or a gradient is not floating point.
+
+    Example:
+        >>> import jax.numpy as jnp, optax_rmsprop
+        >>> tx = optax_rmsprop.scale_by_rms(decay=0.75, eps=0.0)
+        >>> updates, state = tx.update(jnp.array([4.0, 0.0]), tx.init(jnp.zeros(2)))
+        >>> print(state.nu, updates)  # 0.25 * 4**2 = 4, and 4 / sqrt(4)
+        [4. 0.] [2. 0.]
+
+    Source: Hinton, Coursera lecture 6e, 2012.
+    """
+    hyper = _Hyperparameters(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
+    hyper.check("scale_by_rms")
+    return transformation("scale_by_rms", _init_rms, _update_rms, hyper)
+
+
+def scale_by_stddev(
+    decay: Hyperparameter = 0.9,
+    eps: Hyperparameter = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide each gradient by an average of its standard deviation (centred RMSprop).
+
+        V ← β·(V + (1−β)·|g−μ|²),    μ ← μ + (1−β)·(g−μ),    u = g / √(V+ε)
+
+    The arguments, errors and guarantees are those of `scale_by_rms`, but for the bound: a gradient
+    that does not change has no variance, and then ε alone limits the step, to |g|/√ε (or |g|/ε).
+    With bias correction the first step, where one sample has no variance either and nothing was
+    given as `initial_scale`, divides by |g|.
+
+    Returns:
+        A transformation with the state `ScaleByStddevState(count, mu, var)`. It holds the variance
+        itself, not the second moment: `nu - mu²` cancels, and turns to NaN, in finite precision.
+
+    Example:
+        >>> import jax.numpy as jnp, optax_rmsprop
+        >>> tx = optax_rmsprop.scale_by_stddev(decay=0.5, eps=0.0)
+        >>> updates, state = tx.update(jnp.array(8.0), tx.init(jnp.array(0.0)))
+        >>> print(state.mu, state.var, updates)  # 8/2, 8²/4, 8/sqrt(16)
+        4.0 16.0 2.0
+
+    Source: Graves, Generating Sequences With Recurrent Neural Networks, 2013, equations 38-41.
+    """
+    hyper = _Hyperparameters(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
+    hyper.check("scale_by_stddev")
+    return transformation("scale_by_stddev", _init_stddev, _update_stddev, hyper)
+
+
+def _init_rms(hyper: _Hyperparameters, params: optax.Params) -> ScaleByRmsState:
+    nu = accumulators_like(params, hyper.initial_scale, real=True)
+    return ScaleByRmsState(count=jnp.zeros([], jnp.int32), nu=nu)
+
+
+def _update_rms(
+    hyper: _Hyperparameters,
+    updates: optax.Updates,
+    state: ScaleByRmsState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+) -> tuple[optax.Updates, ScaleByRmsState]:
+    del params, extra_args
+    check_state("scale_by_rms", state, ScaleByRmsState)
+    decay, eps = value_at(hyper.decay, state.count), value_at(hyper.eps, state.count)
+    count = increment(state.count)
+    correction = _correction(decay, count) if hyper.bias_correction else 1.0
+
+    def leaf(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
+        g = _saturate(widen(g, nu))
+        new = scale(_abs_sq(g), 1 - decay) + scale(nu, decay)
+        u = _divide(g, scale(new, 1 / correction), eps, hyper.eps_in_sqrt)
+        return u, jnp.where(jnp.isnan(g), nu, new)
+
+    updates, nu = map_leaves("scale_by_rms", leaf, updates, state.nu)
+    return updates, ScaleByRmsState(count, nu)
+
+
+def _init_stddev(hyper: _Hyperparameters, params: optax.Params) -> ScaleByStddevState:
+    var = accumulators_like(params, hyper.initial_scale, real=True)
+    return ScaleByStddevState(jnp.zeros([], jnp.int32), accumulators_like(params), var)
+
+
+def _update_stddev(
+    hyper: _Hyperparameters,
+    updates: optax.Updates,
+    state: ScaleByStddevState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+) -> tuple[optax.Updates, ScaleByStddevState]:
+    del params, extra_args
+    check_state("scale_by_stddev", state, ScaleByStddevState)
+    decay, eps = value_at(hyper.decay, state.count), value_at(hyper.eps, state.count)
+    count = increment(state.count)
+    first = state.count == 0
+    correction = before = ratio = 1.0
+    if hyper.bias_correction:
+        # The corrected mean is mu / before, and before is 0 at the first step, as mu is.
+        correction, before = _correction(decay, count), _correction(decay, state.count)
+        ratio, before = before / correction, jnp.where(first, 1.0, before)
+
+    def leaf(g: jax.Array, mu: jax.Array, var: jax.Array) -> tuple[jax.Array, ...]:
+        g = _saturate(widen(g, mu))
+        deviation = _abs_sq(g - scale(mu, 1 / before))
+        new_mu = mu + scale(g - mu, 1 - decay)
+        new_var = scale(var + scale(deviation, (1 - decay) * ratio), decay)
+        square = scale(new_var, 1 / correction)
+        if hyper.bias_correction:
+            square = jnp.where(first & (square == 0), _abs_sq(g), square)
+        u = _divide(g, square, eps, hyper.eps_in_sqrt)
+        nan = jnp.isnan(g)
+        return u, jnp.where(nan, mu, new_mu), jnp.where(nan, var, new_var)
+
+    updates, mu, var = map_leaves("scale_by_stddev", leaf, updates, state.mu, state.var)
+    return updates, ScaleByStddevState(count, mu, var)
+
+
+def _divide(g: jax.Array, square: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> jax.Array:
+    """The one place that takes the root and divides; 0/0 is 0, and so is its derivative."""
+    eps = jnp.asarray(eps, square.dtype)
+    denominator = _sqrt(square + eps) if eps_in_sqrt else _sqrt(square) + eps
+    zero = denominator == 0
+    # Both branches of `where` are differentiated, so the unused one must be finite as well.
+    safe = jnp.where(zero, 1, denominator)
+    return by_parts(lambda part: jnp.where(zero, 0, part / safe), g)
+
+
+def _sqrt(x: jax.Array) -> jax.Array:
+    """The root, with derivative 0 at 0: what it multiplies there, d|g|²/dg, is 0."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def _abs_sq(x: jax.Array) -> jax.Array:
+    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
+
+
+def _saturate(g: jax.Array) -> jax.Array:
+    """Bound |g| so that no sum of squares of two of them overflows."""
+    limit = 2.0 ** (np.finfo(g.dtype).maxexp // 2 - 2)
+    return by_parts(lambda part: jnp.clip(part, -limit, limit), g)
+
+
+def _correction(decay: Any, count: jax.Array) -> jax.Array:
+    """1 - decay**count, without the cancellation when decay is near 1."""
+    steps = count.astype(jnp.result_type(float))
+    return jnp.where(count == 0, 0.0, -jnp.expm1(steps * jnp.log1p(decay - 1)))
