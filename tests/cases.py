@@ -1,0 +1,99 @@
+"""THE table: every public factory with its traits. A new factory is a row here and gets every test.
+
+`make` is called with the row's `hyper`, any of which a test may replace by an array, a schedule or
+a traced value. Exceptions to a promise are traits of a row, never a condition on its name.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+import pytest
+
+import optax_rmsprop as ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    make: Callable[..., optax.GradientTransformationExtraArgs]
+    hyper: dict[str, float]  # the schedulable hyperparameters, with the values that the tests use
+    reference: dict[str, Any]  # the same rule in the words of tests/reference.py
+    divides: bool = True  # by a root of second moments
+    centered: bool = (
+        False  # by that of the variance: not bounded, ill-conditioned where g is steady
+    )
+    decays_weights: bool = False  # needs params, and a zero gradient moves them
+    signed: bool = True  # steps against the gradient
+
+    def __call__(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
+        return self.make(**(self.hyper | overrides))
+
+    @property
+    def bound(self) -> float | None:
+        """The largest update that any gradients can cause, where there is one."""
+        if not self.divides or self.centered or self.decays_weights:
+            return None
+        mu = self.hyper.get("momentum", 0.0)
+        rate = self.hyper.get("learning_rate", 1.0)
+        return rate / (1 - self.hyper["decay"]) ** 0.5 / (1 - mu)
+
+
+RMS = {"decay": 0.9, "eps": 1e-8}
+STEP = {"learning_rate": 0.125, **RMS}
+BALL = {**STEP, "momentum": 0.75}
+BUFFER = {"momentum": 0.75}
+
+
+def _trace(momentum, **options):
+    return ours.trace(momentum, **options)
+
+
+def _row(name, factory, hyper, divides=True, signed=True, **options):
+    traits = {"centered": options.get("centered", False) or factory is ours.scale_by_stddev}
+    traits["decays_weights"] = "weight_decay" in hyper
+    reference = options | {"centered": traits["centered"]}
+    make = functools.partial(factory, **options)
+    return Case(name, make, hyper, reference, divides=divides, signed=signed, **traits)
+
+
+def _mask(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+CASES = [
+    _row("scale_by_rms", ours.scale_by_rms, RMS, signed=False),
+    _row("scale_by_rms-outside", ours.scale_by_rms, RMS, signed=False, eps_in_sqrt=False),
+    _row("scale_by_rms-ones", ours.scale_by_rms, RMS, signed=False, initial_scale=1.0),
+    _row("scale_by_rms-corrected", ours.scale_by_rms, RMS, signed=False, bias_correction=True),
+    _row("scale_by_stddev", ours.scale_by_stddev, RMS, signed=False),
+    _row("scale_by_stddev-outside", ours.scale_by_stddev, RMS, signed=False, eps_in_sqrt=False),
+    _row("scale_by_stddev-corrected", ours.scale_by_stddev, RMS, signed=False, bias_correction=True),
+    _row("trace", _trace, BUFFER, divides=False, signed=False),
+    _row("trace-nesterov", _trace, BUFFER, divides=False, signed=False, nesterov=True),
+    _row("scale_by_learning_rate", ours.scale_by_learning_rate, {"learning_rate": 0.125}, False),
+    _row("rmsprop", ours.rmsprop, STEP),
+    _row("rmsprop-momentum", ours.rmsprop, BALL),
+    _row("rmsprop-nesterov", ours.rmsprop, BALL, nesterov=True),
+    _row("rmsprop-outside", ours.rmsprop, BALL, eps_in_sqrt=False),
+    _row("rmsprop-corrected", ours.rmsprop, BALL, bias_correction=True),
+    _row("rmsprop-centered", ours.rmsprop, STEP, centered=True),
+    _row("rmsprop-centered-momentum", ours.rmsprop, BALL, centered=True),
+    _row(
+        "rmsprop-everything", ours.rmsprop, BALL, centered=True, nesterov=True,
+        bias_correction=True, initial_scale=1.0, eps_in_sqrt=False,
+    ),
+    _row("rmspropw", ours.rmspropw, STEP | {"weight_decay": 0.01}),
+    _row("rmspropw-momentum", ours.rmspropw, BALL | {"weight_decay": 0.01}, nesterov=True),
+    _row("rmspropw-masked", ours.rmspropw, STEP | {"weight_decay": 0.01}, mask=_mask),
+]  # fmt: skip
+
+
+def cases(**traits: Any) -> pytest.MarkDecorator:
+    """Parametrise a test over the rows that have all the given traits."""
+    chosen = [case for case in CASES if all(getattr(case, k) == v for k, v in traits.items())]
+    assert chosen, f"no row of the table has {traits}"
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
