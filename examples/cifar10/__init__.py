@@ -1,0 +1,1 @@
+"""CIFAR-10 with RMSprop, end to end: data, model, training, results."""

@@ -1,0 +1,28 @@
+"""Train on CIFAR-10 with RMSprop: `python -m examples.cifar10.main --help`."""
+
+import sys
+from collections.abc import Sequence
+
+from examples.cifar10 import configs
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, and return the exit code: 2 for a mistake of the caller's, 1 for a diverged loss."""
+    try:
+        options = configs.parse(arguments)
+        # JAX takes seconds to import, and neither --help nor a wrong flag should wait for it.
+        from examples.cifar10 import loop, runs
+
+        try:
+            runs.run(options, arguments)
+        except loop.DivergedError as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            return 1
+    except (configs.UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
