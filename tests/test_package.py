@@ -1,0 +1,284 @@
+"""What the package is as a thing: its floors, its imports, its names, and its objects as values."""
+
+import ast
+import copy
+import functools
+import importlib.metadata
+import inspect
+import json
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import CASES, cases
+from packaging.version import Version
+
+import optax_rmsprop as ours
+
+PACKAGE = pathlib.Path(ours.__file__).parent
+MODULES = {path.stem: path for path in sorted(PACKAGE.glob("**/*.py"))}
+
+# A module imports only from floors below its own. Every module has one.
+FLOORS = {"_numerics": 0, "_rms": 1, "_chain": 1, "_rmsprop": 2, "__init__": 4}
+OUTSIDE = {"jax", "optax", "numpy"}
+FACTORIES = {name for name in vars(ours) if inspect.isfunction(getattr(ours, name))}
+STATES = {name for name in vars(ours) if inspect.isclass(getattr(ours, name))}
+HEAVY = {"flax", "chex", "orbax", "equinox", "matplotlib", "torch", "keras", "tensorflow", "scipy"}
+
+
+def parsed(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """The package's modules that a module imports, anywhere in it, and the other packages."""
+    inside, outside = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            outside.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1, "no package has a parent here"
+            names = {alias.name for alias in node.names}
+            inside |= {node.module.split(".")[0]} if node.module else names
+    if PACKAGE.name in outside:
+        raise AssertionError("the package is imported relatively, so that the floors are seen")
+    return inside, outside
+
+
+def broken_floors(sources: dict[str, ast.Module], floors: dict[str, int]) -> list[str]:
+    found = [f"{name} has no floor" for name in sources.keys() ^ floors.keys()]
+    for name in sources.keys() & floors.keys():
+        inside, outside = imports(sources[name])
+        low = {module for module, floor in floors.items() if floor < floors[name]}
+        found += [f"{name} imports {module}" for module in inside - low]
+        found += [
+            f"{name} imports {module}" for module in outside - OUTSIDE - sys.stdlib_module_names
+        ]
+    return found
+
+
+def test_a_module_imports_only_from_lower_floors():
+    assert broken_floors({name: parsed(path) for name, path in MODULES.items()}, FLOORS) == []
+
+
+@pytest.mark.parametrize(
+    ["module", "source", "found"],
+    [
+        ("_rms", "from ._chain import trace", "_rms imports _chain"),
+        ("_numerics", "def f():\n    from . import _rms", "_numerics imports _rms"),
+        ("_chain", "import flax.linen as nn", "_chain imports flax"),
+        ("_chain", "from jaxlib import xla_client", "_chain imports jaxlib"),
+        ("_new", "", "_new has no floor"),
+    ],
+)
+def test_the_search_of_the_floors_can_fail(module, source, found):
+    sources = {name: ast.parse("") for name in FLOORS} | {module: ast.parse(source)}
+    assert broken_floors(sources, FLOORS) == [found]
+
+
+def roots(tree: ast.Module) -> list[str]:
+    """Everything that takes a root: a name that says so, or a power of a half."""
+    found = []
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "name", "")
+        if isinstance(name, str) and re.search(r"^_*r?sqrt$|^hypot$", name):
+            found.append(name)
+        power = node.right if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) else None
+        if isinstance(power, ast.Constant) and not float(power.value).is_integer():
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_one_module_takes_a_root():
+    rooted = {name for name, path in MODULES.items() if roots(parsed(path))}
+    assert rooted == {"_rms"}
+
+
+def test_the_search_for_roots_can_fail():
+    text = "a = jnp.sqrt(x)\nb = jax.lax.rsqrt(x)\nc = x ** 0.5\nfrom math import sqrt"
+    assert len(roots(ast.parse(text))) == 4
+    assert roots(ast.parse("eps_in_sqrt_is_an_argument(x ** 2)")) == []
+
+
+def test_init_is_reexports_and_a_version():
+    head, *rest = parsed(PACKAGE / "__init__.py").body
+    assert isinstance(head, ast.Expr) and isinstance(head.value, ast.Constant)
+    for node in rest[:-1]:
+        assert isinstance(node, ast.ImportFrom) and node.level == 1, ast.unparse(node)
+        assert [(a.name, a.asname) for a in node.names] == [(a.name, a.name) for a in node.names]
+    assert ast.unparse(rest[-1]).startswith("__version__ = ")
+
+
+def test_the_public_names_are_these():
+    public = {name for name in vars(ours) if not name.startswith("_")}
+    assert public - set(MODULES) == FACTORIES | STATES
+    assert {name for name in FACTORIES | STATES if name.startswith("_")} == set()
+    # A public factory without a row in the table escapes every contract test.
+    made = {getattr(case.make, "func", case.make) for case in CASES}
+    by_row = {f.__name__.lstrip("_") for f in made}
+    assert by_row == FACTORIES
+
+
+def test_importing_the_package_adds_no_package_but_itself():
+    program = "import json, sys, optax{}; print(json.dumps([m.split('.')[0] for m in sys.modules]))"
+    alone, ours_too = (
+        set(json.loads(subprocess.check_output([sys.executable, "-c", program.format(more)])))
+        for more in ("", ", optax_rmsprop")
+    )
+    added = ours_too - alone - sys.stdlib_module_names
+    assert added == {"optax_rmsprop"}
+    assert added.isdisjoint(HEAVY)
+
+
+def test_the_version_is_one_and_is_canonical():
+    assert str(Version(ours.__version__)) == ours.__version__
+    try:
+        installed = importlib.metadata.version("optax-rmsprop")
+    except importlib.metadata.PackageNotFoundError:
+        return  # run from a checkout, which has no metadata that could disagree
+    assert installed == ours.__version__
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(FACTORIES))
+def test_every_factory_documents_what_it_does_and_shows_it(name):
+    doc = inspect.getdoc(getattr(ours, name)) or ""
+    head = doc.splitlines()[0]
+    assert len(head) <= 80 and head.endswith(".")
+    sections = re.findall(r"^(\w+(?:, \w+)*):", doc, re.MULTILINE)
+    assert {"Returns", "Example"} <= set(sections)
+    assert ">>> " in doc.partition("Example:")[2]
+    # A parameter is documented once: here, or by the factory that this one names.
+    described = set(re.findall(r"(\w+)(?=[\w, ]*: )", doc.partition("Args:")[2]))
+    missing = inspect.signature(getattr(ours, name)).parameters.keys() - described
+    assert not missing or re.search(r"[Aa]rguments?.* `\w+`|As in `\w+`, as are", doc), missing
+
+
+@pytest.mark.parametrize("name", sorted(STATES))
+def test_every_state_documents_itself_and_each_field(name):
+    state = getattr(ours, name)
+    assert (inspect.getdoc(state) or "").startswith("The state of `")
+    lines = inspect.getsource(state).splitlines()
+    for field in state._fields:
+        (line,) = (line for line in lines if re.match(rf"\s+{field}: ", line))
+        assert "  # " in line
+
+
+@cases()
+def test_transformations_of_equal_arguments_are_equal_and_hash_alike(case):
+    assert case() == case()
+    assert not case() != case()
+    assert hash(case()) == hash(case())
+    assert len({case(), case()}) == 1
+    for name, value in case.hyper.items():
+        assert case(**{name: value / 2}) != case()
+
+
+def test_no_two_rows_of_the_table_are_equal():
+    assert len({case() for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.asarray, jnp.asarray])
+@cases()
+def test_array_hyperparameters_compare_hash_and_are_static_too(case, kind):
+    def made():
+        return case(**{name: kind(value) for name, value in case.hyper.items()})
+
+    assert made() == made()
+    assert hash(made()) == hash(made())
+    step = jax.jit(lambda tx, p: tx.update(p, tx.init(p), p)[0], static_argnums=0)
+    chex.assert_trees_all_equal_shapes_and_dtypes(step(made(), jnp.ones(2)), jnp.ones(2))
+
+
+@cases()
+def test_a_schedule_is_equal_to_itself(case):
+    schedules = {name: optax.constant_schedule(value) for name, value in case.hyper.items()}
+    assert case(**schedules) == case(**schedules)
+    assert hash(case(**schedules)) == hash(case(**schedules))
+    assert case(**schedules) != case()
+
+
+@pytest.mark.parametrize("through", [lambda tx: pickle.loads(pickle.dumps(tx)), copy.deepcopy])
+@cases()
+def test_a_copy_is_equal_and_updates_alike(case, through):
+    tx = case()
+    twin = through(tx)
+    assert twin == tx and type(twin) is type(tx) and hash(twin) == hash(tx)
+    params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array(0.5)}
+    state = twin.init(params)
+    chex.assert_trees_all_equal(state, tx.init(params))
+    chex.assert_trees_all_equal(
+        twin.update(params, state, params), tx.update(params, tx.init(params), params)
+    )
+
+
+@cases()
+def test_a_transformation_is_shown_as_the_call_that_makes_it(case):
+    tx = case()
+    names = {name: vars(sys.modules[f"{PACKAGE.name}.{name}"]) for name in ("_rms", "_chain")}
+    namespace = names["_rms"] | names["_chain"]
+    text = repr(tx)
+    for name, function in getattr(case.make, "keywords", {}).items():
+        if callable(function):  # it has no text of its own that could be read back
+            text, namespace[name] = text.replace(repr(function), name), function
+    assert eval(text, namespace) == tx
+    for value in case.hyper.values():
+        assert repr(value) in text
+
+
+@cases()
+def test_a_static_argument_compiles_once(case):
+    chex.clear_trace_counter()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(n=1)
+    def step(tx, params):
+        return tx.update(params, tx.init(params), params)
+
+    params = jnp.ones(2)
+    first = step(case(), params)
+    chex.assert_trees_all_equal(step(case(), params), first)
+    chex.assert_trees_all_equal(step(pickle.loads(pickle.dumps(case())), params), first)
+
+
+def test_rmsprop_takes_the_arguments_of_optaxs_with_the_same_defaults():
+    def arguments(factory):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(factory).parameters.values()]
+
+    theirs, plain, decayed = map(arguments, (optax.rmsprop, ours.rmsprop, ours.rmspropw))
+    assert plain == theirs
+    assert decayed[: len(plain)] == plain
+    adamw = {p.name: p.default for p in inspect.signature(optax.adamw).parameters.values()}
+    extra = {name: default for name, _, default in decayed[len(plain) :]}
+    assert extra == {name: adamw[name] for name in ("weight_decay", "mask")}
+    assert arguments(ours.scale_by_stddev) == arguments(ours.scale_by_rms)
+    assert arguments(ours.scale_by_rms)[:2] == arguments(optax.scale_by_rms)[:2]
+
+
+def test_every_annotation_is_there():
+    for name in FACTORIES:
+        signature = inspect.signature(getattr(ours, name))
+        assert signature.return_annotation is optax.GradientTransformationExtraArgs
+        for parameter in signature.parameters.values():
+            assert parameter.annotation is not inspect.Parameter.empty, (name, parameter.name)
+
+
+@cases()
+def test_optax_knows_it_for_a_transformation(case):
+    tx = case()
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    assert optax.with_extra_args_support(tx) is tx
+    assert tx == tuple(tx) == (tx.init, tx.update)
