@@ -155,7 +155,7 @@ def digits() -> Dataset:
         images[test],
         labels[test],
         classes=tuple("0123456789"),
-        epochs=30,
+        epochs=15,
         mirror=False,
     )
 
