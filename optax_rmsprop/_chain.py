@@ -14,6 +14,7 @@ from ._numerics import (
     check_state,
     increment,
     map_leaves,
+    narrow,
     scale,
     transformation,
     value_at,
@@ -287,4 +288,4 @@ def _widened(g: Any) -> Any:
 
 
 def _narrowed(u: Any, g: Any) -> Any:
-    return u if u is g else u.astype(jnp.result_type(g))
+    return u if u is g else narrow(u, jnp.result_type(g))

@@ -118,6 +118,14 @@ def widen(x: jax.Array, like: jax.Array) -> jax.Array:
     return x.astype(np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)
 
 
+def narrow(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` rounded to `dtype`, to its largest number rather than to infinity."""
+    if jnp.finfo(dtype).bits < jnp.finfo(x.dtype).bits:
+        largest = float(jnp.finfo(dtype).max)
+        x = by_parts(lambda part: jnp.clip(part, -largest, largest), x)
+    return x.astype(dtype)
+
+
 def by_parts(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Apply a real function; to the real and imaginary part apart if `x` is complex."""
     return jax.lax.complex(f(x.real), f(x.imag)) if jnp.iscomplexobj(x) else f(x)
@@ -173,7 +181,7 @@ def map_leaves(
         result, *new = leaf(g, *rest)
         if any(n is not o and n.dtype != o.dtype for n, o in zip(new, rest, strict=True)):
             raise TypeError(f"{where} is complex, its parameter was real at init")
-        rows.append((result.astype(g.dtype), *new))
+        rows.append((narrow(result, g.dtype), *new))
     width = 1 + len(others)
     return tuple(tree.unflatten([row[i] for row in rows]) for i in range(width))
 

@@ -1,0 +1,118 @@
+"""Promise 5: derivatives through the optimizer, by gradients and by every hyperparameter."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+
+import optax_rmsprop as ours
+from tests.cases import cases
+
+STEPS = 5
+
+
+def trajectory(case, hyper, grads):
+    """The parameters after a few given gradients."""
+    tx = case(**hyper)
+
+    def step(carry, g):
+        params, state = carry
+        update, state = tx.update(g, state, params)
+        return (optax.apply_updates(params, update), state), None
+
+    params = jnp.full(grads[0].shape, 0.5)
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
+
+
+@cases()
+def test_both_modes_equal_finite_differences(case, x64):
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(STEPS, 2, 3))
+    grads[:, 0, 0] = 0.0  # a unit that is dead
+    grads[2, 0, 1] = 0.0  # and one that sleeps for a step
+    # A large eps and a small step: with eps outside, the slope itself has a kink at 0.
+    hyper = case.hyper | ({"eps": 0.5} if case.divides else {})
+    run = jax.jit(lambda h, g: trajectory(case, h, g))
+    check_grads(run, (hyper, jnp.asarray(grads)), 1, ["fwd", "rev"], eps=1e-6, rtol=2e-6)
+
+
+@cases()
+def test_forward_equals_reverse_and_second_derivatives_are_finite(case, x64):
+    rng = np.random.default_rng(1)
+    grads = jnp.asarray(rng.normal(size=(STEPS, 2, 2))).at[:, 0, 0].set(0.0)
+    run = lambda h, g: trajectory(case, h, g).ravel()  # noqa: E731
+    hyper = jax.tree.map(jnp.asarray, case.hyper)
+    forward = jax.jit(jax.jacfwd(run, argnums=(0, 1)))(hyper, grads)
+    reverse = jax.jit(jax.jacrev(run, argnums=(0, 1)))(hyper, grads)
+    chex.assert_tree_all_finite(forward)
+    chex.assert_trees_all_close(forward, reverse, rtol=1e-12, atol=1e-12)
+    chex.assert_tree_all_finite(jax.jit(jax.hessian(run, argnums=0))(hyper, grads))
+
+
+@pytest.mark.parametrize("eps_in_sqrt, slope", [(True, 1e4), (False, 1e8)])
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_slope_at_a_zero_gradient(eps_in_sqrt, slope, centered):
+    make = ours.scale_by_stddev if centered else ours.scale_by_rms
+    step = lambda tx: jax.grad(lambda g: tx.update(g, tx.init(g))[0].sum())  # noqa: E731
+    derivative = step(make(eps=1e-8, eps_in_sqrt=eps_in_sqrt))(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(derivative[0], slope, rtol=1e-6)
+    # With eps = 0 the update is 0 at 0 by definition, and so is its derivative.
+    assert step(make(eps=0.0, eps_in_sqrt=eps_in_sqrt))(jnp.zeros(1)) == 0
+
+
+@pytest.mark.parametrize("eps_in_sqrt", [True, False])
+@pytest.mark.parametrize("theta", ["learning_rate", "decay", "eps", "momentum"])
+def test_hypergradients_follow_their_own_recursion(theta, eps_in_sqrt, x64):
+    """A recursion for the derivatives, written by hand, is an oracle apart from autodiff."""
+    rng = np.random.default_rng(2)
+    features, labels = rng.normal(size=(20, 6)), rng.integers(0, 2, 20) * 2.0 - 1
+    features[:, 5] = 0.0  # the sixth parameter never has a gradient
+    hyper = {"learning_rate": 0.05, "decay": 0.9, "eps": 1e-3, "momentum": 0.8}
+
+    def loss(w):
+        return jnp.mean(jnp.log1p(jnp.exp(-labels * (features @ w)))) + 0.1 * jnp.sum(w[:5] ** 4)
+
+    def train(value):
+        h = hyper | {theta: value}
+        # The rate outside the buffer, as in the recursion below.
+        tx = optax.chain(
+            ours.scale_by_rms(h["decay"], h["eps"], eps_in_sqrt=eps_in_sqrt),
+            ours.trace(h["momentum"]),
+            ours.scale_by_learning_rate(h["learning_rate"]),
+        )
+
+        def step(carry, _):
+            w, state = carry
+            update, state = tx.update(jax.grad(loss)(w), state, w)
+            return (optax.apply_updates(w, update), state), None
+
+        w = jnp.full(6, 0.3)
+        return jax.lax.scan(step, (w, tx.init(w)), length=25)[0][0]
+
+    slope, curvature = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
+    lr, beta, eps, mu = (hyper[k] for k in ("learning_rate", "decay", "eps", "momentum"))
+    is_ = {name: float(name == theta) for name in hyper}
+    w, nu, b = np.full(6, 0.3), np.zeros(6), np.zeros(6)
+    zw, znu, zb = np.zeros(6), np.zeros(6), np.zeros(6)
+    for _ in range(25):
+        g, h = np.asarray(slope(w)), np.asarray(curvature(w))
+        zg = h @ zw
+        znu = beta * znu + 2 * (1 - beta) * g * zg + is_["decay"] * (nu - g**2)
+        nu = beta * nu + (1 - beta) * g**2
+        if eps_in_sqrt:
+            d = np.sqrt(nu + eps)
+            zd = (znu + is_["eps"]) / (2 * d)
+        else:
+            d = np.sqrt(nu) + eps
+            zd = np.divide(znu, 2 * np.sqrt(nu), out=np.zeros(6), where=nu > 0) + is_["eps"]
+        zb = mu * zb + zg / d - g * zd / d**2 + is_["momentum"] * b
+        b = mu * b + g / d
+        zw = zw - lr * zb - is_["learning_rate"] * b
+        w = w - lr * b
+
+    np.testing.assert_allclose(train(hyper[theta]), w, rtol=1e-12)
+    np.testing.assert_allclose(jax.jacfwd(train)(hyper[theta]), zw, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(jax.jacrev(train)(hyper[theta]), zw, rtol=1e-10, atol=1e-14)

@@ -1,0 +1,116 @@
+"""Promise 3: zero, tiny, huge and broken gradients."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.cases import cases
+
+DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
+
+
+def magnitudes(dtype):
+    info = jnp.finfo(dtype)
+    exponents = np.linspace(np.log2(float(info.tiny)), np.log2(float(info.max)) - 1, 40)
+    special = [0.0, float(info.smallest_subnormal), float(info.tiny), float(info.max)]
+    return jnp.asarray(np.concatenate([special, 2.0**exponents]), dtype)
+
+
+@cases(divides=True, decays_weights=False)
+@pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-8])
+def test_any_gradient_gives_a_finite_update_and_state(case, eps, x64):
+    tx = case(eps=eps)
+    update = jax.jit(tx.update)
+    for dtype in DTYPES:
+        g = magnitudes(dtype)
+        state = tx.init(g)
+        for _ in range(3):
+            u, state = update(g, state)
+            assert u.dtype == dtype
+            chex.assert_tree_all_finite((u, state))
+            assert u[0] == 0
+
+
+@cases(decays_weights=False)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_zero_gradient_gives_a_zero_update(case, dtype, x64):
+    for eps in (0.0, 1e-8):
+        tx = case(**({"eps": eps} if "eps" in case.hyper else {}))
+        g = jnp.zeros((2, 2), dtype)
+        state = tx.init(g)
+        for _ in range(2):
+            u, state = tx.update(g, state)
+            chex.assert_trees_all_equal(u, g)
+
+
+@cases(divides=True)
+@pytest.mark.parametrize("huge", [1e20, 1e38, np.inf])
+def test_one_huge_gradient_is_forgotten(case, huge):
+    """After ln(2^124) = 86 time constants, as exact decay from the saturated square would have it."""
+    decay = case.hyper["decay"]
+    tx = case()
+    ones = jnp.ones((2, 2))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def after(first, steps):
+        state = tx.init(ones)
+        for g in (ones, first, -ones):
+            _, state = tx.update(g, state, ones)
+        signs = jnp.tile(jnp.array([1.0, -1.0]), steps // 2)
+        step = lambda s, sign: tx.update(sign * ones, s, ones)[::-1]  # noqa: E731
+        return jax.lax.scan(step, state, signs)
+
+    state, updates = after(huge * ones, round(100 / (1 - decay)))
+    chex.assert_tree_all_finite((state, updates))
+    undisturbed = after(ones, round(100 / (1 - decay)))[1]
+    chex.assert_trees_all_close(updates[-2:], undisturbed[-2:], rtol=0.01)
+
+
+@cases(divides=True, centered=False)
+def test_the_accumulator_decays_from_saturation_as_exact_arithmetic_would(case):
+    decay = case.hyper["decay"]
+    tx = case()
+    g = jnp.full((1, 1), jnp.inf)
+    _, state = tx.update(g, tx.init(g), g)
+    zero = jnp.zeros_like(g)
+    first = _nu(state)
+    for t in range(1, 200):
+        _, state = tx.update(zero, state, zero)
+        # Three half-ulp a step: the product, and decay itself, rounded.
+        np.testing.assert_allclose(_nu(state), first * decay**t, rtol=t * 2e-7)
+
+
+@cases(divides=True, centered=False, decays_weights=False)
+def test_a_huge_gradient_steps_no_further_than_the_bound(case):
+    tx = case()
+    state = tx.init(jnp.zeros(3))
+    for g in ([1e20, jnp.inf, -jnp.inf], [1.0, 1.0, -3.4e38]):
+        u, state = tx.update(jnp.array(g), state)
+        mu = case.hyper.get("momentum", 0.0)
+        nesterov = 1 + mu if case.reference.get("nesterov") else 1
+        assert (jnp.abs(u) <= case.bound * nesterov * (1 + 1e-6)).all()
+
+
+@cases()
+def test_a_nan_is_shown_and_not_kept(case):
+    tx = case()
+    params = jnp.ones((1, 2))
+    ones, broken = jnp.ones((1, 2)), jnp.array([[1.0, jnp.nan]])
+    _, before = tx.update(ones, tx.init(params), params)
+    u, after = tx.update(broken, before, params)
+    assert jnp.isnan(u[0, 1]) and not jnp.isnan(u[0, 0])
+    chex.assert_tree_all_finite(after)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if old.ndim:
+            assert old[0, 1] == new[0, 1]
+    u, _ = tx.update(ones, after, params)
+    chex.assert_tree_all_finite(u)
+
+
+def _nu(state):
+    parts = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "nu"))
+    return float(next(part.nu for part in parts if hasattr(part, "nu"))[0, 0])
