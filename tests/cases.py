@@ -16,16 +16,14 @@ import pytest
 import optax_rmsprop as ours
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, to key caches
 class Case:
     name: str
     make: Callable[..., optax.GradientTransformationExtraArgs]
     hyper: dict[str, float]  # the schedulable hyperparameters, with the values that the tests use
     reference: dict[str, Any]  # the same rule in the words of tests/reference.py
     divides: bool = True  # by a root of second moments
-    centered: bool = (
-        False  # by that of the variance: not bounded, ill-conditioned where g is steady
-    )
+    centered: bool = False  # by that of the variance: no bound, ill-conditioned at steady g
     decays_weights: bool = False  # needs params, and a zero gradient moves them
     signed: bool = True  # steps against the gradient
 
@@ -71,7 +69,9 @@ CASES = [
     _row("scale_by_rms-corrected", ours.scale_by_rms, RMS, signed=False, bias_correction=True),
     _row("scale_by_stddev", ours.scale_by_stddev, RMS, signed=False),
     _row("scale_by_stddev-outside", ours.scale_by_stddev, RMS, signed=False, eps_in_sqrt=False),
-    _row("scale_by_stddev-corrected", ours.scale_by_stddev, RMS, signed=False, bias_correction=True),
+    _row(
+        "scale_by_stddev-corrected", ours.scale_by_stddev, RMS, signed=False, bias_correction=True,
+    ),
     _row("trace", _trace, BUFFER, divides=False, signed=False),
     _row("trace-nesterov", _trace, BUFFER, divides=False, signed=False, nesterov=True),
     _row("scale_by_learning_rate", ours.scale_by_learning_rate, {"learning_rate": 0.125}, False),

@@ -50,7 +50,7 @@ def test_a_zero_gradient_gives_a_zero_update(case, dtype, x64):
 @cases(divides=True)
 @pytest.mark.parametrize("huge", [1e20, 1e38, np.inf])
 def test_one_huge_gradient_is_forgotten(case, huge):
-    """After ln(2^124) = 86 time constants, as exact decay from the saturated square would have it."""
+    """After ln(2^124) = 86 time constants of exact decay from the saturated square."""
     decay = case.hyper["decay"]
     tx = case()
     ones = jnp.ones((2, 2))

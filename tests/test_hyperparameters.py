@@ -1,0 +1,134 @@
+"""Promise 6: every hyperparameter a number, an array, a schedule or a traced value."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_rmsprop as ours
+from tests import reference
+from tests.cases import cases
+
+STEPS = 60
+
+
+def run(tx, grads, params):
+    """The updates for given gradients at parameters that stay."""
+    update = lambda s, g: tx.update(g, s, params)[::-1]  # noqa: E731
+    return jax.lax.scan(update, tx.init(params), grads)[1]
+
+
+def gradients(seed=0):
+    return np.random.default_rng(seed).normal(size=(STEPS, 2, 3))
+
+
+@cases()
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_constant_and_a_constant_schedule_are_bit_equal(case, dtype):
+    grads, params = jnp.asarray(gradients(), dtype), jnp.ones((2, 3), dtype)
+    constant = jax.jit(lambda g: run(case(), g, params))(grads)
+    schedules = {name: lambda count, v=value: v for name, value in case.hyper.items()}
+    scheduled = jax.jit(lambda g: run(case(**schedules), g, params))(grads)
+    chex.assert_trees_all_equal(constant, scheduled)
+
+
+@cases()
+def test_every_hyperparameter_follows_its_schedule(case, x64):
+    grads, params = gradients(), np.random.default_rng(1).normal(size=(2, 3))
+    for name, value in case.hyper.items():
+        if name == "decay" and case.reference.get("bias_correction"):
+            continue  # 1 - decay**t is the correction of a constant decay: see the next test
+        values = value * (1 - 0.9 * np.arange(STEPS) / STEPS)
+        schedule = lambda count, v=values: jnp.asarray(v)[count]  # noqa: E731
+
+        def moving(g, tx):
+            def step(carry, g):
+                state, p = carry
+                u, state = tx.update(g, state, p)
+                return (state, p + u), u
+
+            return jax.lax.scan(step, (tx.init(jnp.asarray(params)), jnp.asarray(params)), g)[1]
+
+        got = jax.jit(moving, static_argnums=1)(jnp.asarray(grads), case(**{name: schedule}))
+        expected = reference.updates(
+            grads, params, **(case.hyper | {name: values}), **case.reference
+        )
+        np.testing.assert_allclose(got, expected, rtol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("make", [ours.scale_by_rms, ours.scale_by_stddev])
+def test_a_scheduled_decay_with_bias_correction_stays_sane(make):
+    """The correction is that of the current decay: exact when it lasts, bounded while it moves."""
+    tx = make(lambda count: jnp.where(count < 5, 0.5, 0.95), bias_correction=True)
+    grads = jnp.asarray(gradients(), jnp.float32)
+    updates = run(tx, grads, grads[0])
+    chex.assert_tree_all_finite(updates)
+    settled = run(make(0.95, bias_correction=True), grads, grads[0])
+    np.testing.assert_allclose(updates[-1], settled[-1], rtol=0.1)
+
+
+@cases()
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_population_equals_a_loop(case, dtype):
+    grads, params = jnp.asarray(gradients(), dtype), jnp.ones((2, 3), dtype)
+    factors = np.linspace(0.5, 1.0, 8)
+    population = {name: jnp.asarray(value * factors) for name, value in case.hyper.items()}
+    train = lambda hyper: run(case(**hyper), grads, params)  # noqa: E731
+    together = jax.jit(jax.vmap(chex.assert_max_traces(train, 1)))(population)
+    chex.clear_trace_counter()
+    # A traced decay is rounded to float32 before it is taken from 1, a Python one after: a relative
+    # 2^-24 / (1 - decay) of the average. Centring and momentum remember it.
+    memory = 1 / (1 - case.hyper.get("decay", 0.0)) / (1 - case.hyper.get("momentum", 0.0))
+    tolerance = 2**-22 * memory * (4 if case.centered else 1)
+    for i, factor in enumerate(factors):
+        hyper = {name: float(value * factor) for name, value in case.hyper.items()}
+        alone = train(hyper)
+        scale = float(jnp.abs(alone).max())
+        half = 2**-8 if dtype == jnp.bfloat16 else 0.0  # the same number may round two ways
+        np.testing.assert_allclose(
+            np.asarray(together[i], float), np.asarray(alone, float),
+            rtol=half + tolerance, atol=tolerance * scale,
+        )  # fmt: skip
+
+
+def test_a_schedule_sees_0_first_and_the_state_shows_the_rate_just_used():
+    seen = []
+
+    def schedule(count):
+        seen.append(int(count))
+        return 0.5**count
+
+    tx = ours.rmsprop(schedule, decay=0.75, eps=0.0)
+    g = jnp.ones(())
+    state = tx.init(g)
+    assert optax.tree.get(state, "learning_rate") == 1.0
+    for t in range(4):
+        seen.clear()
+        u, state = tx.update(g, state)
+        assert set(seen) == {t}
+        rate = optax.tree.get(state, "learning_rate")
+        assert rate == 0.5**t
+        # nu is 1 - 0.75^(t+1) after t + 1 gradients of 1
+        np.testing.assert_allclose(u, -rate / np.sqrt(1 - 0.75 ** (t + 1)), rtol=1e-6)
+
+
+@cases()
+def test_a_number_and_a_schedule_have_the_same_state(case):
+    params = jnp.ones((2, 3))
+    schedules = {name: lambda count, v=value: v for name, value in case.hyper.items()}
+    chex.assert_trees_all_equal(case().init(params), case(**schedules).init(params))
+
+
+def test_bfloat16_parameters_follow_a_schedule_near_one():
+    """Where a decay rounded to bfloat16 would be 1 and freeze the accumulator."""
+    grads = jnp.full((STEPS, 1), 0.5)
+    schedule = lambda count: 0.999 - 1e-5 * count.astype(jnp.float32)  # noqa: E731
+    full = run(ours.rmsprop(1e-3, schedule, momentum=0.9), grads, jnp.ones(1))
+    half = run(
+        ours.rmsprop(1e-3, schedule, momentum=0.9),
+        grads.astype(jnp.bfloat16),
+        jnp.ones(1, jnp.bfloat16),
+    )
+    np.testing.assert_allclose(half.astype(jnp.float32), full, rtol=2**-8 + 1e-6)
