@@ -10,8 +10,8 @@ import optax
 from ._numerics import (
     Hyperparameter,
     accumulators_like,
-    check_hyperparameter,
     check_state,
+    checked,
     increment,
     map_leaves,
     narrow,
@@ -93,12 +93,12 @@ def trace(decay: Hyperparameter, nesterov: bool = False) -> optax.GradientTransf
     Source: Sutskever, Martens, Dahl & Hinton, On the importance of initialization and momentum in
     deep learning, 2013.
     """
-    check_hyperparameter("trace", "decay", decay, below=1.0)
+    decay = checked("trace", "decay", decay, below=1.0)
     return transformation("trace", _init_trace, _update_trace, _Trace(decay, nesterov))
 
 
 def scale_by_learning_rate(learning_rate: Hyperparameter) -> optax.GradientTransformationExtraArgs:
-    """Multiply by minus the learning rate, and keep the rate in the state, to be read and logged.
+    """Multiply by minus the learning rate, and keep the rate in the state.
 
         returns −η·u
 
@@ -108,7 +108,8 @@ def scale_by_learning_rate(learning_rate: Hyperparameter) -> optax.GradientTrans
 
     Returns:
         A transformation with the state `ScaleByLearningRateState(count, learning_rate)`, the same
-        tree for a number and a schedule. Before the first update it holds the rate to come.
+        tree for a number and a schedule. The rate there is the one just used, to be read and
+        logged; before the first update it is the rate to come.
 
     Raises:
         ValueError, TypeError: as `scale_by_rms`.
@@ -122,7 +123,7 @@ def scale_by_learning_rate(learning_rate: Hyperparameter) -> optax.GradientTrans
         >>> print(update, optax.tree.get(state, "learning_rate"))
         -0.5 0.25
     """
-    check_hyperparameter("scale_by_learning_rate", "learning_rate", learning_rate)
+    learning_rate = checked("scale_by_learning_rate", "learning_rate", learning_rate)
     return transformation(
         "scale_by_learning_rate",
         _init_learning_rate,
@@ -153,9 +154,11 @@ def add_decayed_weights(
         ValueError: if `update` gets no `params`, and as `scale_by_rms`.
         TypeError: as `scale_by_rms`.
     """
-    check_hyperparameter("add_decayed_weights", "weight_decay", weight_decay)
-    check_hyperparameter("add_decayed_weights", "learning_rate", learning_rate)
-    hyper = _DecayedWeights(weight_decay, learning_rate, mask)
+    hyper = _DecayedWeights(
+        checked("add_decayed_weights", "weight_decay", weight_decay),
+        checked("add_decayed_weights", "learning_rate", learning_rate),
+        mask,
+    )
     return transformation(
         "add_decayed_weights", _init_decayed_weights, _update_decayed_weights, hyper
     )

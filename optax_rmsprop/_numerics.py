@@ -59,14 +59,17 @@ def transformation(
     )
 
 
-def check_hyperparameter(
+def checked(
     link: str, name: str, value: Any, *, below: float = math.inf, schedule: bool = True
-) -> None:
-    """Refuse what is known to be wrong before tracing: no scalar, or outside [0, below)."""
+) -> Any:
+    """Refuse what is known to be wrong before tracing: no scalar, or outside [0, below).
+
+    An array whose value is known becomes a NumPy scalar, which can be compared and hashed.
+    """
     if callable(value):
         if not schedule:
             raise TypeError(f"{link}: {name} must be a number, not a schedule; got {value!r}")
-        return
+        return value
     number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
     if not number or np.ndim(cast(Any, value)) != 0:
         kinds = "a number, a scalar array or a schedule" if schedule else "a number or scalar array"
@@ -74,8 +77,12 @@ def check_hyperparameter(
             f"{link}: {name} must be {kinds}, got {value!r}; optax.partition gives groups of "
             "leaves values of their own"
         )
-    if not isinstance(value, Tracer) and not 0 <= float(cast(Any, value)) < below:
+    if isinstance(value, Tracer):
+        return cast(Any, value)
+    if not 0 <= float(cast(Any, value)) < below:
         raise ValueError(f"{link}: {name} must be in [0, {below}), got {value}")
+    array = isinstance(value, (np.ndarray, jax.Array))
+    return np.asarray(cast(Any, value))[()] if array else cast(Any, value)
 
 
 def check_state(link: str, state: Any, expected: type) -> None:
@@ -121,7 +128,7 @@ def widen(x: jax.Array, like: jax.Array) -> jax.Array:
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:
     """`x` rounded to `dtype`, to its largest number rather than to infinity."""
     if jnp.finfo(dtype).bits < jnp.finfo(x.dtype).bits:
-        largest = float(jnp.finfo(dtype).max)
+        largest = float(cast(Any, jnp.finfo(dtype)).max)
         x = by_parts(lambda part: jnp.clip(part, -largest, largest), x)
     return x.astype(dtype)
 

@@ -19,8 +19,8 @@ from ._numerics import (
     Hyperparameter,
     accumulators_like,
     by_parts,
-    check_hyperparameter,
     check_state,
+    checked,
     increment,
     map_leaves,
     scale,
@@ -55,11 +55,6 @@ class _Hyperparameters(NamedTuple):
     initial_scale: ArrayLike
     eps_in_sqrt: bool
     bias_correction: bool
-
-    def check(self, link: str) -> None:
-        check_hyperparameter(link, "decay", self.decay, below=1.0)
-        check_hyperparameter(link, "eps", self.eps)
-        check_hyperparameter(link, "initial_scale", self.initial_scale, schedule=False)
 
 
 def scale_by_rms(
@@ -105,8 +100,7 @@ def scale_by_rms(
 
     Source: Hinton, Coursera lecture 6e, 2012.
     """
-    hyper = _Hyperparameters(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
-    hyper.check("scale_by_rms")
+    hyper = _checked("scale_by_rms", decay, eps, initial_scale, eps_in_sqrt, bias_correction)
     return transformation("scale_by_rms", _init_rms, _update_rms, hyper)
 
 
@@ -139,9 +133,20 @@ def scale_by_stddev(
 
     Source: Graves, Generating Sequences With Recurrent Neural Networks, 2013, equations 38-41.
     """
-    hyper = _Hyperparameters(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
-    hyper.check("scale_by_stddev")
+    hyper = _checked("scale_by_stddev", decay, eps, initial_scale, eps_in_sqrt, bias_correction)
     return transformation("scale_by_stddev", _init_stddev, _update_stddev, hyper)
+
+
+def _checked(
+    link: str, decay: Any, eps: Any, initial_scale: Any, eps_in_sqrt: bool, bias_correction: bool
+) -> _Hyperparameters:
+    return _Hyperparameters(
+        checked(link, "decay", decay, below=1.0),
+        checked(link, "eps", eps),
+        checked(link, "initial_scale", initial_scale, schedule=False),
+        eps_in_sqrt,
+        bias_correction,
+    )
 
 
 def _init_rms(hyper: _Hyperparameters, params: optax.Params) -> ScaleByRmsState:
