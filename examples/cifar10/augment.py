@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# Views of an image, each (row, column, weight), whose logits are averaged. Airbench's: the centre counts half, two diagonal neighbours a quarter each.
+# Views of an image, each (row, column, weight), whose logits are averaged. Airbench's: the centre
+# counts half, two diagonal neighbours a quarter each.
 VIEWS = ((0, 0, 0.5), (-1, -1, 0.25), (1, 1, 0.25))
 CENTRE = ((0, 0, 1.0),)
 
@@ -28,9 +29,7 @@ def _reflect(index: jax.Array, size: int) -> jax.Array:
     return size - 1 - jnp.abs(size - 1 - jnp.abs(index))
 
 
-def random_translate(
-    key: jax.Array, images: jax.Array, flip: jax.Array, shift: int
-) -> jax.Array:
+def random_translate(key: jax.Array, images: jax.Array, flip: jax.Array, shift: int) -> jax.Array:
     """Translate every image by up to `shift` pixels both ways, and mirror where told."""
     rows, columns = jax.random.randint(key, (2, len(images)), -shift, shift + 1)
     return translate(images, rows, columns, flip)

@@ -18,8 +18,10 @@ def run(options: Options, arguments: Sequence[str]) -> None:
     workdir = options.workdir or Path("runs", time.strftime("%Y-%m-%d-%H%M%S"))
     dataset = data.load(options, report.say)
     environment = report.environment()
-    report.say(f"{dataset.label}: {len(dataset.train_images):,} training images, "
-               f"{len(dataset.test_images):,} {dataset.split} images")
+    report.say(
+        f"{dataset.label}: {len(dataset.train_images):,} training images, "
+        f"{len(dataset.test_images):,} {dataset.split} images"
+    )
     report.say(f"{environment['device']}; {environment['processor']}; results in {workdir}")
     results = []
     for seed in range(options.recipe.seed, options.recipe.seed + options.seeds):

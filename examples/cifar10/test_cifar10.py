@@ -169,7 +169,9 @@ def test_translate_is_a_crop_of_the_reflected_image_then_a_flip():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     rows, columns, flip = np.array([-2, 0, 1, 2]), np.array([2, 0, -1, 1]), np.arange(4) % 2 == 1
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
-    crops = [p[2 + i : 10 + i, 2 + j : 10 + j] for p, i, j in zip(padded, rows, columns, strict=True)]
+    crops = [
+        p[2 + i : 10 + i, 2 + j : 10 + j] for p, i, j in zip(padded, rows, columns, strict=True)
+    ]
     want = [crop[:, ::-1] if f else crop for crop, f in zip(crops, flip, strict=True)]
     got = augment.translate(jnp.asarray(images), jnp.asarray(rows), jnp.asarray(columns), flip)
     np.testing.assert_array_equal(got, np.stack(want))
