@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import CASES, cases
+from tests.cases import CASES, cases
 
 import optax_rmsprop as ours
 

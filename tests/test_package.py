@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import CASES, cases
+from tests.cases import CASES, cases
 from packaging.version import Version
 
 import optax_rmsprop as ours

@@ -34,7 +34,6 @@ class Network(nnx.Module):
         mean, std, kernel = whitening(images[:5000])
         self.mean, self.std = Frozen(jnp.float32(mean)), Frozen(jnp.float32(std))
         self.whiten = Frozen(jnp.float32(kernel))
-        self.bias = nnx.Param(jnp.zeros(kernel.shape[-1]))
         self.group1 = Group(kernel.shape[-1], widths[0], dtype, rngs)
         self.group2 = Group(widths[0], widths[1], dtype, rngs)
         self.group3 = Group(widths[1], widths[2], dtype, rngs)
@@ -47,7 +46,9 @@ class Network(nnx.Module):
         """Return the logits."""
         x = (images.astype(jnp.float32) / 255 - self.mean[...]) / self.std[...]
         x = convolve(x.astype(self.dtype), self.whiten[...].astype(self.dtype), padding="VALID")
-        x = nnx.gelu(x + self.bias[...].astype(self.dtype))
+        # Airbench trains a bias here. It is worth a tenth of a point, and its gradient, the only one
+        # that goes back through the first convolution, a sixth of the time on a CPU.
+        x = nnx.gelu(x)
         x = self.group3(self.group2(self.group1(x)))
         return self.head(x.max((1, 2))).astype(jnp.float32) / 9
 
