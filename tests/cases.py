@@ -46,8 +46,8 @@ BALL = {**STEP, "momentum": 0.75}
 BUFFER = {"momentum": 0.75}
 
 
-def _trace(momentum, **options):
-    return ours.trace(momentum, **options)
+def _trace(momentum, nesterov=False):
+    return ours.trace(momentum, nesterov)
 
 
 def _row(name, factory, hyper, divides=True, signed=True, **options):

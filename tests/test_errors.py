@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.cases import CASES, cases
 
 import optax_rmsprop as ours
+from tests.cases import CASES, cases
 
 ONES = np.ones(2, np.float32)
 TREE = {"a": ONES, "b": {"c": ONES}}

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.cases import CASES, cases
 from packaging.version import Version
 
 import optax_rmsprop as ours
+from tests.cases import CASES, cases
 
 PACKAGE = pathlib.Path(ours.__file__).parent
 MODULES = {path.stem: path for path in sorted(PACKAGE.glob("**/*.py"))}

@@ -76,7 +76,10 @@ def summary(
         "|---" + "|--:" * len(columns) + "|",
     ]
     numbers = list(columns.values())
-    rows = {str(r["seed"]): values for r, values in zip(results, zip(*numbers), strict=True)}
+    rows = {
+        str(r["seed"]): values
+        for r, values in zip(results, zip(*numbers, strict=True), strict=True)
+    }
     rows["**mean**"] = map(statistics.mean, numbers)
     rows["standard deviation"] = map(statistics.stdev, numbers)
     lines += [

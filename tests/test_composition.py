@@ -1,0 +1,304 @@
+"""Promise 7: the same numbers inside every wrapper, framework and tree."""
+
+import chex
+import equinox as eqx
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import linen, nnx
+from flax.training.train_state import TrainState
+
+import optax_rmsprop as ours
+from tests.cases import cases
+
+PARAMS = {"w": np.float32([[1.0, -2.0], [0.5, 4.0]]), "b": np.float32([3.0, -1.0])}
+GRADS = [jax.tree.map(lambda p, c=c: p * np.float32(c), PARAMS) for c in (0.5, -0.25, 2.0, 1.0)]
+
+
+@pytest.fixture(autouse=True)
+def relaxed_promotion(strict_promotion):
+    """The code of the libraries around ours relies on JAX's standard promotion of dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def run(tx, params=PARAMS, grads=GRADS, **extra):
+    """The parameters after steps with given gradients, and the last state."""
+    params = jax.tree.map(jnp.asarray, params)
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def close(actual, expected):
+    """Equal but for the order of a few roundings in differently compiled programs."""
+    chex.assert_trees_all_close(actual, expected, rtol=2e-6)
+
+
+@cases()
+def test_extra_arguments_are_ignored(case):
+    plain = run(case())
+    names = ("value", "grad", "value_fn", "eps", "decay", "learning_rate", "first")
+    chex.assert_trees_all_equal(run(case(), **dict.fromkeys(names, 7.0)), plain)
+
+
+@cases()
+def test_in_a_chain(case):
+    tx = optax.chain(optax.scale(0.5), case(), optax.scale(2.0))
+    halved = [jax.tree.map(lambda g: 0.5 * g, g) for g in GRADS]
+
+    def doubled(updates):
+        return jax.tree.map(lambda u: 2.0 * u, updates)
+
+    state = inner = case().init(PARAMS)
+    outer = tx.init(PARAMS)
+    for g, half in zip(GRADS, halved, strict=True):
+        expected, inner = case().update(half, inner, PARAMS)
+        updates, outer = tx.update(g, outer, PARAMS)
+        chex.assert_trees_all_equal(updates, doubled(expected))
+    chex.assert_trees_all_equal_structs(state, outer[1])
+
+
+@cases()
+def test_masked_and_partitioned_leaves_follow_their_own_rules(case):
+    # Alone, so that a mask by rank decides as in the whole tree.
+    alone, _ = run(case(), {"w": PARAMS["w"]}, [{"w": g["w"]} for g in GRADS])
+    tx = optax.partition(
+        {"ours": case(), "frozen": optax.set_to_zero()}, {"w": "ours", "b": "frozen"}
+    )
+    params, state = run(tx)
+    close(params, alone | {"b": PARAMS["b"]})
+    # Freezing costs nothing: no accumulator has the frozen leaf's shape.
+    assert all(np.shape(x) != PARAMS["b"].shape for x in jax.tree.leaves(state))
+
+    masked = optax.masked(case(), {"w": True, "b": False})
+    updates, _ = masked.update(GRADS[0], masked.init(PARAMS), PARAMS)
+    expected, _ = case().update(
+        {"w": GRADS[0]["w"]}, case().init({"w": PARAMS["w"]}), {"w": PARAMS["w"]}
+    )
+    close(updates["w"], expected["w"])
+    chex.assert_trees_all_equal(updates["b"], GRADS[0]["b"])
+
+
+@cases()
+def test_accumulated_over_two_micro_batches(case):
+    twice = [g for g in GRADS for _ in range(2)]
+    params, _ = run(optax.MultiSteps(case(), 2), grads=twice)
+    close(params, run(case())[0])
+
+
+@cases()
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_that_is_not_finite_is_skipped(case, dtype):
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    broken = jax.tree.map(lambda p: np.full_like(p, np.nan), PARAMS)
+    tx = optax.apply_if_finite(case(), 3)
+    close(run(tx, params, [*GRADS[:2], broken, *GRADS[2:]])[0], run(case(), params)[0])
+
+
+@cases()
+def test_injected_hyperparameters_can_be_replaced(case):
+    static = [name for name, value in case.reference.items() if callable(value)]
+    tx = optax.inject_hyperparams(case.make, static_args=static)(**case.hyper)
+    name, value = next(iter(case.hyper.items()))
+    state = tx.init(PARAMS)
+    state.hyperparams[name] = jnp.asarray(0.5 * value)
+    updates, _ = tx.update(GRADS[0], state, PARAMS)
+    expected, _ = case(**{name: 0.5 * value}).update(GRADS[0], case().init(PARAMS), PARAMS)
+    # An injected decay is rounded before it is taken from one: 2^-24 / (1 - decay) of ν.
+    chex.assert_trees_all_close(updates, expected, rtol=2e-5)
+
+
+@cases(decays_weights=False)
+def test_flattened(case):
+    close(run(optax.flatten(case()))[0], run(case())[0])
+
+
+@cases(signed=True)
+def test_lookahead(case):
+    tx = optax.lookahead(case(), sync_period=2, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(jax.tree.map(jnp.asarray, PARAMS))
+    state = tx.init(params)
+    fast, inner = PARAMS, case().init(PARAMS)
+    slow = PARAMS
+    for t, g in enumerate(GRADS):
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        u, inner = case().update(g, inner, fast)
+        fast = optax.apply_updates(fast, u)
+        if t % 2 == 1:
+            slow = fast = jax.tree.map(lambda s, f: s + 0.5 * (f - s), slow, fast)
+    chex.assert_trees_all_close(params.fast, fast, rtol=1e-5)
+
+
+@cases()
+def test_map_params_visits_each_accumulator_leaf_once(case):
+    tx = case()
+    state = tx.init(PARAMS)
+    marked = optax.tree.map_params(
+        tx, lambda x: "param", state, transform_non_params=lambda x: "other"
+    )
+    chex.assert_trees_all_equal_structs(
+        jax.tree.map(lambda _: 0, marked), jax.tree.map(lambda _: 0, state)
+    )
+    for x, mark in zip(jax.tree.leaves(state), jax.tree.leaves(marked), strict=True):
+        assert mark == ("param" if x.ndim else "other")
+
+
+@cases()
+def test_the_rate_and_the_accumulators_are_found_by_name(case):
+    _, state = run(case())
+    assert optax.tree.get(state, "learning_rate", None) == case.hyper.get("learning_rate")
+    for field in ("nu", "var", "mu", "trace"):
+        found = optax.tree.get(state, field, None)
+        if found is not None:
+            chex.assert_trees_all_equal_shapes(found, PARAMS)
+
+
+class Layer(nnx.Module):
+    def __init__(self):
+        self.w = nnx.Param(jnp.asarray(PARAMS["w"]))
+        self.b = nnx.Param(jnp.asarray(PARAMS["b"]))
+
+
+@cases()
+def test_in_nnx(case):
+    model = Layer()
+    optimizer = nnx.Optimizer(model, case(), wrt=nnx.Param)
+    for g in GRADS:
+        grads = nnx.state(model, nnx.Param)
+        nnx.replace_by_pure_dict(grads, jax.tree.map(jnp.asarray, g))
+        optimizer.update(model, grads)
+    expected, _ = run(case())
+    close({"w": model.w[...], "b": model.b[...]}, expected)
+
+
+@cases()
+def test_in_linens_train_state(case):
+    state = TrainState.create(
+        apply_fn=linen.Dense(2).apply, params=jax.tree.map(jnp.asarray, PARAMS), tx=case()
+    )
+    for g in GRADS:
+        state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, g)
+    close(state.params, run(case())[0])
+
+
+class Net(eqx.Module):
+    w: jax.Array
+    b: jax.Array
+    steps: int
+    activation: object = eqx.field(static=True)
+
+    def __call__(self):
+        return self.activation(self.w @ self.b)
+
+
+@cases()
+def test_in_equinox(case):
+    net = Net(jnp.asarray(PARAMS["w"]), jnp.asarray(PARAMS["b"]), 3, jnp.sum)
+    tx = case()
+    state = tx.init(eqx.filter(net, eqx.is_inexact_array))
+
+    @eqx.filter_jit
+    def step(net, state):
+        grads = eqx.filter_grad(lambda net: net())(net)
+        updates, state = tx.update(grads, state, eqx.filter(net, eqx.is_inexact_array))
+        return eqx.apply_updates(net, updates), state
+
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    plain = tx.init(params)
+    for _ in range(3):
+        net, state = step(net, state)
+        grads = jax.grad(lambda p: jnp.sum(p["w"] @ p["b"]))(params)
+        updates, plain = tx.update(grads, plain, params)
+        params = optax.apply_updates(params, updates)
+    assert net.steps == 3
+    close({"w": net.w, "b": net.b}, params)
+
+
+@cases()
+def test_a_checkpoint_continues_bit_for_bit(case, tmp_path):
+    params, state = run(case(), grads=GRADS[:2])
+    expected = run_on(case(), params, state)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", case().init(PARAMS))
+    chex.assert_trees_all_equal(run_on(case(), params, restored), expected)
+    raw = flax.serialization.to_bytes(state)
+    restored = flax.serialization.from_bytes(case().init(PARAMS), raw)
+    restored = jax.tree.map(jnp.asarray, restored)
+    chex.assert_trees_all_equal(run_on(case(), params, restored), expected)
+
+
+def run_on(tx, params, state):
+    for g in GRADS[2:]:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@cases()
+def test_a_none_gradient_leaves_its_leaf_alone(case):
+    tx = case()
+    _, state = tx.update(GRADS[0], tx.init(PARAMS), PARAMS)
+    updates, after = tx.update(GRADS[1] | {"b": None}, state, PARAMS)
+    assert updates["b"] is None
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    for path, x in jax.tree_util.tree_leaves_with_path(after):
+        if jax.tree_util.DictKey("b") in path:
+            before = dict(jax.tree_util.tree_leaves_with_path(state))[path]
+            chex.assert_trees_all_equal(x, before)
+    chex.assert_tree_all_finite(tx.update(GRADS[2], after, PARAMS))
+
+
+@cases()
+def test_none_in_both_trees_empty_trees_and_zero_size_leaves(case):
+    odd = {"none": None, "empty": {}, "nothing": np.zeros((0, 3), np.float32), **PARAMS}
+    grads = [g | {"none": None, "empty": {}, "nothing": odd["nothing"]} for g in GRADS]
+    params, _ = run(case(), odd, grads)
+    close({k: params[k] for k in PARAMS}, run(case())[0])
+    for tree in ({}, (), []):
+        updates, _ = case().update(tree, case().init(tree), tree)
+        assert updates == tree
+
+
+@cases()
+@pytest.mark.parametrize(
+    "build", [tuple, list, lambda x: ours.TraceState(*x), lambda x: {"a": {"b": x}}]
+)
+def test_any_tree_of_the_same_leaves_gives_the_same_numbers(case, build):
+    leaves = lambda tree: build([tree["w"], tree["b"]])  # noqa: E731
+    params, _ = run(case(), leaves(PARAMS), [leaves(g) for g in GRADS])
+    expected, _ = run(case())
+    chex.assert_trees_all_equal(jax.tree.leaves(params), jax.tree.leaves(leaves(expected)))
+
+
+@cases()
+def test_abstract_parameters_are_enough_for_init(case):
+    abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, PARAMS))
+    chex.assert_trees_all_equal(case().init(abstract), case().init(PARAMS))
+    shapes = jax.eval_shape(case().init, abstract)
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, case().init(PARAMS))
+
+
+@cases()
+def test_float0_gradients_of_integer_leaves_pass_through(case):
+    floats = {k: jnp.asarray(p) for k, p in PARAMS.items()}
+    params = floats | {"step": jnp.arange(3), "key": jax.random.key(0)}
+    tx = case()
+    state = tx.init(params)
+    loss = lambda p: jnp.sum(p["w"] ** 2) + jnp.sum(p["b"])  # noqa: E731
+    grads = jax.grad(loss, allow_int=True)(params)
+    assert grads["step"].dtype == jax.dtypes.float0
+    updates, after = jax.jit(tx.update)(grads, state, params)
+    assert updates["step"].dtype == updates["key"].dtype == jax.dtypes.float0
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    expected, _ = tx.update({k: grads[k] for k in PARAMS}, tx.init(floats), floats)
+    close({k: updates[k] for k in PARAMS}, expected)

@@ -1,0 +1,234 @@
+"""State shardings equal the parameters' shardings, and an update never communicates."""
+
+import math
+import re
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.cases import cases
+
+# Leaves that differ in spec, rank and dtype: both axes, one of them, either order, none.
+SPECS = {
+    "both": P("x", "y"),
+    "swapped": P("y", "x"),
+    "rows": P("x", None),
+    "columns": P(None, "y"),
+    "together": P(("x", "y")),
+    "whole": P(None),
+    "scalar": P(),
+}
+SHAPES = {
+    "both": ((8, 4), jnp.bfloat16),
+    "swapped": ((4, 8), jnp.float32),
+    "rows": ((4, 3), jnp.float16),
+    "columns": ((3, 2), jnp.complex64),
+    "together": ((16,), jnp.bfloat16),
+    "whole": ((5,), jnp.float32),
+    "scalar": ((), jnp.float32),
+}
+COLLECTIVE = re.compile(
+    r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
+    r"|collective-broadcast|send|recv)(-start)?\("
+)
+
+
+@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def mesh(request):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(request.param,) * 2)
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def values(scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Away from zero, with both signs, and the same for every shape."""
+    found = {}
+    for name, (shape, dtype) in SHAPES.items():
+        size = math.prod(shape)
+        x = scale * (0.5 + np.arange(size)) * (-1.0) ** np.arange(size) / 4
+        x = x + 1j * x[::-1] if np.issubdtype(dtype, np.complexfloating) else x
+        found[name] = x.reshape(shape).astype(dtype)
+    return found
+
+
+def placed(tree: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    return {name: jax.device_put(x, NamedSharding(mesh, SPECS[name])) for name, x in tree.items()}
+
+
+def accumulators(state: Any) -> list[dict[str, Any]]:
+    """The parts of a state that are trees like the parameters."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, dict))
+    return [part for part in parts if isinstance(part, dict)]
+
+
+def assert_shardings(trees: list[Any], like: dict[str, jax.Array]) -> None:
+    for tree in trees:
+        assert tree.keys() == like.keys()
+        for name, x in tree.items():
+            expected = like[name].sharding
+            assert x.sharding.is_equivalent_to(expected, x.ndim), (name, x.sharding, expected)
+            shapes = {shard.data.shape for shard in x.addressable_shards}
+            assert shapes == {expected.shard_shape(x.shape)}
+
+
+def collectives(compiled: Any) -> list[str]:
+    return [match.group(1) for match in COLLECTIVE.finditer(compiled.as_text())]
+
+
+@cases()
+def test_the_state_is_sharded_like_the_parameters_through_init_and_update(case, mesh):
+    tx = case()
+    params, grads = placed(values(), mesh), placed(values(0.5), mesh)
+    eager, jitted = tx.init(params), jax.jit(tx.init)(params)
+    assert_shardings(accumulators(eager), params)
+    assert_shardings(accumulators(jitted), params)
+    assert len(accumulators(jitted)) == len(case.hyper.keys() & {"decay", "momentum"}) + (
+        case.centered
+    )
+    chex.assert_trees_all_equal(eager, jitted)
+
+    update = jax.jit(tx.update, donate_argnums=1).lower(grads, jitted, params).compile()
+    assert collectives(update) == []
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(jitted))
+    assert update.memory_analysis().alias_size_in_bytes == held
+    state = jitted
+    for _ in range(2):
+        updates, state = update(grads, state, params)
+        assert_shardings([updates], grads)
+        assert_shardings(accumulators(state), params)
+
+
+@cases()
+def test_an_eager_update_keeps_the_shardings(case, mesh):
+    tx = case()
+    params, grads = placed(values(), mesh), placed(values(0.5), mesh)
+    updates, state = tx.update(grads, tx.init(params), params)
+    assert_shardings([updates], grads)
+    assert_shardings(accumulators(state), params)
+
+
+@cases()
+def test_a_sharded_run_equals_the_run_on_one_device(case, mesh):
+    tx = case()
+    alone = run(tx, values(), values(0.5), values(0.25))
+    sharded = run(tx, *(placed(values(scale), mesh) for scale in (1.0, 0.5, 0.25)))
+    assert_close(jax.device_get(sharded), jax.device_get(alone))
+
+
+def run(tx: Any, params: Any, *grads: Any) -> Any:
+    """The updates and the state after one step for each of `grads`."""
+    state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
+    for g in grads:
+        updates, state = update(g, state, params)
+    return updates, state
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    """Equal but for the order of the roundings.
+
+    Two steps make fewer than 32 roundings of any number, none of which loses more than half of its
+    leading digits, as both gradients have one sign; updates are then rounded to their own dtype.
+    """
+
+    def leaf(a, b):
+        half = a.dtype in (jnp.bfloat16, jnp.float16)
+        rtol = 64 * 2**-24 + (float(jnp.finfo(a.dtype).eps) if half else 0.0)
+        wide = np.complex64 if np.iscomplexobj(a) else np.float32
+        np.testing.assert_allclose(a.astype(wide), b.astype(wide), rtol=rtol)
+
+    chex.assert_trees_all_equal_dtypes(actual, expected)
+    jax.tree.map(leaf, actual, expected)
+
+
+@cases()
+def test_inside_shard_map_it_is_the_same_and_local(case, mesh):
+    tx = case()
+    host, steps = values(), (values(0.5), values(0.25))
+    specs = jax.tree.map(
+        lambda part: SPECS if isinstance(part, dict) else P(),
+        tx.init(host),
+        is_leaf=lambda part: isinstance(part, dict),
+    )
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=(SPECS, SPECS, SPECS), out_specs=(SPECS, specs))
+    def local(params, first, second):
+        _, state = tx.update(first, tx.init(params), params)
+        return tx.update(second, state, params)
+
+    sharded = [placed(tree, mesh) for tree in (host, *steps)]
+    assert collectives(local.lower(*sharded).compile()) == []
+    assert_close(jax.device_get(local(*sharded)), jax.device_get(run(tx, host, *steps)))
+
+
+@cases()
+def test_under_vmap_it_is_the_same_as_one_by_one(case):
+    tx = case()
+    population = [[values(size * scale) for scale in (1.0, 0.5, 0.25)] for size in (1, 2, 4)]
+    together = jax.tree.map(lambda *x: np.stack(x), *population)
+
+    @jax.vmap
+    def swept(params, first, second):
+        _, state = tx.update(first, tx.init(params), params)
+        return tx.update(second, state, params)
+
+    alone = [run(tx, *member) for member in population]
+    expected = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(alone))
+    assert_close(jax.device_get(jax.jit(swept)(*together)), expected)
+
+
+@cases()
+def test_a_population_keeps_the_sharding_of_its_axis(case):
+    tx = case()
+    mesh = jax.make_mesh((8,), ("population",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, P("population"))
+    params = jax.device_put({"w": np.ones((8, 3), jnp.bfloat16), "b": np.ones(8)}, split)
+    state = jax.jit(jax.vmap(tx.init))(params)
+    assert_shardings(accumulators(state), params)
+    update = jax.jit(jax.vmap(tx.update)).lower(params, state, params).compile()
+    assert collectives(update) == []
+
+
+def test_the_abstract_state_of_an_explicit_mesh_says_its_shardings():
+    import optax_rmsprop
+
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        params = placed(values(), mesh)
+        tx = optax_rmsprop.rmsprop(0.125, centered=True, momentum=0.75)
+        for tree in accumulators(jax.eval_shape(tx.init, params)):
+            for name, x in tree.items():
+                assert x.sharding.is_equivalent_to(params[name].sharding, x.ndim)
+
+
+def test_the_search_for_collectives_can_fail(mesh):
+    x = placed(values(), mesh)["swapped"]
+    whole = NamedSharding(mesh, P())
+    communicating = {
+        "all-reduce": lambda x: x.sum(),
+        "all-gather": lambda x: (
+            jax.reshard(x, whole)
+            if mesh.axis_types[0] == AxisType.Explicit
+            else jax.lax.with_sharding_constraint(x, whole)
+        ),
+    }
+    for name, function in communicating.items():
+        assert name in collectives(jax.jit(function).lower(x).compile())
+    assert collectives(jax.jit(lambda x: 2 * x).lower(x).compile()) == []
+
+
+def test_the_comparison_of_shardings_can_fail(mesh):
+    params = placed(values(), mesh)
+    for other in (P("x", "y"), P("y", None), P(None, "x"), P(None, None)):
+        moved = jax.device_put(params["swapped"], NamedSharding(mesh, other))
+        with pytest.raises(AssertionError):
+            assert_shardings([params | {"swapped": moved}], params)
+    alone = jax.device_put(np.asarray(params["whole"]), jax.devices()[0])
+    with pytest.raises(AssertionError):
+        assert_shardings([params | {"whole": alone}], params)
