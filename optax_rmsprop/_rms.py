@@ -69,8 +69,9 @@ def scale_by_rms(
         ν ← β·ν + (1−β)·|g|²,    u = g / √(ν+ε)    or, with eps outside,    u = g / (√ν+ε)
 
     No update is larger than 1/√(1−β), unless |g|² underflows and ε is smaller still. 0/0 is 0: a
-    zero gradient gives a zero update, also with ε = 0. Gradients saturate at 2⁶² (float32) or 2⁵¹⁰ (float64), an infinite one too, so that ν
-    stays finite and decays. A NaN gradient gives a NaN update and is not averaged.
+    zero gradient gives a zero update, also with ε = 0. Gradients saturate at 2⁶² (float32) or 2⁵¹⁰
+    (float64), an infinite one too, so that ν stays finite and decays. A NaN gradient gives a NaN
+    update and is not averaged.
 
     Every number but `initial_scale` may be a schedule, called with 0 at the first update.
 
