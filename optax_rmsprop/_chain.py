@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ._numerics import (
@@ -185,7 +186,7 @@ def _update_trace(
 ) -> tuple[optax.Updates, TraceState]:
     del params, extra_args
     check_state("trace", state, TraceState)
-    decay = value_at(hyper.decay, state.count)
+    decay = value_at("trace", hyper, "decay", state.count)
 
     def leaf(u: jax.Array, buffer: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = widen(u, buffer)
@@ -193,14 +194,15 @@ def _update_trace(
         out = u + scale(new, decay) if hyper.nesterov else new
         return out, jnp.where(jnp.isfinite(new), new, buffer)
 
-    updates, buffers = map_leaves("trace", leaf, updates, state.trace)
+    updates, buffers = map_leaves("trace", leaf, updates, state.trace, signed=True)
     return updates, TraceState(increment(state.count), buffers)
 
 
 def _init_learning_rate(hyper: _LearningRate, params: optax.Params) -> ScaleByLearningRateState:
     del params
     count = jnp.zeros([], jnp.int32)
-    return ScaleByLearningRateState(count, _rate(value_at(hyper.learning_rate, count)))
+    rate = value_at("scale_by_learning_rate", hyper, "learning_rate", count)
+    return ScaleByLearningRateState(count, _rate(rate))
 
 
 def _update_learning_rate(
@@ -212,7 +214,7 @@ def _update_learning_rate(
 ) -> tuple[optax.Updates, ScaleByLearningRateState]:
     del params, extra_args
     check_state("scale_by_learning_rate", state, ScaleByLearningRateState)
-    rate = value_at(hyper.learning_rate, state.count)
+    rate = value_at("scale_by_learning_rate", hyper, "learning_rate", state.count)
 
     def leaf(u: jax.Array) -> tuple[jax.Array]:
         return (scale(u.astype(wide(u.dtype)), -rate),)
@@ -241,16 +243,30 @@ def _update_decayed_weights(
     check_state("add_decayed_weights", state, AddDecayedWeightsState)
     if params is None:
         raise ValueError("add_decayed_weights: weight decay needs update(grads, state, params)")
-    rate = value_at(hyper.learning_rate, state.count) * value_at(hyper.weight_decay, state.count)
-    mask = hyper.mask(params) if callable(hyper.mask) else hyper.mask
-    mask = jax.tree.broadcast(True if mask is None else mask, params)
+    rate, decay = (
+        value_at("add_decayed_weights", hyper, name, state.count)
+        for name in ("learning_rate", "weight_decay")
+    )
+    mask = _mask(hyper.mask, params)
 
     def leaf(u: jax.Array, p: jax.Array, decays: bool) -> tuple[Any, ...]:
         u = u.astype(wide(u.dtype))
-        return (u - scale(widen(p, u), rate) if decays else u), p, decays
+        return (u - scale(widen(p, u), rate * decay) if decays else u), p, decays
 
-    updates, *_ = map_leaves("add_decayed_weights", leaf, updates, params, mask)
+    updates, *_ = map_leaves("add_decayed_weights", leaf, updates, params, mask, signed=True)
     return updates, AddDecayedWeightsState(increment(state.count))
+
+
+def _mask(mask: Mask | None, params: optax.Params) -> Any:
+    mask = mask(params) if callable(mask) else mask
+    if not all(isinstance(leaf, (bool, np.bool_)) for leaf in jax.tree.leaves(mask)):
+        raise TypeError(f"add_decayed_weights: mask must be a tree of booleans, got {mask}")
+    try:
+        return jax.tree.map(bool, jax.tree.broadcast(True if mask is None else mask, params))
+    except ValueError as error:
+        raise ValueError(
+            f"add_decayed_weights: mask must be a tree like the parameters, or a prefix: {error}"
+        ) from error
 
 
 def _init_chain(

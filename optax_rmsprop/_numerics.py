@@ -70,8 +70,7 @@ def checked(
         if not schedule:
             raise TypeError(f"{link}: {name} must be a number, not a schedule; got {value!r}")
         return value
-    number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
-    if not number or np.ndim(cast(Any, value)) != 0:
+    if not _is_real_scalar(value):
         kinds = "a number, a scalar array or a schedule" if schedule else "a number or scalar array"
         raise TypeError(
             f"{link}: {name} must be {kinds}, got {value!r}; optax.partition gives groups of "
@@ -79,34 +78,42 @@ def checked(
         )
     if isinstance(value, Tracer):
         return cast(Any, value)
-    if not 0 <= float(cast(Any, value)) < below:
+    if not 0 <= float(value) < below:
         raise ValueError(f"{link}: {name} must be in [0, {below}), got {value}")
     array = isinstance(value, (np.ndarray, jax.Array))
-    return np.asarray(cast(Any, value))[()] if array else cast(Any, value)
+    return np.asarray(cast(Any, value))[()] if array else value
 
 
 def check_state(link: str, state: Any, expected: type) -> None:
     """Refuse the state of another transformation, or one that lost its type in a checkpoint."""
     if not isinstance(state, expected):
+        fields = ", ".join(getattr(expected, "_fields", ()))
+        found = type(state)
         raise TypeError(
-            f"{link}: expected {expected.__name__}({', '.join(getattr(expected, '_fields', ()))}), "
-            f"got {type(state).__name__}; was the state made by this transformation's init, and "
-            "restored from a checkpoint with that state as its target?"
+            f"{link}: expected {expected.__name__}({fields}), got {found.__module__}."
+            f"{found.__name__}; was the state made by this transformation's init, and restored "
+            "from a checkpoint with that state as its target?"
         )
 
 
-def value_at(hyperparameter: Any, count: jax.Array) -> Any:
+def value_at(link: str, hyperparameters: tuple[Any, ...], name: str, count: jax.Array) -> Any:
     """The value at this step: a Python float if it is known now, else an array as wide as one.
 
     A Python float keeps double precision until it meets an array, so that `1 - decay` is formed in
     double and rounded once, the same for a constant and for a schedule that returns it.
     """
-    value = hyperparameter(count) if callable(hyperparameter) else hyperparameter
-    if not isinstance(value, jax.Array):
-        return float(cast(float, value))
-    if value.ndim != 0:
-        raise ValueError(f"a schedule must return a scalar, got shape {value.shape}")
-    return value.astype(jnp.result_type(float))
+    value = getattr(hyperparameters, name)
+    if callable(value):
+        value = cast(Any, value(count))
+        if not _is_real_scalar(value):
+            got = f"shape {value.shape}" if hasattr(value, "shape") else repr(value)
+            raise TypeError(f"{link}: {name} must be a real scalar, its schedule returned {got}")
+    return value.astype(jnp.result_type(float)) if isinstance(value, jax.Array) else float(value)
+
+
+def _is_real_scalar(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
+    return number and np.ndim(cast(Any, value)) == 0 and not jnp.iscomplexobj(cast(Any, value))
 
 
 def increment(count: jax.Array) -> jax.Array:
@@ -166,13 +173,18 @@ def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False)
 
 
 def map_leaves(
-    link: str, leaf: Callable[..., tuple[Any, ...]], updates: Any, *others: Any
+    link: str,
+    leaf: Callable[..., tuple[Any, ...]],
+    updates: Any,
+    *others: Any,
+    signed: bool = False,
 ) -> tuple[Any, ...]:
     """Map `leaf(g, *others)` to the trees of its results, the first in the gradient's dtype.
 
-    The others are accumulators or parameters, or static booleans. A gradient of None or float0 is
-    returned as it is and leaves them as they are. A leaf that is not floating point, or whose shape
-    is another than at init, is refused by its path.
+    The others are accumulators or parameters, or static booleans; `signed` says that the first
+    must be complex where the gradient is. A gradient of None or float0 is returned as it is and
+    leaves them as they are. A leaf that is not floating point, or whose shape is another than at
+    init, is refused by its path.
     """
     leaves: list[Any]
     leaves, tree = cast(Any, jax.tree_util.tree_flatten_with_path(updates, is_leaf=_is_none))
@@ -184,11 +196,9 @@ def map_leaves(
             continue
         g = jnp.asarray(g)
         where = f"{link}: the gradient at {jax.tree_util.keystr(path) or 'the root'}"
-        _check_leaf(where, g, rest)
-        result, *new = leaf(g, *rest)
-        if any(n is not o and n.dtype != o.dtype for n, o in zip(new, rest, strict=True)):
-            raise TypeError(f"{where} is complex, its parameter was real at init")
-        rows.append((narrow(result, g.dtype), *new))
+        _check_leaf(where, g, rest, signed)
+        result, *rest = leaf(g, *rest)
+        rows.append((narrow(result, g.dtype), *rest))
     width = 1 + len(others)
     return tuple(tree.unflatten([row[i] for row in rows]) for i in range(width))
 
@@ -213,16 +223,18 @@ def _paths(tree: Any) -> set[str]:
     return {jax.tree_util.keystr(path) for path, _ in leaves}
 
 
-def _check_leaf(where: str, g: jax.Array, others: list[Any]) -> None:
+def _check_leaf(where: str, g: jax.Array, others: list[Any], signed: bool) -> None:
     if not jnp.issubdtype(g.dtype, jnp.inexact):
         raise TypeError(f"{where} has dtype {g.dtype}")
     for other in others:
-        if other is None:
-            raise ValueError(f"{where} has shape {g.shape}, init saw no parameter there")
+        if not jax.tree_util.all_leaves([other]):
+            found = "a branch" if jax.tree.leaves(other) else "no parameter"
+            raise ValueError(f"{where} has shape {g.shape}, init saw {found} there")
         if not isinstance(other, bool) and np.shape(other) != g.shape:
             hint = "; was this parameter an integer at init?" if np.shape(other) == (0,) else ""
             raise ValueError(
                 f"{where} has shape {g.shape}, expected {np.shape(other)} from init{hint}"
             )
-        if jnp.iscomplexobj(other) and not jnp.iscomplexobj(g):
-            raise TypeError(f"{where} is real, its parameter was complex at init")
+    kinds = ["complex" if jnp.iscomplexobj(x) else "real" for x in (g, *others[:1])]
+    if signed and kinds[0] != kinds[1]:
+        raise TypeError(f"{where} is {kinds[0]}, its parameter was {kinds[1]} at init")

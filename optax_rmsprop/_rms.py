@@ -164,7 +164,8 @@ def _update_rms(
 ) -> tuple[optax.Updates, ScaleByRmsState]:
     del params, extra_args
     check_state("scale_by_rms", state, ScaleByRmsState)
-    decay, eps = value_at(hyper.decay, state.count), value_at(hyper.eps, state.count)
+    decay = value_at("scale_by_rms", hyper, "decay", state.count)
+    eps = value_at("scale_by_rms", hyper, "eps", state.count)
     count = increment(state.count)
     correction = _correction(decay, count) if hyper.bias_correction else 1.0
 
@@ -192,7 +193,8 @@ def _update_stddev(
 ) -> tuple[optax.Updates, ScaleByStddevState]:
     del params, extra_args
     check_state("scale_by_stddev", state, ScaleByStddevState)
-    decay, eps = value_at(hyper.decay, state.count), value_at(hyper.eps, state.count)
+    decay = value_at("scale_by_stddev", hyper, "decay", state.count)
+    eps = value_at("scale_by_stddev", hyper, "eps", state.count)
     count = increment(state.count)
     first = state.count == 0
     correction = before = ratio = 1.0
@@ -213,7 +215,9 @@ def _update_stddev(
         nan = jnp.isnan(g)
         return u, jnp.where(nan, mu, new_mu), jnp.where(nan, var, new_var)
 
-    updates, mu, var = map_leaves("scale_by_stddev", leaf, updates, state.mu, state.var)
+    updates, mu, var = map_leaves(
+        "scale_by_stddev", leaf, updates, state.mu, state.var, signed=True
+    )
     return updates, ScaleByStddevState(count, mu, var)
 
 

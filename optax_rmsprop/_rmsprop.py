@@ -4,7 +4,7 @@ import optax
 from jax.typing import ArrayLike
 
 from ._chain import Mask, add_decayed_weights, chain, scale_by_learning_rate, trace
-from ._numerics import Hyperparameter
+from ._numerics import Hyperparameter, checked
 from ._rms import scale_by_rms, scale_by_stddev
 
 
@@ -60,6 +60,8 @@ def rmsprop(
     """
     if nesterov and momentum is None:
         raise ValueError("rmsprop: nesterov=True needs a momentum, got momentum=None")
+    if momentum is not None:
+        momentum = checked("rmsprop", "momentum", momentum, below=1.0)
     scale_by = scale_by_stddev if centered else scale_by_rms
     links = [
         scale_by(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
