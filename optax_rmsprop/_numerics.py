@@ -88,7 +88,7 @@ def check_state(link: str, state: Any, expected: type) -> None:
     """Refuse the state of another transformation, or one that lost its type in a checkpoint."""
     if not isinstance(state, expected):
         fields = ", ".join(getattr(expected, "_fields", ()))
-        found: Any = type(state)
+        found = cast(Any, type(state))
         raise TypeError(
             f"{link}: expected {expected.__name__}({fields}), got {found.__module__}."
             f"{found.__name__}; was the state made by this transformation's init, and restored "
