@@ -18,21 +18,19 @@ from tests.cases import cases
 SPECS = {
     "both": P("x", "y"),
     "swapped": P("y", "x"),
-    "rows": P("x", None),
     "columns": P(None, "y"),
     "together": P(("x", "y")),
-    "whole": P(None),
     "scalar": P(),
 }
 SHAPES = {
     "both": ((8, 4), jnp.bfloat16),
     "swapped": ((4, 8), jnp.float32),
-    "rows": ((4, 3), jnp.float16),
     "columns": ((3, 2), jnp.complex64),
     "together": ((16,), jnp.bfloat16),
-    "whole": ((5,), jnp.float32),
     "scalar": ((), jnp.float32),
 }
+# What follows from the links being elementwise is seen on chains of all of them.
+chains = cases(signed=True, centered=True)
 COLLECTIVE = re.compile(
     r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
     r"|collective-broadcast|send|recv)(-start)?\("
@@ -93,7 +91,9 @@ def test_the_state_is_sharded_like_the_parameters_through_init_and_update(case, 
     )
     chex.assert_trees_all_equal(eager, jitted)
 
-    update = jax.jit(tx.update, donate_argnums=1).lower(grads, jitted, params).compile()
+    # The last rate is written and not read: without keep_unused it is not passed at all.
+    update = jax.jit(tx.update, donate_argnums=1, keep_unused=True)
+    update = update.lower(grads, jitted, params).compile()
     assert collectives(update) == []
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(jitted))
     assert update.memory_analysis().alias_size_in_bytes == held
@@ -104,7 +104,7 @@ def test_the_state_is_sharded_like_the_parameters_through_init_and_update(case, 
         assert_shardings(accumulators(state), params)
 
 
-@cases()
+@chains
 def test_an_eager_update_keeps_the_shardings(case, mesh):
     tx = case()
     params, grads = placed(values(), mesh), placed(values(0.5), mesh)
@@ -113,7 +113,7 @@ def test_an_eager_update_keeps_the_shardings(case, mesh):
     assert_shardings(accumulators(state), params)
 
 
-@cases()
+@chains
 def test_a_sharded_run_equals_the_run_on_one_device(case, mesh):
     tx = case()
     alone = run(tx, values(), values(0.5), values(0.25))
@@ -146,7 +146,7 @@ def assert_close(actual: Any, expected: Any) -> None:
     jax.tree.map(leaf, actual, expected)
 
 
-@cases()
+@chains
 def test_inside_shard_map_it_is_the_same_and_local(case, mesh):
     tx = case()
     host, steps = values(), (values(0.5), values(0.25))
@@ -167,7 +167,7 @@ def test_inside_shard_map_it_is_the_same_and_local(case, mesh):
     assert_close(jax.device_get(local(*sharded)), jax.device_get(run(tx, host, *steps)))
 
 
-@cases()
+@chains
 def test_under_vmap_it_is_the_same_as_one_by_one(case):
     tx = case()
     population = [[values(size * scale) for scale in (1.0, 0.5, 0.25)] for size in (1, 2, 4)]
@@ -183,7 +183,7 @@ def test_under_vmap_it_is_the_same_as_one_by_one(case):
     assert_close(jax.device_get(jax.jit(swept)(*together)), expected)
 
 
-@cases()
+@chains
 def test_a_population_keeps_the_sharding_of_its_axis(case):
     tx = case()
     mesh = jax.make_mesh((8,), ("population",), axis_types=(AxisType.Auto,))
@@ -204,7 +204,7 @@ def test_the_abstract_state_of_an_explicit_mesh_says_its_shardings():
         tx = optax_rmsprop.rmsprop(0.125, centered=True, momentum=0.75)
         for tree in accumulators(jax.eval_shape(tx.init, params)):
             for name, x in tree.items():
-                assert x.sharding.is_equivalent_to(params[name].sharding, x.ndim)
+                assert x.sharding.spec == params[name].sharding.spec
 
 
 def test_the_search_for_collectives_can_fail(mesh):
@@ -229,6 +229,6 @@ def test_the_comparison_of_shardings_can_fail(mesh):
         moved = jax.device_put(params["swapped"], NamedSharding(mesh, other))
         with pytest.raises(AssertionError):
             assert_shardings([params | {"swapped": moved}], params)
-    alone = jax.device_put(np.asarray(params["whole"]), jax.devices()[0])
+    alone = jax.device_put(np.asarray(params["scalar"]), jax.devices()[0])
     with pytest.raises(AssertionError):
-        assert_shardings([params | {"whole": alone}], params)
+        assert_shardings([params | {"scalar": alone}], params)
