@@ -1,6 +1,7 @@
 """Defects of `optax.rmsprop` 0.2.8 that must not be here: one scenario a test, run on ours.
 
-Each test fails when `ours` is replaced by `optax`. What an RMSprop transformation cannot cure:
+Each test that does not go over the table fails when `ours` is `optax`. What an RMSprop transformation
+cannot cure:
 
 | what | why |
 |---|---|

@@ -131,5 +131,10 @@ def check(options: Options) -> None:
         raise UserError("--resume needs the --workdir of the run to continue")
     if options.data_dir is not None and options.dataset not in ("auto", "cifar10"):
         raise UserError(f"--data-dir holds CIFAR-10, but --dataset is {options.dataset}")
+    if options.results is not None:
+        if options.seeds == 1:
+            raise UserError("--results is the table over --seeds 2 or more")
+        if not options.results.parent.is_dir():  # Told now, not after hours of training.
+            raise UserError(f"--results {options.results}: its folder does not exist")
     if not 0 <= recipe.shift <= 15:
         raise UserError(f"--shift must be between 0 and 15, got {recipe.shift}")

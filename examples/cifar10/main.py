@@ -7,7 +7,7 @@ from examples.cifar10 import configs
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run, and return the exit code: 2 for a mistake of the caller's, 1 for a diverged loss."""
+    """Run, and return the exit code: 2 for a caller's mistake, 1 for a diverged loss."""
     try:
         options = configs.parse(arguments)
         # JAX takes seconds to import, and neither --help nor a wrong flag should wait for it.
@@ -21,6 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     except (configs.UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: --resume continues after the last finished epoch", file=sys.stderr)
+        return 130  # as a shell reports SIGINT
     return 0
 
 

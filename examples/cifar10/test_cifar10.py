@@ -331,6 +331,8 @@ def test_validation_keeps_the_test_images_out():
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--decay", "1"], "--decay must be"),
         (["--resume"], "--resume needs"),
+        (["--results", "table.md"], "--results is the table over"),
+        (["--results", "missing/table.md", "--seeds", "2"], "its folder does not exist"),
         (["--resume", "--workdir", "missing", "--dataset", "synthetic"], "no run to resume"),
         (["--workdir", __file__, "--dataset", "synthetic"], "File exists"),
         (["--batch-size", "1000", "--dataset", "synthetic"], "more than all training images"),
