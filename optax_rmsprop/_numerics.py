@@ -64,7 +64,7 @@ def checked(
 ) -> Any:
     """Refuse what is known to be wrong before tracing: no scalar, or outside [0, below).
 
-    An array whose value is known becomes a NumPy scalar, which can be compared and hashed.
+    An array whose value is known becomes a number, which can be compared and hashed.
     """
     if callable(value):
         if not schedule:
@@ -80,8 +80,7 @@ def checked(
         return cast(Any, value)
     if not 0 <= float(value) < below:
         raise ValueError(f"{link}: {name} must be in [0, {below}), got {value}")
-    array = isinstance(value, (np.ndarray, jax.Array))
-    return np.asarray(cast(Any, value))[()] if array else value
+    return float(cast(Any, value)) if isinstance(value, (np.ndarray, jax.Array)) else value
 
 
 def check_state(link: str, state: Any, expected: type) -> None:

@@ -21,7 +21,7 @@ GRADIENTS = arrays.arrays(
     elements=st.floats(-1e6, 1e6, width=32).map(lambda x: np.float32(x if abs(x) > 1e-6 else 0.0)),
 )
 # Derandomised: the same examples in every run.
-examples = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+examples = hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 
 
 @functools.lru_cache
