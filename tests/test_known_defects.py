@@ -46,6 +46,12 @@ MODES = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def no_traces_of_another_test():
+    """Chex counts by the name of the function and does not forget after a failure."""
+    chex.clear_trace_counter()
+
+
 def step(tx, g):
     return tx.update(g, tx.init(g))
 
@@ -155,7 +161,6 @@ def test_the_state_does_not_drift_and_compiles_once(name, wide):
             chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
             state = after
         jax.lax.scan(lambda s, _: (tx.update(grads, s, params)[1], 0), state, length=2)
-        chex.clear_trace_counter()
 
 
 def test_a_weakly_typed_leaf_has_strongly_typed_state_and_updates():
@@ -270,7 +275,6 @@ def test_equal_optimizers_are_equal_compile_once_pickle_and_show_their_numbers()
     jitted = jax.jit(chex.assert_max_traces(lambda tx, g: step(tx, g)[0], 1), static_argnums=0)
     for _ in range(3):
         jitted(make(), ones)
-    chex.clear_trace_counter()
 
 
 def test_apply_if_finite_takes_bfloat16_parameters_with_float32_gradients():
