@@ -26,19 +26,19 @@ def relaxed_promotion(strict_promotion):
         yield
 
 
-def run(tx, params=PARAMS, grads=GRADS, **extra):
+def run(tx, params=PARAMS, grads=GRADS, wrap=lambda update: update, **extra):
     """The parameters after steps with given gradients, and the last state."""
     params = jax.tree.map(jnp.asarray, params)
-    state = tx.init(params)
+    state, update = tx.init(params), wrap(tx.update)
     for g in grads:
-        updates, state = tx.update(g, state, params, **extra)
+        updates, state = update(g, state, params, **extra)
         params = optax.apply_updates(params, updates)
     return params, state
 
 
 def close(actual, expected):
-    """Equal but for the order of a few roundings in differently compiled programs."""
-    chex.assert_trees_all_close(actual, expected, rtol=2e-6)
+    """Equal but for the order of roundings, fewer than 32 of which differ when it is compiled."""
+    chex.assert_trees_all_close(actual, expected, rtol=32 * 2**-24)
 
 
 @cases()
@@ -89,7 +89,8 @@ def test_masked_and_partitioned_leaves_follow_their_own_rules(case):
 @cases()
 def test_accumulated_over_two_micro_batches(case):
     twice = [g for g in GRADS for _ in range(2)]
-    params, _ = run(optax.MultiSteps(case(), 2), grads=twice)
+    # Compiled once: a conditional outside jit is compiled anew at each step.
+    params, _ = run(optax.MultiSteps(case(), 2), grads=twice, wrap=jax.jit)
     close(params, run(case())[0])
 
 
@@ -99,7 +100,8 @@ def test_a_step_that_is_not_finite_is_skipped(case, dtype):
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
     broken = jax.tree.map(lambda p: np.full_like(p, np.nan), PARAMS)
     tx = optax.apply_if_finite(case(), 3)
-    close(run(tx, params, [*GRADS[:2], broken, *GRADS[2:]])[0], run(case(), params)[0])
+    grads = [*GRADS[:2], broken, *GRADS[2:]]
+    close(run(tx, params, grads, wrap=jax.jit)[0], run(case(), params, wrap=jax.jit)[0])
 
 
 @cases()
@@ -161,6 +163,21 @@ def test_the_rate_and_the_accumulators_are_found_by_name(case):
             chex.assert_trees_all_equal_shapes(found, PARAMS)
 
 
+@cases()
+@pytest.mark.parametrize("wrap", [lambda update: update, jax.jit], ids=["eager", "jit"])
+def test_the_rate_in_the_state_is_the_one_just_used(case, wrap):
+    rates = np.float32([0.5, 0.3, 0.2, 0.1])
+    own = {
+        name: lambda count: jnp.asarray(rates)[count]
+        for name in case.hyper.keys() & {"learning_rate"}
+    }
+    tx = case(**own)
+    state, update = tx.init(PARAMS), wrap(tx.update)
+    for rate, g in zip(rates, GRADS, strict=True):
+        _, state = update(g, state, PARAMS)
+        assert optax.tree.get(state, "learning_rate", None) == (rate if own else None)
+
+
 class Layer(nnx.Module):
     def __init__(self):
         self.w = nnx.Param(jnp.asarray(PARAMS["w"]))
@@ -184,8 +201,9 @@ def test_in_linens_train_state(case):
     state = TrainState.create(
         apply_fn=linen.Dense(2).apply, params=jax.tree.map(jnp.asarray, PARAMS), tx=case()
     )
+    step = jax.jit(lambda state, g: state.apply_gradients(grads=g))
     for g in GRADS:
-        state = jax.jit(lambda s, g: s.apply_gradients(grads=g))(state, g)
+        state = step(state, g)
     close(state.params, run(case())[0])
 
 
