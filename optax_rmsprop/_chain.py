@@ -251,7 +251,7 @@ def _update_decayed_weights(
 
     def leaf(u: jax.Array, p: jax.Array, decays: bool) -> tuple[Any, ...]:
         u = u.astype(wide(u.dtype))
-        return (u - scale(widen(p, u), rate * decay) if decays else u), p, decays
+        return (u - scale(widen(jnp.asarray(p), u), rate * decay) if decays else u), p, decays
 
     updates, *_ = map_leaves("add_decayed_weights", leaf, updates, params, mask, signed=True)
     return updates, AddDecayedWeightsState(increment(state.count))
@@ -296,8 +296,8 @@ def _check_parts(links: tuple[optax.GradientTransformationExtraArgs, ...], state
     if len(state) != len(links):
         found = [type(part).__name__ for part in state]
         raise ValueError(
-            f"expected a tuple of {len(links)} states, one for each of {links}, got {found}; was "
-            "the state made by this transformation's init?"
+            f"chain: expected a tuple of {len(links)} states, one for each of {links}, got "
+            f"{found}; was the state made by this transformation's init?"
         )
 
 

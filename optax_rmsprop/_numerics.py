@@ -31,6 +31,11 @@ class _Bound:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.first, *args, **kwargs)
 
+    def __hash__(self) -> int:
+        # A mask may be a tree that has no hash of its own; its leaves and its structure have.
+        leaves, tree = cast(Any, jax.tree.flatten(self.first))
+        return hash((self.name, self.function, tuple(leaves), tree))
+
     def __repr__(self) -> str:
         names: tuple[str, ...] = getattr(self.first, "_fields", ())
         values = [repr(value) for value in self.first]
@@ -161,6 +166,7 @@ def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False)
         if not jnp.issubdtype(dtype, jnp.inexact):
             return jnp.zeros((0,), jnp.float32)
         dtype = wide(jnp.finfo(dtype).dtype if real else dtype)
+        dtype = jax.dtypes.canonicalize_dtype(dtype)  # NumPy's float64, where JAX has none
         filled = jnp.full_like(p, fill, dtype=dtype)
         if isinstance(p, Tracer):
             # Under jit a constant has no sharding of its own; XLA would put it on one device.

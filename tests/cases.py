@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -59,7 +60,7 @@ def _row(name, factory, hyper, divides=True, signed=True, **options):
 
 
 def _mask(params):
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
 
 
 CASES = [

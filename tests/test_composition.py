@@ -288,6 +288,16 @@ def test_none_in_both_trees_empty_trees_and_zero_size_leaves(case):
 
 
 @cases()
+def test_python_and_numpy_numbers_are_parameters_like_arrays(case):
+    numbers = {"w": np.float64([2.0, -0.5]), "b": 3.0}
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), numbers)
+    tx = case()
+    chex.assert_trees_all_equal(tx.init(numbers), tx.init(arrays))
+    expected = tx.update(arrays, tx.init(arrays), arrays)
+    chex.assert_trees_all_equal(tx.update(numbers, tx.init(numbers), numbers), expected)
+
+
+@cases()
 @pytest.mark.parametrize(
     "build", [tuple, list, lambda x: ours.TraceState(*x), lambda x: {"a": {"b": x}}]
 )

@@ -203,6 +203,17 @@ def test_array_hyperparameters_compare_hash_and_are_static_too(case, kind):
     chex.assert_trees_all_equal_shapes_and_dtypes(step(made(), jnp.ones(2)), jnp.ones(2))
 
 
+def test_a_mask_that_is_a_tree_compares_hashes_and_is_static():
+    def made(**mask):
+        return ours.rmspropw(0.1, mask={"w": {"a": True}, "b": False} | mask)
+
+    assert made() == made() and hash(made()) == hash(made())
+    assert made() != made(b=True)
+    params = {"w": {"a": jnp.ones(2)}, "b": jnp.ones(2)}
+    step = jax.jit(lambda tx, p: tx.update(p, tx.init(p), p)[0], static_argnums=0)
+    chex.assert_trees_all_equal_shapes_and_dtypes(step(made(), params), params)
+
+
 @cases()
 def test_a_schedule_is_equal_to_itself(case):
     schedules = {name: optax.constant_schedule(value) for name, value in case.hyper.items()}

@@ -213,7 +213,7 @@ def test_the_search_for_collectives_can_fail(mesh):
     communicating = {
         "all-reduce": lambda x: x.sum(),
         "all-gather": lambda x: (
-            jax.reshard(x, whole)
+            jax.sharding.reshard(x, whole)
             if mesh.axis_types[0] == AxisType.Explicit
             else jax.lax.with_sharding_constraint(x, whole)
         ),
