@@ -1,5 +1,6 @@
 """RMSprop for JAX: small composable Optax transformations, finite in every precision."""
 
+from . import dialects as dialects
 from ._chain import ScaleByLearningRateState as ScaleByLearningRateState
 from ._chain import TraceState as TraceState
 from ._chain import scale_by_learning_rate as scale_by_learning_rate

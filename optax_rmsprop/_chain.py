@@ -57,7 +57,7 @@ class _LearningRate(NamedTuple):
 
 class _DecayedWeights(NamedTuple):
     weight_decay: Hyperparameter
-    learning_rate: Hyperparameter
+    learning_rate: Hyperparameter | None
     mask: Mask | None
 
 
@@ -134,13 +134,16 @@ def scale_by_learning_rate(learning_rate: Hyperparameter) -> optax.GradientTrans
 
 
 def add_decayed_weights(
-    weight_decay: Hyperparameter, learning_rate: Hyperparameter, mask: Mask | None = None
+    weight_decay: Hyperparameter,
+    learning_rate: Hyperparameter | None = None,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Subtract a share of the parameters from a finished step: decoupled weight decay.
+    """Add a share of the parameters to a gradient, or take it from a finished step.
 
-        returns u − η·λ·p
+        returns g + λ·p    or, with a learning rate,    u − η·λ·p
 
-    It stands last, after momentum, so that nothing of the decay enters a buffer.
+    Without a rate it stands first: L2 regularisation, whose gradient is averaged and divided with
+    the rest. With one it stands last: decoupled weight decay, which enters no buffer.
 
     Args:
         weight_decay: λ >= 0, a number or a schedule.
@@ -155,13 +158,14 @@ def add_decayed_weights(
         ValueError: if `update` gets no `params`, and as `scale_by_rms`.
         TypeError: as `scale_by_rms`.
     """
-    hyper = _DecayedWeights(
-        checked("add_decayed_weights", "weight_decay", weight_decay),
-        checked("add_decayed_weights", "learning_rate", learning_rate),
-        mask,
-    )
+    weight_decay = checked("add_decayed_weights", "weight_decay", weight_decay)
+    if learning_rate is not None:
+        learning_rate = checked("add_decayed_weights", "learning_rate", learning_rate)
     return transformation(
-        "add_decayed_weights", _init_decayed_weights, _update_decayed_weights, hyper
+        "add_decayed_weights",
+        _init_decayed_weights,
+        _update_decayed_weights,
+        _DecayedWeights(weight_decay, learning_rate, mask),
     )
 
 
@@ -243,15 +247,14 @@ def _update_decayed_weights(
     check_state("add_decayed_weights", state, AddDecayedWeightsState)
     if params is None:
         raise ValueError("add_decayed_weights: weight decay needs update(grads, state, params)")
-    rate, decay = (
-        value_at("add_decayed_weights", hyper, name, state.count)
-        for name in ("learning_rate", "weight_decay")
-    )
+    share = value_at("add_decayed_weights", hyper, "weight_decay", state.count)
+    if hyper.learning_rate is not None:
+        share = -share * value_at("add_decayed_weights", hyper, "learning_rate", state.count)
     mask = _mask(hyper.mask, params)
 
     def leaf(u: jax.Array, p: jax.Array, decays: bool) -> tuple[Any, ...]:
         u = u.astype(wide(u.dtype))
-        return (u - scale(widen(jnp.asarray(p), u), rate * decay) if decays else u), p, decays
+        return (u + scale(widen(jnp.asarray(p), u), share) if decays else u), p, decays
 
     updates, *_ = map_leaves("add_decayed_weights", leaf, updates, params, mask, signed=True)
     return updates, AddDecayedWeightsState(increment(state.count))

@@ -2,12 +2,13 @@
 
     ν ← β·ν + (1−β)·|g|²                                  scale_by_rms
     V ← β·(V + (1−β)·|g−μ|²),  μ ← μ + (1−β)·(g−μ)        scale_by_stddev
-    u = g / √(ν+ε)   or   g / (√ν+ε)
+    u = g / √(ν+ε)   or   g / (√ν+ε)                      or any function of ν and ε
 
 V equals ν − μ² in exact arithmetic, and is a sum of squares: rounding cannot make it negative.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ from ._numerics import (
     value_at,
     widen,
 )
+
+Root: TypeAlias = Callable[[jax.Array], jax.Array]
+Denominator: TypeAlias = Callable[[Root, jax.Array, jax.Array], jax.Array]
 
 
 class ScaleByRmsState(NamedTuple):
@@ -53,7 +57,7 @@ class _Hyperparameters(NamedTuple):
     decay: Hyperparameter
     eps: Hyperparameter
     initial_scale: ArrayLike
-    eps_in_sqrt: bool
+    eps_in_sqrt: bool | Denominator
     bias_correction: bool
 
 
@@ -61,7 +65,7 @@ def scale_by_rms(
     decay: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-8,
     initial_scale: ArrayLike = 0.0,
-    eps_in_sqrt: bool = True,
+    eps_in_sqrt: bool | Denominator = True,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide each gradient by the root of an average of its squares.
@@ -81,7 +85,9 @@ def scale_by_rms(
             are far below it are scaled by a constant, as in SGD.
         initial_scale: ν before the first step, >= 0. PyTorch and Keras start at 0, which makes the
             first steps large (3.2 at β = 0.9); TensorFlow 1 starts at 1, which makes them small.
-        eps_in_sqrt: Add ε to ν (TensorFlow, Keras), not to the root of ν (PyTorch).
+        eps_in_sqrt: Add ε to ν (TensorFlow, Keras), not to the root of ν (PyTorch). Any other
+            denominator is a function `(root, nu, eps) -> denominator`, as in
+            `lambda root, nu, eps: jnp.maximum(root(nu), eps)`.
         bias_correction: Divide ν by 1−βᵗ before its root is taken, as Adam does.
 
     Returns:
@@ -109,7 +115,7 @@ def scale_by_stddev(
     decay: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-8,
     initial_scale: ArrayLike = 0.0,
-    eps_in_sqrt: bool = True,
+    eps_in_sqrt: bool | Denominator = True,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide each gradient by an average of its standard deviation (centred RMSprop).
@@ -139,7 +145,12 @@ def scale_by_stddev(
 
 
 def _checked(
-    link: str, decay: Any, eps: Any, initial_scale: Any, eps_in_sqrt: bool, bias_correction: bool
+    link: str,
+    decay: Any,
+    eps: Any,
+    initial_scale: Any,
+    eps_in_sqrt: bool | Denominator,
+    bias_correction: bool,
 ) -> _Hyperparameters:
     return _Hyperparameters(
         checked(link, "decay", decay, below=1.0),
@@ -221,10 +232,33 @@ def _update_stddev(
     return updates, ScaleByStddevState(count, mu, var)
 
 
-def _divide(g: jax.Array, square: jax.Array, eps: ArrayLike, eps_in_sqrt: bool) -> jax.Array:
+def eps_inside(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """√(ν+ε)."""
+    return root(square + eps)
+
+
+def eps_outside(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """√ν+ε."""
+    return root(square) + eps
+
+
+def eps_floor(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """max(√ν, ε)."""
+    return jnp.maximum(root(square), eps)
+
+
+def eps_subtracted(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """√(ν−ε); 0, and so no step, where ν is smaller."""
+    return root(jnp.maximum(square - eps, 0))
+
+
+def _divide(
+    g: jax.Array, square: jax.Array, eps: ArrayLike, eps_in_sqrt: bool | Denominator
+) -> jax.Array:
     """The one place that takes the root and divides; 0/0 is 0, and so is its derivative."""
-    eps = jnp.asarray(eps, square.dtype)
-    denominator = _sqrt(square + eps) if eps_in_sqrt else _sqrt(square) + eps
+    if not callable(eps_in_sqrt):
+        eps_in_sqrt = eps_inside if eps_in_sqrt else eps_outside
+    denominator = eps_in_sqrt(_sqrt, square, jnp.asarray(eps, square.dtype))
     zero = denominator == 0
     # Both branches of `where` are differentiated, so the unused one must be finite as well.
     safe = jnp.where(zero, 1, denominator)

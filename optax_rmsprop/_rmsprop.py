@@ -5,7 +5,7 @@ from jax.typing import ArrayLike
 
 from ._chain import Mask, add_decayed_weights, chain, scale_by_learning_rate, trace
 from ._numerics import Hyperparameter, checked
-from ._rms import scale_by_rms, scale_by_stddev
+from ._rms import Denominator, scale_by_rms, scale_by_stddev
 
 
 def rmsprop(
@@ -13,7 +13,7 @@ def rmsprop(
     decay: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-8,
     initial_scale: ArrayLike = 0.0,
-    eps_in_sqrt: bool = True,
+    eps_in_sqrt: bool | Denominator = True,
     centered: bool = False,
     momentum: Hyperparameter | None = None,
     nesterov: bool = False,
@@ -75,7 +75,7 @@ def rmspropw(
     decay: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-8,
     initial_scale: ArrayLike = 0.0,
-    eps_in_sqrt: bool = True,
+    eps_in_sqrt: bool | Denominator = True,
     centered: bool = False,
     momentum: Hyperparameter | None = None,
     nesterov: bool = False,
