@@ -1,0 +1,1 @@
+"""The documentation that is made from data: `python -m docs` writes it."""
