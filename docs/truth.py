@@ -1,7 +1,7 @@
-"""THE truth table: every framework and version, its rule, its defaults, the call that reproduces it.
+"""THE truth table: every framework and version, its rule, its defaults, and the call for it.
 
-The pages (`python -m docs`), the tests on recorded trajectories and the live tests are all made from
-these rows, so that none of them can drift from the others.
+The pages (`python -m docs`), the tests on recorded trajectories and the live tests are all made
+from these rows, so that none of them can drift from the others.
 """
 
 import dataclasses
@@ -45,8 +45,13 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
+_NAMES = {"optax": optax, "optax_rmsprop": optax_rmsprop, "dialects": dialects, "jnp": jnp}
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
+    """A framework and its rule; the tests say what each field must agree with."""
+
     framework: str
     known: str
     call: str  # evaluated; `learning_rate` is the user's where there is no default
@@ -64,12 +69,12 @@ class Row:
 
     @property
     def switch(self) -> dict[str, Any]:
+        """All switches of the rule."""
         return NEUTRAL | self.switches
 
     def made(self) -> optax.GradientTransformation:
         """The call, with a rate of 0.25 where the framework has no default."""
-        names = {"optax": optax, "optax_rmsprop": optax_rmsprop, "dialects": dialects, "jnp": jnp}
-        return eval(self.call, names | {"learning_rate": 0.25, "initial": 0.5})
+        return eval(self.call, _NAMES | {"learning_rate": 0.25})
 
     def translated(self, run: dict[str, Any], learning_rate: Any) -> optax.GradientTransformation:
         """The call for one configuration, given in the switches of `NEUTRAL`, `decay` and `eps`."""
@@ -91,7 +96,7 @@ class Row:
                 place = switch == "lr_place" and not run["momentum"]
                 if value != fixed and not kind and not place:
                     raise ValueError(f"{self.framework} has {switch}={fixed}, the run has {value}")
-        factory = eval(self.call.partition("(")[0], {"dialects": dialects, **vars(optax_rmsprop)})
+        factory = eval(self.call.partition("(")[0], _NAMES)
         tx = factory(**{k: v for k, v in given.items() if v is not None})
         return optax.chain(*hooks, tx) if hooks else tx
 
@@ -181,7 +186,8 @@ ROWS = [
     Row(
         "Keras 3.15 (JAX, TensorFlow, PyTorch)", RUN, "dialects.keras()", (1e-3, 0.9, 0.0, 1e-7),
         DECOUPLED,
-        KERAS | {"weight_decay": "weight_decay", "clip_value": "clipvalue", "clip_norm": "clipnorm"},
+        KERAS
+        | {"weight_decay": "weight_decay", "clip_value": "clipvalue", "clip_norm": "clipnorm"},
         "option", "decoupled", clips="before the decay",
         goldens=("keras_jax/*", "keras_tensorflow/*", "keras_torch/*"), live="keras",
     ),
@@ -246,7 +252,7 @@ ROWS = [
     Row(
         "A3C paper, shared RMSProp", TOLD, "dialects.pfrl(lr=7e-4, eps=0.1)",
         (None, None, None, None), {}, TORCH,
-        note="from two implementations, one with ν₀ = 0 and one with 1; the call has pfrl's numbers",
+        note="from two implementations, one with ν₀ = 1; the call has pfrl's numbers",
     ),
     Row(
         "A3C on TensorFlow (async_deep_reinforce)", READ,
@@ -339,7 +345,8 @@ ROWS = [
         OUTSIDE | AFTER | L2, TORCH | MAXIMIZE, "option", "L2",
     ),
     Row(
-        "Chainer 7.8.1 RMSprop", RUN, "dialects.chainer()", (1e-2, 0.99, None, 1e-8), OUTSIDE,
+        "Chainer 7.8.1 RMSprop", RUN, "dialects.chainer()", (1e-2, 0.99, None, 1e-8),
+        OUTSIDE | L2,
         {
             "lr": "lr", "decay": "alpha", "eps": "eps",
             "eps_mode": ("eps_inside_sqrt", lambda mode: mode == "inside"),
