@@ -7,6 +7,7 @@ them, so that two links made with the same arguments are equal, hash alike and p
 import dataclasses
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -38,7 +39,10 @@ class _Bound:
 
     def __repr__(self) -> str:
         names: tuple[str, ...] = getattr(self.first, "_fields", ())
-        values = [repr(value) for value in self.first]
+        values = [
+            value.__name__ if isinstance(value, FunctionType) else repr(value)
+            for value in self.first
+        ]
         shown = map("=".join, zip(names, values, strict=True)) if names else values
         return f"{self.name}({', '.join(shown)})"
 

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -228,7 +229,7 @@ def keras2(
     centered: bool = False,
     decay: float = 0.0,
 ) -> _Transformation:
-    """tf.keras's RMSprop of 2.0 to 2.10: epsilon outside without momentum, inside with it.
+    """RMSprop of tf.keras 2.0 to 2.10: epsilon outside, or inside with momentum.
 
         μ = 0:    p ← p − η·g / (√ν+ε)        μ > 0:    b ← μ·b + η·g / √(ν+ε),    p ← p − b
 
@@ -359,7 +360,7 @@ def stable_baselines3(
     momentum: Hyperparameter = 0.0,
     centered: bool = False,
 ) -> _Transformation:
-    """Stable-Baselines3's RMSpropTFLike: ν starts at 1, eps inside, the rate after the buffer.
+    """Stable-Baselines3's RMSpropTFLike: ν starts at 1, the rate after the buffer.
 
         g ← g + λ·p,    ν ← α·ν + (1−α)·g²,    b ← μ·b + g / √(ν+ε),    p ← p − η·b,    ν₀ = 1
 
@@ -489,7 +490,7 @@ def graves(
 def hinton(
     learning_rate: Hyperparameter, decay: Hyperparameter = 0.9, momentum: Hyperparameter = 0.0
 ) -> _Transformation:
-    """Hinton's RMSprop: no epsilon; with momentum Nesterov's, which divides the correction.
+    """Hinton's RMSprop: no epsilon, and Nesterov momentum of divided corrections.
 
         ν ← ρ·ν + (1−ρ)·g²,    d = η·g / √ν,    b ← μ·b + d,    p ← p − (d + μ·b)
 
@@ -539,7 +540,7 @@ def mxnet(
     rescale_grad: float = 1.0,
     clip_gradient: float | None = None,
 ) -> _Transformation:
-    """MXNet 1's RMSProp: centred with momentum (Graves's), or neither; clipping after L2.
+    """MXNet 1's RMSProp: centred with momentum, or neither; clipping after L2.
 
         g ← clip(c·g + λ·p),    ν ← γ₁·ν + (1−γ₁)·g²,    p ← clip(p − η·g / √(ν+ε))
 
@@ -643,7 +644,7 @@ def paddle(
     weight_decay: Hyperparameter | None = None,
     grad_clip: optax.GradientTransformation | None = None,
 ) -> _Transformation:
-    """PaddlePaddle's RMSProp: epsilon inside, the rate in the buffer, clipping before L2.
+    """Paddle's RMSProp: epsilon inside, the rate in the buffer, clipping before L2.
 
         g ← clip(g) + λ·p,    ν ← ρ·ν + (1−ρ)·g²,    b ← μ·b + η·g / √(ν+ε),    p ← p − b
 
@@ -973,7 +974,8 @@ class _InverseTime:
     decay: float
 
     def __call__(self, count: ArrayLike) -> Any:
-        return _at(self.learning_rate, count) / (1.0 + self.decay * count)
+        steps = jnp.asarray(count, jnp.result_type(float))
+        return _at(self.learning_rate, count) / (1.0 + self.decay * steps)
 
 
 @dataclasses.dataclass(frozen=True)

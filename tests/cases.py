@@ -6,6 +6,7 @@ a traced value. Exceptions to a promise are traits of a row, never a condition o
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
+from optax_rmsprop import dialects
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, to key caches
@@ -27,6 +29,10 @@ class Case:
     centered: bool = False  # by that of the variance: no bound, ill-conditioned at steady g
     decays_weights: bool = False  # needs params, and a zero gradient moves them
     signed: bool = True  # steps against the gradient
+    couples: bool = False  # the decay is a part of the gradient, which is averaged
+    fixed_start: bool = False  # the initial ν is a part of the rule
+    splits_complex: bool = False  # the parts of a complex parameter are two real ones
+    arguments: dict[str, str] = dataclasses.field(default_factory=dict)  # if they differ from ours
 
     def __call__(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
         return self.make(**(self.hyper | overrides))
@@ -39,6 +45,24 @@ class Case:
         mu = self.hyper.get("momentum", 0.0)
         rate = self.hyper.get("learning_rate", 1.0)
         return rate / (1 - self.hyper["decay"]) ** 0.5 / (1 - mu)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """A factory with Optax's names in place of its own, for tests that go over the table."""
+
+    func: Callable[..., Any]
+    names: tuple[tuple[str, str], ...]  # Optax's, the factory's
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, **hyper: Any) -> Any:
+        names = dict(self.names)
+        return self.func(**{names[k]: v for k, v in hyper.items()}, **dict(self.options))
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return inspect.Signature([inspect.Parameter(name, kind) for name, _ in self.names])
 
 
 RMS = {"decay": 0.9, "eps": 1e-8}
@@ -57,6 +81,26 @@ def _row(name, factory, hyper, divides=True, signed=True, **options):
     reference = options | {"centered": traits["centered"]}
     make = functools.partial(factory, **options)
     return Case(name, make, hyper, reference, divides=divides, signed=signed, **traits)
+
+
+TORCH = {"learning_rate": "lr", "decay": "alpha"}
+KERAS = {"decay": "rho", "eps": "epsilon"}
+TENSORFLOW = {"eps": "epsilon"}
+
+
+def _dialect(name, factory, hyper, names, reference, traits=(), **options):
+    arguments = {standard: names.get(standard, standard) for standard in hyper}
+    make = Renamed(factory, tuple(arguments.items()), tuple(options.items()))
+    if "weight_decay" in hyper:
+        reference = {"coupled": "couples" in traits, **reference}
+    return Case(
+        f"dialects.{name}", make, hyper, reference, centered=options.get("centered", False),
+        decays_weights="weight_decay" in hyper, arguments=arguments, **dict.fromkeys(traits, True),
+    )  # fmt: skip
+
+
+def _heavyball(lr, decay, eps, weight_decay):
+    return dialects.heavyball(lr, (0.9, decay), eps, weight_decay)
 
 
 def _mask(params):
@@ -90,6 +134,35 @@ CASES = [
     _row("rmspropw", ours.rmspropw, STEP | {"weight_decay": 0.01}),
     _row("rmspropw-momentum", ours.rmspropw, BALL | {"weight_decay": 0.01}, nesterov=True),
     _row("rmspropw-masked", ours.rmspropw, STEP | {"weight_decay": 0.01}, mask=_mask),
+    # The other dialects are equal, as values, to chains of the same links: tests/test_dialects.py.
+    _dialect(
+        "torch", dialects.torch, BALL | {"weight_decay": 0.01}, TORCH,
+        {"eps_in_sqrt": False, "rate_after": True}, ("couples", "splits_complex"),
+    ),
+    _dialect(
+        "torch-centered", dialects.torch, BALL, TORCH,
+        {"eps_in_sqrt": False, "rate_after": True, "centered": True}, ("splits_complex",),
+        centered=True,
+    ),
+    _dialect(
+        "tensorflow1", dialects.tensorflow1, BALL, TENSORFLOW, {"initial_scale": 1.0},
+        ("fixed_start",),
+    ),
+    _dialect("keras", dialects.keras, BALL | {"weight_decay": 0.01}, KERAS, {}),
+    _dialect("keras2", dialects.keras2, STEP, KERAS, {"eps_in_sqrt": False}),
+    _dialect(
+        "timm", dialects.timm, BALL | {"weight_decay": 0.01}, TORCH,
+        {"initial_scale": 1.0, "rate_after": True}, ("fixed_start",),
+        decoupled_decay=True, lr_in_momentum=False,
+    ),
+    _dialect(
+        "stable_baselines3", dialects.stable_baselines3, STEP | {"weight_decay": 0.01}, TORCH,
+        {"initial_scale": 1.0}, ("couples", "fixed_start"),
+    ),
+    _dialect(
+        "heavyball", _heavyball, STEP | {"weight_decay": 0.01}, {"learning_rate": "lr"},
+        {"eps_in_sqrt": False, "floor": True, "bias_correction": True},
+    ),
 ]  # fmt: skip
 
 

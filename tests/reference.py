@@ -25,8 +25,15 @@ def updates(
     bias_correction=False,
     weight_decay=0.0,
     mask=None,
+    coupled=False,
+    rate_after=False,
+    floor=False,
 ):
-    """The updates for gradients [steps, ...]; a hyperparameter is a number or one a step."""
+    """The updates for gradients [steps, ...]; a hyperparameter is a number or one a step.
+
+    Other frameworks have the decay in the gradient (`coupled`), the rate after the momentum buffer
+    (`rate_after`), or ε as the least denominator (`floor`).
+    """
     steps = len(grads)
     rates, eps, momenta, weight_decays = (
         np.broadcast_to(np.asarray(1.0 if h is None else h, float), steps)
@@ -36,23 +43,30 @@ def updates(
     params = np.zeros(grads.shape[1:]) if params is None else np.array(params, copy=True)
     shrinks = mask is None or mask(params)
     buffer = np.zeros_like(grads[0])
+    entered = np.array(grads, copy=True)
     result = []
     for t in range(steps):
-        u = grads[t]
+        if coupled:
+            entered[t] += weight_decays[t] * params
+        u = entered[t]
         if decay is not None:
             square = _second_moment(
-                grads[: t + 1],
+                entered[: t + 1],
                 np.broadcast_to(np.asarray(decay, float), steps)[: t + 1],
                 initial_scale,
                 centered,
                 bias_correction,
             )
-            u = u / (np.sqrt(square + eps[t]) if eps_in_sqrt else np.sqrt(square) + eps[t])
-        u = sign * rates[t] * u
+            root = np.sqrt(square)
+            outside = np.maximum(root, eps[t]) if floor else root + eps[t]
+            u = u / (np.sqrt(square + eps[t]) if eps_in_sqrt else outside)
+        before, after = (1.0, rates[t]) if rate_after else (rates[t], 1.0)
+        u = sign * before * u
         if momentum is not None:
             buffer = momenta[t] * buffer + u
             u = u + momenta[t] * buffer if nesterov else buffer
-        if shrinks:
+        u = after * u
+        if shrinks and not coupled:
             u = u - rates[t] * weight_decays[t] * params
         params = params + u
         result.append(u)

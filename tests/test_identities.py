@@ -63,7 +63,7 @@ def test_permutation_equivariance(case, grads, order):
     )
 
 
-@cases(divides=True)
+@cases(divides=True, fixed_start=False)
 @examples
 @hypothesis.given(GRADIENTS, st.integers(-20, 20))
 def test_scale_invariance(case, grads, k):
@@ -73,6 +73,8 @@ def test_scale_invariance(case, grads, k):
     scaled = {"eps": case.hyper["eps"] * (c * c if inside else c)}
     if "initial_scale" in case.reference:
         scaled["initial_scale"] = case.reference["initial_scale"] * c * c
+    if case.couples:  # the decay is a part of the gradient
+        scaled["weight_decay"] = case.hyper["weight_decay"] * c
     expected = runner(case)(grads)[1]
     np.testing.assert_array_equal(
         runner(case, tuple(scaled.items()))(grads * np.float32(c))[1], expected
