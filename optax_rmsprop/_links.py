@@ -126,10 +126,10 @@ def _update_by_norm(
 
 
 def _norm(leaves: list[jax.Array]) -> jax.Array:
-    norms: list[Any] = [jnp.linalg.norm(g.astype(wide(g.dtype))) for g in leaves]
+    norm: Callable[[jax.Array], jax.Array] = cast(Any, jnp.linalg).norm
+    norms = [norm(g.astype(wide(g.dtype))) for g in leaves]
     widest = jnp.float64 if any(n.dtype == jnp.float64 for n in norms) else jnp.float32
-    together: Any = jnp.linalg.norm(jnp.array([n.astype(widest) for n in norms], widest))
-    return together
+    return norm(jnp.array([n.astype(widest) for n in norms], widest))
 
 
 def _update_clip_weights(
