@@ -18,8 +18,8 @@ from optax_rmsprop import dialects
 REQUIRED = "required"
 RUN, NUMBERS, READ, TOLD = "run", "numbers", "read", "told"
 KNOWN = {
-    RUN: "the framework was executed and its trajectory is reproduced",
-    NUMBERS: "the call reproduces numbers that its own tests print",
+    RUN: "it was executed, and the rule gives its trajectory",
+    NUMBERS: "not executed; the rule gives the numbers that its own tests print",
     READ: "its source was read, not executed",
     TOLD: "from other texts or from code that cites it",
 }
@@ -116,6 +116,7 @@ DECOUPLED = {"weight_decay_kind": "decoupled"}
 OUTSIDE = {"eps_mode": "outside"}
 ONES = {"v_init": 1.0}
 AFTER = {"lr_place": "outside"}
+NO_BUFFER = {"lr_place": "none"}
 MAXIMIZE = {"maximize": "maximize"}
 TENSORFLOW = {
     "lr": "learning_rate", "decay": "decay", "eps": "epsilon", "momentum": "momentum",
@@ -176,7 +177,7 @@ ROWS = [
     ),
     Row(
         "Keras 1.x-2.2", READ, "dialects.keras2()", (None, None, None, None),
-        {"eps_mode": _by_momentum}, KERAS, note="defaults not read: the call has those of 2.3",
+        OUTSIDE | NO_BUFFER, KERAS, note="defaults not read: the call has those of 2.3",
     ),
     Row(
         "Keras 2.11-2.15, tf_keras 2.21", RUN, "dialects.keras()", (1e-3, 0.9, 0.0, 1e-7),
@@ -251,7 +252,7 @@ ROWS = [
     ),
     Row(
         "A3C paper, shared RMSProp", TOLD, "dialects.pfrl(lr=7e-4, eps=0.1)",
-        (None, None, None, None), {}, TORCH,
+        (None, None, None, None), NO_BUFFER, TORCH,
         note="from two implementations, one with ν₀ = 1; the call has pfrl's numbers",
     ),
     Row(
@@ -307,8 +308,8 @@ ROWS = [
         "MXNet 0.9.5", READ,
         "optax.chain(optax_rmsprop.scale_by_rms(0.9, 1e-8, eps_in_sqrt=False), "
         "optax_rmsprop.scale_by_learning_rate(learning_rate))",
-        (None, None, None, None), OUTSIDE, {}, "option, ε outside too", "L2",
-        note="centred: scale_by_stddev and trace; the numbers here are those of 1.9",
+        (None, None, None, None), OUTSIDE | NO_BUFFER, {}, "option, ε outside too", "L2",
+        note="centred, with momentum: scale_by_stddev and trace; the numbers here are those of 1.9",
     ),
     Row(
         "MXNet 0.10-1.9", RUN, "dialects.mxnet()", (1e-3, 0.9, 0.9, 1e-8),
@@ -409,11 +410,12 @@ ROWS = [
     ),
     Row(
         "Flux ≤ 0.12", READ, "optax_rmsprop.rmsprop(learning_rate, eps_in_sqrt=False)",
-        (None, None, None, None), OUTSIDE, PLAIN_OUTSIDE, note="one commit; defaults not read",
+        (None, None, None, None), OUTSIDE | NO_BUFFER, PLAIN_OUTSIDE,
+        note="one commit; defaults not read",
     ),
     Row(
         "Caffe", READ, "dialects.torch(lr=learning_rate)", (REQUIRED, 0.99, 0.0, 1e-8),
-        OUTSIDE | L2, TORCH, "no", "L2", clips="before L2", note="momentum is refused",
+        OUTSIDE | L2 | NO_BUFFER, TORCH, "no", "L2", clips="before L2", note="momentum is refused",
     ),
     Row(
         "Caffe2", READ, "dialects.keras(learning_rate, epsilon=1e-5)",
@@ -449,7 +451,7 @@ ROWS = [
         "neon", READ,
         "optax_rmsprop.rmsprop(learning_rate, "
         "eps_in_sqrt=lambda root, nu, eps: root(nu + eps) + eps)",
-        (None, None, None, None), {"eps_mode": "both"}, {}, note="defaults not read",
+        (None, None, None, None), {"eps_mode": "both"} | NO_BUFFER, {}, note="defaults not read",
     ),
     Row(
         "climin", READ,

@@ -3,6 +3,8 @@
 Transformations are values, so that a dialect can be compared with the chain that it is said to be.
 """
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
+from docs.__main__ import denominator
 from docs.truth import REQUIRED, ROWS
 from optax_rmsprop import dialects
 from optax_rmsprop._chain import add_decayed_weights, chain
@@ -192,6 +195,26 @@ def test_the_truth_table_says_what_its_call_does(row):
     if len(order) == 2:
         assert (order[0] == "trace") == (switch["lr_place"] == "outside")
         assert found["trace"].nesterov == switch["nesterov"]
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.call and "optax.chain" not in r.call], ids=lambda r: r.framework
+)
+def test_a_printed_denominator_is_what_the_call_divides_by(row):
+    """The text of the table, read as a formula, against the first step of the call."""
+    found, g = links(row.made()), 3.0
+    scale = found.get("scale_by_rms") or found["scale_by_stddev"]
+    tx, centered = row.made(), "scale_by_stddev" in found
+    update, state = tx.update(jnp.array(g), tx.init(jnp.array(0.0)), jnp.array(0.0))
+    state = {name: optax.tree.get(state, name) for name in ("nu", "var", "learning_rate")}
+    nu = float(state["var" if centered else "nu"])
+    nu = nu / (1 - scale.decay) if scale.bias_correction else nu
+    printed = denominator(row).partition(";")[0].partition(" if")[0]
+    code = re.sub(r"√(\([^)]*\)|ν)", r"(\1)**0.5", printed)
+    divisor = eval(code, {"ν": nu, "ε": scale.eps, "max": max})
+    buffer = found.get("trace")
+    ahead = 1 + buffer.decay if buffer and buffer.nesterov else 1
+    np.testing.assert_allclose(-update / state["learning_rate"], ahead * g / divisor, rtol=1e-5)
 
 
 def test_every_dialect_and_every_golden_framework_is_in_the_truth_table():

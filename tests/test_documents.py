@@ -2,14 +2,20 @@
 
 import pathlib
 import re
+from typing import Any
 
+import chex
 import jax
 import jupytext
 import nbclient
 import nbformat
+import optax
 import pytest
 
+from docs.__main__ import page, with_excerpt
+
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
@@ -18,14 +24,33 @@ def blocks(path: pathlib.Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_code_of_the_readme_runs():
-    found = blocks(ROOT / "README.md", "python")
-    assert len(found) >= 5
-    namespace = {}
+def executed(path: pathlib.Path) -> dict[str, Any]:
+    namespace: dict[str, Any] = {}
     with jax.numpy_dtype_promotion("standard"):
-        for code in found:
-            exec(compile(code, "README.md", "exec"), namespace)
+        for code in blocks(path, "python"):
+            exec(compile(code, path.name, "exec"), namespace)
+    return namespace
+
+
+def test_the_code_of_the_readme_runs():
+    namespace = executed(ROOT / "README.md")
     assert namespace["losses"].shape == (3,)
+    carried = optax.tree.get(namespace["state"], "nu")
+    chex.assert_trees_all_equal_shapes(carried, namespace["flax_params"])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_code_of_a_page_runs(path):
+    assert bool(executed(path)) == bool(blocks(path, "python"))
+
+
+def test_the_truth_table_is_up_to_date_and_has_no_empty_cell():
+    assert page() == (ROOT / "docs" / "dialects.md").read_text("utf-8"), "python -m docs"
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert with_excerpt(readme) == readme, "python -m docs"
+    for text in (page(), readme):
+        for line in text.splitlines():
+            assert not (line.startswith("|") and re.search(r"\|\s*\|", line)), line
 
 
 def test_the_readme_has_the_two_commands():
@@ -36,9 +61,10 @@ def test_the_readme_has_the_two_commands():
 
 
 def test_links_of_the_documents_lead_somewhere():
-    for path in ROOT.glob("*.md"):
+    for path in [*ROOT.glob("*.md"), *PAGES]:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (ROOT / target).exists(), (path.name, target)
+            there = target.startswith("https://") or (path.parent / target).exists()
+            assert there, (path.name, target)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
