@@ -1,0 +1,221 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Dialects
+#
+# Every framework's RMSprop is another algorithm. This page gives one sequence of gradients to all of
+# them, measures how far the parameters end up from each other, and then what a wrong port costs
+# in a training run. It takes less than a minute on two CPU cores.
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import optax_rmsprop
+from optax_rmsprop import dialects
+
+# %% [markdown]
+# ## One sequence of gradients
+#
+# Fifty gradients of a hundred weights, whose sizes range over four decades. Every optimizer gets the
+# same numbers: ρ = 0.9, μ = 0.9, ε = 1e-3 and a rate that falls. Only the rule differs.
+
+# %%
+rng = np.random.default_rng(0)
+steps, weights = 50, 100
+sizes = np.geomspace(1e-3, 10.0, weights)
+gradients = jnp.asarray(sizes * (0.3 + rng.normal(size=(steps, weights))), jnp.float32)
+
+
+def schedule(count):
+    return 0.01 * 0.9**count
+
+
+numbers = {"momentum": 0.9}
+rules = {
+    "torch": dialects.torch(schedule, alpha=0.9, eps=1e-3, **numbers),
+    "tensorflow1": dialects.tensorflow1(schedule, epsilon=1e-3, **numbers),
+    "keras": dialects.keras(schedule, epsilon=1e-3, **numbers),
+    "timm": dialects.timm(schedule, eps=1e-3, **numbers),
+    "stable_baselines3": dialects.stable_baselines3(schedule, alpha=0.9, eps=1e-3, **numbers),
+    "pfrl": dialects.pfrl(schedule, alpha=0.9, eps=1e-3, **numbers),
+    "graves": dialects.graves(schedule, alpha=0.9, eps=1e-3, **numbers),
+    "hinton": dialects.hinton(schedule, decay=0.9, **numbers),
+    "torchopt, Nesterov": dialects.torchopt(
+        schedule, alpha=0.9, eps=1e-3, nesterov=True, **numbers
+    ),
+    "paddle": dialects.paddle(schedule, rho=0.9, epsilon=1e-3, **numbers),
+    "mxnet (no momentum)": dialects.mxnet(schedule, epsilon=1e-3),
+    "heavyball (no momentum)": dialects.heavyball(schedule, (0.9, 0.9), eps=1e-3),
+}
+
+
+def trajectory(tx):
+    """The parameters after each step."""
+
+    def step(carry, g):
+        p, state = carry
+        updates, state = tx.update(g, state, p)
+        p = optax.apply_updates(p, updates)
+        return (p, state), p
+
+    start = jnp.zeros(weights)
+    return jax.jit(lambda g: jax.lax.scan(step, (start, tx.init(start)), g)[1])(gradients)
+
+
+paths = {name: trajectory(tx) for name, tx in rules.items()}
+
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharex=True, layout="constrained")
+for axis, weight in zip(axes, (10, 50, 90), strict=True):
+    axis.set_prop_cycle(color=plt.colormaps["tab20"].colors)
+    for name, path in paths.items():
+        axis.plot(path[:, weight], label=name)
+    axis.set(xlabel="step", title=f"gradients of about {sizes[weight]:.1g}")
+    axis.grid(alpha=0.3)
+axes[0].set_ylabel("parameter")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+
+# %% [markdown]
+# How far apart are they after fifty steps? The root mean square difference of two rules' parameters,
+# in units of the distance that they went.
+
+# %%
+last = np.stack([np.asarray(path[-1]) for path in paths.values()])
+apart = np.sqrt(((last[:, None] - last[None]) ** 2).mean(-1))
+went = np.sqrt((last**2).mean(-1))
+relative = apart / np.sqrt(went[:, None] * went[None])
+
+figure, axis = plt.subplots(figsize=(7, 5.5), layout="constrained")
+image = axis.imshow(relative, cmap="viridis", vmin=0)
+axis.set_xticks(range(len(paths)), paths, rotation=60, ha="right")
+axis.set_yticks(range(len(paths)), paths)
+figure.colorbar(image, label="difference / distance gone")
+
+print(
+    f"equal to rounding: {sorted(a + ' = ' + b for i, a in enumerate(paths) for b in list(paths)[:i] if relative[i, list(paths).index(b)] < 1e-5)}"
+)  # noqa: E501
+
+# %% [markdown]
+# What is equal has one rule under several names: in Keras and Paddle ε is inside the root, ν starts
+# at 0 and the rate is in the buffer; timm is TensorFlow 1. Everything else is different.
+
+# %% [markdown]
+# ## What a wrong port costs
+#
+# A network for handwritten digits, trained with EfficientNet's setting in TensorFlow 1's rule
+# (ρ = μ = 0.9, ε = 1e-3, a staircase), and then with the same numbers in four rules that someone could
+# take for it. Eight seeds of each, in one program; the rate is the one that is best for the
+# original, among six, by the loss on the training set.
+
+# %%
+digits = load_digits()
+images = jnp.asarray(digits.data / 16.0, jnp.float32)
+labels = jnp.asarray(digits.target)
+train_images, test_images = images[:1400], images[1400:]
+train_labels, test_labels = labels[:1400], labels[1400:]
+batch, epochs = 100, 10
+total = epochs * len(train_images) // batch
+
+
+def network(p, x):
+    return jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+
+
+def loss(p, x, y):
+    return optax.softmax_cross_entropy_with_integer_labels(network(p, x), y).mean()
+
+
+def staircase(rate):
+    return optax.exponential_decay(rate, total // 8, 0.7, staircase=True)
+
+
+@jax.jit(static_argnums=0)
+def train(make, rate, seed):
+    tx = make(staircase(rate))
+    key, k1, k2 = jax.random.split(jax.random.key(seed), 3)
+    p = {
+        "w1": jax.random.normal(k1, (64, 32)) / 8,
+        "b1": jnp.zeros(32),
+        "w2": jax.random.normal(k2, (32, 10)) / 6,
+        "b2": jnp.zeros(10),
+    }
+
+    def step(carry, key):
+        p, state = carry
+        rows = jax.random.randint(key, (batch,), 0, len(train_images))
+        value, g = jax.value_and_grad(loss)(p, train_images[rows], train_labels[rows])
+        updates, state = tx.update(g, state, p)
+        return (optax.apply_updates(p, updates), state), value
+
+    (p, _), losses = jax.lax.scan(step, (p, tx.init(p)), jax.random.split(key, total))
+    right = (network(p, test_images).argmax(-1) == test_labels).mean()
+    return losses, loss(p, train_images, train_labels), right
+
+
+ports = {
+    "tensorflow1: the original": lambda r: dialects.tensorflow1(r, 0.9, 0.9, 1e-3),
+    "keras: ν starts at 0": lambda r: dialects.keras(r, 0.9, 0.9, 1e-3),
+    "stable_baselines3: the rate after the buffer": lambda r: dialects.stable_baselines3(
+        r, 0.9, 1e-3, momentum=0.9
+    ),
+    "torch: ν from 0, the rate after, ε outside": lambda r: dialects.torch(
+        r, 0.9, 1e-3, momentum=0.9
+    ),
+    "torch with √ε in place of ε": lambda r: dialects.torch(r, 0.9, 1e-3**0.5, momentum=0.9),
+}
+seeds = jnp.arange(8)
+runs = jax.vmap(train, in_axes=(None, None, 0))
+rates = np.geomspace(3e-3, 1.0, 6)
+final = [float(runs(ports["tensorflow1: the original"], rate, seeds)[1].mean()) for rate in rates]
+best = float(rates[int(np.nanargmin(final))])
+
+figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+print(f"rate {best:.2g}; mean ± standard deviation over {len(seeds)} seeds")
+for name, make in ports.items():
+    losses, trained, right = runs(make, best, seeds)
+    smooth = jnp.convolve(losses.mean(0), jnp.ones(10) / 10, "valid")
+    axis.semilogy(smooth, label=name)
+    print(
+        f"{name:46s} loss {trained.mean():.4f} ± {trained.std(ddof=1):.4f}   "
+        f"test {100 * right.mean():.1f} ± {100 * right.std(ddof=1):.1f} %"
+    )
+axis.set(xlabel="step", ylabel="training loss", title="The same numbers in five rules")
+axis.legend()
+axis.grid(alpha=0.3)
+
+# %% [markdown]
+# The numbers belong to the rule. With them comes the rule: paste the line of the framework into its
+# dialect, and the first curve is what you get. The steps say where the others part: without ν₀ = 1 the
+# first steps are too long, and with ε outside the root every step of a small gradient is.
+#
+# ## A rule of your own
+#
+# A dialect is a chain of links, and is shown as one.
+
+# %%
+rules["torch"]
+
+# %%
+mine = optax.chain(
+    optax_rmsprop.scale_by_rms(0.9, 1e-3, eps_in_sqrt=lambda root, nu, eps: root(nu + eps) + eps),
+    optax_rmsprop.trace(0.9, nesterov=True),
+    optax_rmsprop.scale_by_learning_rate(schedule),
+)
+print(f"{float(jnp.abs(trajectory(mine)[-1] - paths['torch'][-1]).max()):.3f} from torch's")
