@@ -1,6 +1,7 @@
 """RMSprop for JAX: small composable Optax transformations, finite in every precision."""
 
 from . import dialects as dialects
+from . import interop as interop
 from ._chain import ScaleByLearningRateState as ScaleByLearningRateState
 from ._chain import TraceState as TraceState
 from ._chain import scale_by_learning_rate as scale_by_learning_rate

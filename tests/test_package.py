@@ -34,8 +34,11 @@ FLOORS = {
     "_rms": 1,
     "_chain": 1,
     "_links": 1,
+    "_states": 1,
+    "_layout": 2,
     "_rmsprop": 2,
     "dialects": 2,
+    "interop": 3,
     "__init__": 4,
 }
 LINKS = ("_rms", "_chain", "_links")
