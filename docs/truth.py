@@ -227,7 +227,9 @@ ROWS = [
                 "none": {},
                 "coupled_l2": {},
                 "decoupled": {"decoupled_decay": True},
-                "decoupled_corrected": {"corrected_weight_decay": True},
+                "decoupled_corrected": {
+                    "decoupled_decay": True, "corrected_weight_decay": True,
+                },
             },
         },
         "option", "L2, decoupled or ·η²/η_max", goldens=("timm/*", "timm_foreach/*"), live="timm",

@@ -301,7 +301,7 @@ def timm(
         lr, alpha, weight_decay, momentum, centered: As in `torch`.
         eps: ε >= 0, in units of |g|².
         decoupled_decay: p ← p − η·λ·p, outside the averages, instead of L2.
-        corrected_weight_decay: p ← p − (η²/η_max)·λ·p, with η_max the largest rate.
+        corrected_weight_decay: With `decoupled_decay`, p ← p − (η²/η_max)·λ·p for the largest rate.
         lr_in_momentum: The rate in the momentum buffer (TensorFlow), not after it (PyTorch).
         caution: Take no step where the buffer and the gradient disagree in sign, and larger ones
             elsewhere; without momentum it does nothing.
@@ -331,10 +331,10 @@ def timm(
         "timm", lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum
     )
     _positive("timm", lr_max=lr_max)
-    decay_rate = lr
-    if corrected_weight_decay and lr_max is not None:
+    decay_rate, corrected = lr, decoupled_decay and corrected_weight_decay
+    if corrected and lr_max is not None:
         decay_rate = _Corrected(lr, lr_max)
-    elif corrected_weight_decay and callable(lr):
+    elif corrected and callable(lr):
         raise ValueError(
             "timm: corrected_weight_decay with a schedule needs lr_max, the lr that timm's "
             "constructor would get"
@@ -344,11 +344,10 @@ def timm(
         _scale(centered, alpha, eps, eps_inside, initial_scale=1.0),
         *((rate, buffer) if lr_in_momentum else (buffer, rate)),
     )
-    decoupled = decoupled_decay or corrected_weight_decay
     return _chain(
-        None if decoupled else _l2(weight_decay),
+        None if decoupled_decay else _l2(weight_decay),
         cautious(step) if caution and buffer is not None else step,
-        _decoupled(weight_decay, decay_rate) if decoupled else None,
+        _decoupled(weight_decay, decay_rate) if decoupled_decay else None,
     )
 
 

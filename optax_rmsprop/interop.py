@@ -510,7 +510,7 @@ def _keras_roles(
             raise TypeError(f"{function}: no variables of Keras's RMSprop: {strange or by_key}")
     else:
         # A saved store has digits for keys, and sorts them as text.
-        ordered = variables if by_key is None else [by_key[k] for k in sorted(by_key, key=int)]
+        ordered: Any = variables if by_key is None else [by_key[k] for k in sorted(by_key, key=int)]
         values = list(cast("Sequence[Any]", ordered))
         if names is None:
             raise ValueError(f"{function}: variables in order need names=, the parameters'")

@@ -260,14 +260,17 @@ def test_an_mxnet_schedule_sees_one_first():
 
 def test_corrected_decay_is_the_square_of_the_rate_over_the_largest():
     zeros = [jnp.zeros(3)] * 2
-    tx = dialects.timm(halving, weight_decay=0.1, corrected_weight_decay=True, lr_max=2.0)
+    options = {"weight_decay": 0.1, "decoupled_decay": True, "corrected_weight_decay": True}
+    tx = dialects.timm(halving, **options, lr_max=2.0)
     got = after(tx, PARAMS, *zeros)
     expected = [PARAMS * (1 - 0.1 / 2), PARAMS * (1 - 0.1 / 2) * (1 - 0.1 * 0.25 / 2)]
     chex.assert_trees_all_close(got, expected, rtol=1e-6)
-    constant = dialects.timm(0.5, weight_decay=0.1, corrected_weight_decay=True)
-    plain = dialects.timm(0.5, weight_decay=0.1, decoupled_decay=True)
-    assert constant == plain
-    assert dialects.timm(halving, corrected_weight_decay=True, weight_decay=0.1, lr_max=2.0) == tx
+    constant = dialects.timm(0.5, **options)
+    assert constant == dialects.timm(0.5, weight_decay=0.1, decoupled_decay=True)
+    assert dialects.timm(halving, **options, lr_max=2.0) == tx
+    # In timm it has no effect on L2.
+    alone = dialects.timm(halving, weight_decay=0.1, corrected_weight_decay=True)
+    assert alone == dialects.timm(halving, weight_decay=0.1)
 
 
 def test_maximizing_climbs_and_still_decays():
@@ -394,7 +397,7 @@ BAD = {
     "keras: only one kind of clipping": lambda: dialects.keras(clipnorm=1.0, clipvalue=1.0),
     "keras2: decay must be in [0, inf), got -0.5": lambda: dialects.keras2(decay=-0.5),
     "timm: corrected_weight_decay with a schedule needs lr_max": lambda: dialects.timm(
-        halving, corrected_weight_decay=True
+        halving, decoupled_decay=True, corrected_weight_decay=True
     ),
     "timm: lr_max must be in (0, inf), got 0.0": lambda: dialects.timm(lr_max=0.0),
     "mxnet: gamma2 must be in [0, 1.0), got 1": lambda: dialects.mxnet(gamma2=1),
