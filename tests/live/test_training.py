@@ -1,5 +1,7 @@
 """Training itself: the same network, weights and batches in a framework and in JAX, 200 steps."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +24,10 @@ def problem(dtype):
     """Weights as (kernel [in, out], bias) pairs, and the batches of a smooth regression."""
     rng = np.random.default_rng(3)
     weights = [
-        (rng.normal(size=(a, b)) / np.sqrt(a), np.zeros(b))
-        for a, b in zip(SIZES[:-1], SIZES[1:], strict=True)
+        (rng.normal(size=(a, b)) / np.sqrt(a), np.zeros(b)) for a, b in itertools.pairwise(SIZES)
     ]
     x = rng.normal(size=(STEPS, BATCH, SIZES[0]))
-    y = np.sin(x @ rng.normal(size=(SIZES[0], SIZES[-1])))
+    y = np.tanh(x @ rng.normal(size=(SIZES[0], SIZES[-1])) / np.sqrt(SIZES[0]))
     return jax.tree.map(lambda a: a.astype(dtype), (weights, x, y))
 
 
@@ -81,6 +82,7 @@ def in_keras(options, dtype):
     import keras
 
     weights, x, y = problem(dtype)
+    keras.config.set_floatx(dtype)  # that of the loss, too
     model = keras.Sequential(
         [keras.layers.Input((SIZES[0],), dtype=dtype)]
         + [
@@ -91,6 +93,7 @@ def in_keras(options, dtype):
     model.set_weights([leaf for pair in weights for leaf in pair])
     model.compile(keras.optimizers.RMSprop(**options), "mse")
     losses = [float(model.train_on_batch(x[t], y[t])) for t in range(STEPS)]
+    keras.config.set_floatx("float32")
     return [np.asarray(w) for w in model.get_weights()], np.array(losses)
 
 
