@@ -82,18 +82,24 @@ def in_keras(options, dtype):
     import keras
 
     weights, x, y = problem(dtype)
-    keras.config.set_floatx(dtype)  # that of the loss, too
-    model = keras.Sequential(
-        [keras.layers.Input((SIZES[0],), dtype=dtype)]
-        + [
-            keras.layers.Dense(b, activation=f, dtype=dtype)
-            for b, f in zip(SIZES[1:], ("tanh", None), strict=True)
-        ]
-    )
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)  # the model's own too, which casts its inputs
+    layers = [keras.layers.Dense(SIZES[1], activation="tanh"), keras.layers.Dense(SIZES[2])]
+    model = keras.Sequential([keras.layers.Input((SIZES[0],)), *layers])
+    keras.config.set_dtype_policy(before)
     model.set_weights([leaf for pair in weights for leaf in pair])
-    model.compile(keras.optimizers.RMSprop(**options), "mse")
-    losses = [float(model.train_on_batch(x[t], y[t])) for t in range(STEPS)]
-    keras.config.set_floatx("float32")
+    optimizer = keras.optimizers.RMSprop(**options)
+
+    # Keras's own loss is in float32, whatever the model is.
+    def loss(variables, x, y):
+        return jnp.mean((model.stateless_call(variables, [], x)[0] - y) ** 2)
+
+    gradients, losses = jax.jit(jax.value_and_grad(loss)), []
+    for t in range(STEPS):
+        values = [variable.value for variable in model.trainable_variables]
+        value, g = gradients(values, jnp.asarray(x[t]), jnp.asarray(y[t]))
+        optimizer.apply(g, model.trainable_variables)
+        losses.append(float(value))
     return [np.asarray(w) for w in model.get_weights()], np.array(losses)
 
 
