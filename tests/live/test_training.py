@@ -31,17 +31,18 @@ def problem(dtype):
     return jax.tree.map(lambda a: a.astype(dtype), (weights, x, y))
 
 
+def mean_square(p, x, y):
+    for kernel, bias in p[:-1]:
+        x = jnp.tanh(x @ kernel + bias)
+    return jnp.mean((x @ p[-1][0] + p[-1][1] - y) ** 2)
+
+
 def in_jax(tx, dtype):
     weights, x, y = problem(dtype)
 
-    def loss(p, x, y):
-        for kernel, bias in p[:-1]:
-            x = jnp.tanh(x @ kernel + bias)
-        return jnp.mean((x @ p[-1][0] + p[-1][1] - y) ** 2)
-
     def step(carry, batch):
         p, state = carry
-        value, g = jax.value_and_grad(loss)(p, *batch)
+        value, g = jax.value_and_grad(mean_square)(p, *batch)
         updates, state = tx.update(g, state, p)
         return (optax.apply_updates(p, updates), state), value
 
@@ -79,28 +80,20 @@ def in_torch(options, dtype, schedule=None):
 
 
 def in_keras(options, dtype):
+    """Keras's optimizer and variables; Keras's layers are float32 under the JAX backend."""
     import keras
 
     weights, x, y = problem(dtype)
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)  # the model's own too, which casts its inputs
-    layers = [keras.layers.Dense(SIZES[1], activation="tanh"), keras.layers.Dense(SIZES[2])]
-    model = keras.Sequential([keras.layers.Input((SIZES[0],)), *layers])
-    keras.config.set_dtype_policy(before)
-    model.set_weights([leaf for pair in weights for leaf in pair])
+    leaves, tree = jax.tree.flatten(weights)
+    variables = [keras.Variable(leaf, dtype=str(leaf.dtype)) for leaf in leaves]
     optimizer = keras.optimizers.RMSprop(**options)
-
-    # Keras's own loss is in float32, whatever the model is.
-    def loss(variables, x, y):
-        return jnp.mean((model.stateless_call(variables, [], x)[0] - y) ** 2)
-
-    gradients, losses = jax.jit(jax.value_and_grad(loss)), []
+    gradients, losses = jax.jit(jax.value_and_grad(mean_square)), []
     for t in range(STEPS):
-        values = [variable.value for variable in model.trainable_variables]
-        value, g = gradients(values, jnp.asarray(x[t]), jnp.asarray(y[t]))
-        optimizer.apply(g, model.trainable_variables)
+        p = tree.unflatten([variable.value for variable in variables])
+        value, g = gradients(p, jnp.asarray(x[t]), jnp.asarray(y[t]))
+        optimizer.apply(jax.tree.leaves(g), variables)
         losses.append(float(value))
-    return [np.asarray(w) for w in model.get_weights()], np.array(losses)
+    return [np.asarray(variable.value) for variable in variables], np.array(losses)
 
 
 def apart(a, b):
@@ -151,7 +144,7 @@ def test_keras(options):
     rate = float(np.float32(RATE / 10 if "momentum" in options else RATE))
     options = {"learning_rate": rate, "epsilon": 1e-4, **options}
     with their_own_world():
-        theirs, exact = in_keras(options, "float32"), in_keras(options, "float64")
+        theirs, exact = in_keras(options, np.float32), in_keras(options, np.float64)
         single, double = (
             in_jax(dialects.keras(**options), dtype) for dtype in (np.float32, np.float64)
         )
