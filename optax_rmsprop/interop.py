@@ -301,7 +301,7 @@ def from_tensorflow1(
         >>> print(state[0].count, state[0].nu["w"], state[2].trace["w"])
         7 [1.] [-0.5]
     """
-    roles, arrays, names = _tensorflow_roles("from_tensorflow1", variables, quantities(like))
+    roles, arrays, names = _tensorflow_roles("from_tensorflow1", variables)
     return _from_roles(
         "from_tensorflow1", roles, arrays, names, like, convert, count, learning_rate
     )
@@ -337,7 +337,7 @@ def to_tensorflow1(
         >>> interop.to_tensorflow1(state, fresh, lambda tree: tree)["w/RMSProp_1"]
         array([0.5])
     """
-    roles, arrays, names = _tensorflow_roles("to_tensorflow1", like, quantities(state))
+    roles, arrays, names = _tensorflow_roles("to_tensorflow1", like)
     return _to_roles("to_tensorflow1", roles, arrays, names, state, like, convert, learning_rate)
 
 
@@ -490,7 +490,7 @@ _KERAS = {
 }  # fmt: skip
 _KERAS_NAMES = [
     re.compile(r"(?:[^/]+/)*(?P<name>[^/]+)_(?P<kind>velocity|momentum|average_gradient)"),
-    re.compile(r"[^/]+/(?P<kind>velocity|momentum|average_gradient)/(?P<name>.+)"),
+    re.compile(r"(?:[^/]+/)?(?P<kind>velocity|momentum|average_gradient)/(?P<name>.+)"),
     re.compile(r"[^/]+/(?P<name>.+)/(?P<kind>rms|momentum|mg)"),
 ]
 
@@ -548,27 +548,26 @@ def _keras_order(
     return head + slots
 
 
-def _tensorflow_roles(
-    function: str, variables: Any, quantities: set[str]
-) -> tuple[list[_Role], list[Any], list[str]]:
+def _tensorflow_roles(function: str, variables: Any) -> tuple[list[_Role], list[Any], list[str]]:
     by_key = _mapping(variables)
     if by_key is None:
         raise TypeError(f"{function}: expected variables by name, got {_shown(variables)}")
-    found = {key: _SLOT.fullmatch(key) for key in by_key}
-    names = sorted({match["name"] for match in found.values() if match})
-    if not names:
+    slots: dict[str, list[tuple[int, str]]] = {}
+    for key in by_key:
+        if match := _SLOT.fullmatch(key):
+            slots.setdefault(match["name"], []).append((int(match["number"] or 0), key))
+    if not slots:
         raise TypeError(f"{function}: no slot <variable>/RMSProp in {_shown(variables)}")
-    kinds = ["nu", "mu", "trace"] if "mu" in quantities else ["nu", "trace"]
-    roles: list[_Role] = []
-    for key, match in found.items():
-        number = int(match["number"] or 0) if match else 0
-        if number >= len(kinds):
-            raise ValueError(f"{function}: {key} is a slot of a centred optimizer")
-        if match:
-            roles.append(_Role(kinds[number], match["name"]))
-        else:
-            roles.append(_Role("count" if key.removesuffix(":0") == "global_step" else None))
-    return roles, list(by_key.values()), names
+    roles = {key: _Role(None) for key in by_key}
+    roles |= {key: _Role("count") for key in by_key if key.removesuffix(":0") == "global_step"}
+    for name, found in slots.items():
+        # TensorFlow numbers them in the order in which it makes them, not always from 0.
+        kinds = {2: ["nu", "trace"], 3: ["nu", "mu", "trace"]}.get(len(found))
+        if kinds is None:
+            raise ValueError(f"{function}: {name!r} has {len(found)} slots, expected 2 or 3")
+        for kind, (_, key) in zip(kinds, sorted(found), strict=True):
+            roles[key] = _Role(kind, name)
+    return list(roles.values()), list(by_key.values()), sorted(slots)
 
 
 def _from_roles(
@@ -589,8 +588,8 @@ def _from_roles(
             learning_rate = float(as_numpy(value))
         elif role.quantity in ("nu", "mu", "trace"):
             named.setdefault(role.quantity, {})[role.name] = as_numpy(value)
-    if "trace" in named and "trace" not in quantities(like) and not _any(named["trace"]):
-        del named["trace"]  # TensorFlow 1 has the slot even when there is no momentum
+    if function == "from_tensorflow1" and "trace" not in quantities(like):
+        named.pop("trace", None)
     for arrays in named.values():
         same_names(function, names, arrays)
     rates = None if learning_rate is None else dict.fromkeys(names, learning_rate)

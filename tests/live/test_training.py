@@ -80,7 +80,7 @@ def in_torch(options, dtype, schedule=None):
 
 
 def in_keras(options, dtype):
-    """Keras's optimizer and variables; Keras's layers are float32 under the JAX backend."""
+    """Keras's optimizer and variables; its layers (3.15.1) return float32 under the JAX backend."""
     import keras
 
     weights, x, y = problem(dtype)

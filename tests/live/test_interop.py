@@ -1,0 +1,535 @@
+"""A run that moves: k steps there, k steps here, k steps there again, as 3k steps there."""
+
+import io
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_rmsprop
+from optax_rmsprop import dialects, interop
+from tests.live.frameworks import (
+    needed,
+    stable_baselines3_optimizer,
+    their_own_world,
+    timm_optimizer,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+K, RATE = 12, 0.02
+NAMES = ["weight", "bias"]
+SETTINGS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "centered": {"centered": True, "eps": 1e-4},
+    "centered-momentum": {"centered": True, "eps": 1e-4, "momentum": 0.9},
+}
+TABLE = RATE * 0.9 ** np.arange(3 * K)
+every_setting = pytest.mark.parametrize("setting", SETTINGS)
+scheduled_or_not = pytest.mark.parametrize("scheduled", [False, True], ids=["constant", "schedule"])
+both_widths = pytest.mark.parametrize("dtype", [np.float64, np.float32])
+
+
+def problem(dtype):
+    """A weight as [out, in] and a bias, and their gradients for three times k steps."""
+    rng = np.random.default_rng(11)
+    shapes = {"weight": (3, 4), "bias": (3,)}
+    params = {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    grads = [
+        {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+        for _ in range(3 * K)
+    ]
+    return params, grads
+
+
+def to_flax(named):
+    return {"dense": {"kernel": named["weight"].T, "bias": named["bias"]}}
+
+
+def to_named(tree):
+    return {"weight": tree["dense"]["kernel"].T, "bias": tree["dense"]["bias"]}
+
+
+def here(tx, state, params, grads):
+    """Steps in JAX: the parameters and the state after them."""
+    p = jax.tree.map(jnp.asarray, to_flax(params))
+    for g in grads:
+        updates, state = tx.update(jax.tree.map(jnp.asarray, to_flax(g)), state, p)
+        p = optax.apply_updates(p, updates)
+    return jax.tree.map(np.asarray, to_named(p)), state
+
+
+def tolerance(dtype):
+    # Float32: a parameter, of size 3, is rounded once a step, and so is each step in its 4 ulp.
+    return 1e-12 if dtype == np.float64 else 3 * K * 2 * np.finfo(np.float32).eps
+
+
+def assert_close(got, expected, dtype):
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], atol=tolerance(dtype), rtol=0)
+
+
+class Torch:
+    """A torch optimizer and its parameters, by name."""
+
+    def __init__(self, make, options, params, saved=None):
+        import torch
+
+        # In one order: JAX sorts the keys of a dictionary, torch counts the parameters.
+        self.params = {name: torch.nn.Parameter(torch.tensor(params[name])) for name in NAMES}
+        self.optimizer = make(list(self.params.items()), **options)
+        if saved is not None:
+            tree_map_only = torch.utils._pytree.tree_map_only
+            self.optimizer.load_state_dict(tree_map_only(np.ndarray, torch.from_numpy, saved))
+
+    def steps(self, grads, rates=None):
+        import torch
+
+        for t, g in enumerate(grads):
+            if rates is not None:
+                self.optimizer.param_groups[0]["lr"] = float(rates[t])
+            for name, p in self.params.items():
+                p.grad = torch.tensor(g[name])
+            self.optimizer.step()
+        return {name: p.detach().numpy().copy() for name, p in self.params.items()}
+
+
+def makers():
+    import torch
+
+    return {
+        "torch": (torch.optim.RMSprop, dialects.torch, {}),
+        "timm": (timm_optimizer(), dialects.timm, {"rate_in_buffer": True}),
+        "stable_baselines3": (stable_baselines3_optimizer(), dialects.stable_baselines3, {}),
+    }
+
+
+@every_setting
+@scheduled_or_not
+@both_widths
+@pytest.mark.parametrize("which", ["torch", "timm", "stable_baselines3"])
+def test_torch_there_and_back(which, setting, scheduled, dtype):
+    needed(which, "torch")
+    make, dialect, kind = makers()[which]
+    options = {"lr": RATE, **SETTINGS[setting]}
+    params, grads = problem(dtype)
+    rates = TABLE if scheduled else None
+    a, b, c = slice(0, K), slice(K, 2 * K), slice(2 * K, 3 * K)
+    with their_own_world():
+        expected = Torch(make, options, params).steps(grads, rates)
+
+        first = Torch(make, options, params)
+        p = first.steps(grads[a], None if rates is None else rates[a])
+        lr = (lambda count: jnp.asarray(TABLE)[count]) if scheduled else RATE
+        tx = dialect(**options | {"lr": lr})
+        empty = tx.init(jax.tree.map(jnp.asarray, to_flax(p)))
+        state = interop.from_torch(
+            first.optimizer.state_dict(), empty, to_flax, names=NAMES, **kind
+        )
+        assert int(optax.tree.get_all_with_path(state, "count")[0][1]) == K
+        p, state = here(tx, state, p, grads[b])
+
+        second = Torch(make, options, p)
+        saved = interop.to_torch(
+            state, second.optimizer.state_dict(), to_named, names=NAMES, **kind
+        )
+        third = Torch(make, options, p, saved)
+        got = third.steps(grads[c], None if rates is None else rates[c])
+        assert float(third.optimizer.state_dict()["state"][0]["step"]) == 3 * K
+    assert_close(got, expected, dtype)
+
+
+def test_torch_into_the_other_order_of_rate_and_buffer():
+    """At a constant rate the two orders are one, and the buffer differs by minus the rate."""
+    needed("torch")
+    import torch
+
+    options = {"lr": RATE, "momentum": 0.9, "eps": 1e-4}
+    params, grads = problem(np.float64)
+    with their_own_world():
+        expected = Torch(torch.optim.RMSprop, options, params).steps(grads)
+        first = Torch(torch.optim.RMSprop, options, params)
+        p = first.steps(grads[:K])
+        tx = optax_rmsprop.rmsprop(RATE, 0.99, 1e-4, eps_in_sqrt=False, momentum=0.9)
+        empty = tx.init(jax.tree.map(jnp.asarray, to_flax(p)))
+        state = interop.from_torch(first.optimizer.state_dict(), empty, to_flax)
+        p, state = here(tx, state, p, grads[K : 2 * K])
+        saved = interop.to_torch(state, first.optimizer.state_dict(), to_named)
+        got = Torch(torch.optim.RMSprop, options, p, saved).steps(grads[2 * K :])
+    assert_close(got, expected, np.float64)
+
+
+def test_torch_groups_become_a_partition():
+    needed("torch")
+    import torch
+
+    params, grads = problem(np.float64)
+    with their_own_world():
+
+        def made(values):
+            made = Torch(torch.optim.RMSprop, {}, values)
+            groups = [
+                {"params": [("weight", made.params["weight"])], "lr": 0.02, "momentum": 0.9},
+                {"params": [("bias", made.params["bias"])], "lr": 0.005, "momentum": 0.9},
+            ]
+            made.optimizer = torch.optim.RMSprop(groups, eps=1e-4)
+            return made
+
+        expected = made(params).steps(grads)
+        first = made(params)
+        p = first.steps(grads[:K])
+        tx = optax.partition(
+            {
+                "kernel": dialects.torch(0.02, eps=1e-4, momentum=0.9),
+                "bias": dialects.torch(0.005, eps=1e-4, momentum=0.9),
+            },
+            {"dense": {"kernel": "kernel", "bias": "bias"}},
+        )
+        empty = tx.init(jax.tree.map(jnp.asarray, to_flax(p)))
+        state = interop.from_torch(first.optimizer.state_dict(), empty, to_flax)
+        rates = [float(x) for _, x in optax.tree.get_all_with_path(state, "learning_rate")]
+        assert sorted(rates) == [0.005, 0.02]
+        p, state = here(tx, state, p, grads[K : 2 * K])
+        second = made(p)
+        saved = interop.to_torch(state, second.optimizer.state_dict(), to_named)
+        tree_map_only = torch.utils._pytree.tree_map_only
+        second.optimizer.load_state_dict(tree_map_only(np.ndarray, torch.from_numpy, saved))
+        got = second.steps(grads[2 * K :])
+    assert_close(got, expected, np.float64)
+
+
+def test_each_group_moves_its_own_rate_into_the_buffer():
+    needed("torch")
+    import torch
+
+    params, grads = problem(np.float64)
+    with their_own_world():
+        first = Torch(torch.optim.RMSprop, {}, params)
+        groups = [
+            {"params": [(name, first.params[name])], "lr": lr, "momentum": 0.9}
+            for name, lr in (("weight", 0.02), ("bias", 0.005))
+        ]
+        first.optimizer = torch.optim.RMSprop(groups)
+        first.steps(grads[:K])
+        tx = optax_rmsprop.rmsprop(0.1, momentum=0.9)
+        empty = tx.init(jax.tree.map(jnp.asarray, to_flax(params)))
+        state = interop.from_torch(first.optimizer.state_dict(), empty, to_flax)
+        saved = first.optimizer.state_dict()["state"]
+        trace = optax.tree.get(state, "trace")["dense"]
+        np.testing.assert_allclose(trace["kernel"], -0.02 * saved[0]["momentum_buffer"].T)
+        np.testing.assert_allclose(trace["bias"], -0.005 * saved[1]["momentum_buffer"])
+        # Two rates have no place in one number: it stays what it was.
+        assert float(optax.tree.get(state, "learning_rate")) == 0.1
+        with pytest.raises(ValueError, match="contain the rate, others do not"):
+            other = dialects.torch(0.1, momentum=0.9).init(params)
+            interop.to_torch((state, other), first.optimizer.state_dict(), to_named)
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_a_half_precision_state_is_widened(half):
+    needed("torch")
+    import torch
+
+    model = torch.nn.Linear(4, 3, dtype=getattr(torch, half))
+    optimizer = torch.optim.RMSprop(model.named_parameters(), momentum=0.9)
+    model(torch.ones(2, 4, dtype=getattr(torch, half))).sum().backward()
+    optimizer.step()
+    params = {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+    empty = dialects.torch(momentum=0.9).init(jax.tree.map(jnp.asarray, to_flax(params)))
+    state = interop.from_torch(optimizer.state_dict(), empty, to_flax)
+    nu = optax.tree.get(state, "nu")["dense"]["kernel"]
+    saved = optimizer.state_dict()["state"][0]["square_avg"].float().numpy()
+    assert nu.dtype == jnp.float32
+    np.testing.assert_array_equal(nu, saved.T)
+
+
+def test_complex_parameters_become_pairs():
+    needed("torch")
+    import torch
+
+    p = torch.nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+    optimizer = torch.optim.RMSprop([("p", p)], momentum=0.9, centered=True)
+    p.grad = torch.tensor([0.5 - 1j, 2 + 2j])
+    optimizer.step()
+    tx = dialects.torch(momentum=0.9, centered=True)
+    like = {"p": jnp.array([1 + 2j, 3 - 1j])}
+    state = interop.from_torch(optimizer.state_dict(), tx.init(like), lambda named: named)
+    _, expected = tx.update({"p": jnp.array([0.5 - 1j, 2 + 2j])}, tx.init(like), like)
+    for ours, made in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, made, rtol=1e-4)
+
+
+@every_setting
+@scheduled_or_not
+@both_widths
+def test_keras_there_and_back(setting, scheduled, dtype):
+    needed("keras")
+    import keras
+
+    options = {"learning_rate": float(np.float32(RATE)), **SETTINGS[setting]}
+    options["epsilon"] = options.pop("eps", 1e-7)
+    params, grads = problem(dtype)
+
+    class Table(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, count):
+            return jnp.asarray(TABLE)[jnp.asarray(count)]
+
+    if scheduled:
+        options["learning_rate"] = Table()
+
+    def made(values, carried=None):
+        variables = [keras.Variable(values[n], dtype=np.dtype(dtype).name, name=n) for n in NAMES]
+        optimizer = keras.optimizers.RMSprop(**options)
+        optimizer.build(variables)
+        for variable, value in zip(optimizer.variables, carried or [], strict=False):
+            variable.assign(value)
+        return optimizer, variables
+
+    def steps(optimizer, variables, grads):
+        for g in grads:
+            optimizer.apply([jnp.asarray(g[name]) for name in NAMES], variables)
+        return {n: np.asarray(v.value) for n, v in zip(NAMES, variables, strict=True)}
+
+    with their_own_world():
+        expected = steps(*made(params), grads)
+        optimizer, variables = made(params)
+        p = steps(optimizer, variables, grads[:K])
+        rate = (lambda count: jnp.asarray(TABLE)[count]) if scheduled else options["learning_rate"]
+        tx = dialects.keras(**options | {"learning_rate": rate})
+        empty = tx.init(jax.tree.map(jnp.asarray, to_flax(p)))
+        in_order = interop.from_keras(optimizer.variables, empty, to_flax, names=NAMES)
+        by_name = {v.path: v for v in optimizer.variables}
+        state = interop.from_keras(by_name, empty, to_flax, names=NAMES)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), in_order, state))
+        p, state = here(tx, state, p, grads[K : 2 * K])
+        fresh, _ = made(p)
+        carried = interop.to_keras(state, fresh.variables, to_named, names=NAMES)
+        got = steps(*made(p, carried), grads[2 * K :])
+    assert_close(got, expected, dtype)
+
+
+@pytest.mark.parametrize("kind", ["keras", "weights.h5"])
+def test_a_saved_keras_file(kind, tmp_path):
+    needed("keras", "h5py")
+    import h5py
+    import keras
+
+    layers = [keras.layers.Input((4,)), keras.layers.Dense(3, name="a")]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.RMSprop(0.01, momentum=0.9, centered=True), "mse")
+    model.train_on_batch(np.ones((2, 4)), np.ones((2, 3)))
+    path = tmp_path / f"model.{kind}"
+    model.save(path) if kind == "keras" else model.save_weights(path)
+    data = path.read_bytes()
+    if kind == "keras":
+        data = zipfile.ZipFile(path).read("model.weights.h5")
+    names = [v.path for v in model.trainable_variables]
+    tx = dialects.keras(0.01, momentum=0.9, centered=True)
+    tree = lambda named: {name.rpartition("/")[2]: x for name, x in named.items()}  # noqa: E731
+    empty = tx.init({"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)})
+    with h5py.File(io.BytesIO(data)) as file:
+        state = interop.from_keras(file["optimizer/vars"], empty, tree, names=names)
+    live = interop.from_keras(
+        {v.path: v for v in model.optimizer.variables}, empty, tree, names=names
+    )
+    for saved, expected in zip(jax.tree.leaves(state), jax.tree.leaves(live), strict=True):
+        np.testing.assert_array_equal(saved, expected)
+    assert float(jnp.abs(optax.tree.get(state, "trace")["kernel"]).max()) > 0
+
+
+@every_setting
+def test_tf_keras_slots(setting):
+    needed("tf_keras", "tensorflow")
+    import tensorflow as tf
+    import tf_keras
+
+    options = {"learning_rate": RATE, **SETTINGS[setting]}
+    options["epsilon"] = options.pop("eps", 1e-7)
+    params, grads = problem(np.float32)
+    generations = {
+        dialects.keras2: tf_keras.optimizers.legacy.RMSprop,
+        dialects.keras: lambda **kw: tf_keras.optimizers.RMSprop(jit_compile=False, **kw),
+    }
+    for dialect, make in generations.items():
+        optimizer = make(**options)
+        variables = [tf.Variable(params[name], name=f"layer/{name}") for name in NAMES]
+        if hasattr(optimizer, "build"):
+            optimizer.build(variables)
+
+        def steps(grads, optimizer=optimizer, variables=variables):
+            for g in grads:
+                pairs = [(tf.constant(g[n]), v) for n, v in zip(NAMES, variables, strict=True)]
+                optimizer.apply_gradients(pairs)
+            return {n: v.numpy() for n, v in zip(NAMES, variables, strict=True)}
+
+        p = steps(grads[:K])
+        tx = dialect(**options)
+        empty = tx.init(jax.tree.map(jnp.asarray, to_flax(p)))
+        found = optimizer.variables
+        slots = found() if callable(found) else found
+        names = [f"layer/{name}" for name in NAMES]
+
+        def tree(named):
+            return to_flax({name.rpartition("/")[2]: x for name, x in named.items()})
+
+        state = interop.from_keras({v.name: v for v in slots}, empty, tree, names=names)
+        order = interop.from_keras([v.numpy() for v in slots], empty, tree, names=names)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), order, state))
+        got, _ = here(tx, state, p, grads[K : 2 * K])
+        assert_close(got, steps(grads[K : 2 * K]), np.float32)
+
+
+@every_setting
+@scheduled_or_not
+@both_widths
+def test_tensorflow1_there_and_back(setting, scheduled, dtype):
+    needed("tensorflow")
+    import tensorflow as tf
+
+    options = {"learning_rate": RATE, **SETTINGS[setting]}
+    options["epsilon"] = options.pop("eps", 1e-10)
+    rounded = {k: float(np.float32(v)) if isinstance(v, float) else v for k, v in options.items()}
+    rounded["decay"] = float(np.float32(0.9))
+    table = TABLE.astype(np.float32).astype(float)
+    params, grads = problem(dtype)
+
+    class Run:
+        def __init__(self, values, start=0):
+            self.at = start
+            self.variables = [tf.Variable(values[name], name=name) for name in NAMES]
+            rate = (lambda: float(TABLE[self.at])) if scheduled else RATE
+            self.optimizer = tf.compat.v1.train.RMSPropOptimizer(
+                **options | {"learning_rate": rate}
+            )
+            self.optimizer._create_slots(self.variables)
+
+        def load(self, carried):
+            for slot in self.optimizer.variables():
+                slot.assign(carried[slot.name])
+
+        def steps(self, grads):
+            for g in grads:
+                pairs = zip(NAMES, self.variables, strict=True)
+                self.optimizer.apply_gradients([(tf.constant(g[n]), v) for n, v in pairs])
+                self.at += 1
+            return {n: v.numpy() for n, v in zip(NAMES, self.variables, strict=True)}
+
+        def slots(self):
+            return {v.name: v.numpy() for v in self.optimizer.variables()}
+
+    with their_own_world():
+        expected = Run(params).steps(grads)
+        first = Run(params)
+        p = first.steps(grads[:K])
+        rate = (lambda count: jnp.asarray(table)[count]) if scheduled else rounded["learning_rate"]
+        tx = dialects.tensorflow1(**rounded | {"learning_rate": rate})
+        empty = tx.init(jax.tree.map(jnp.asarray, to_flax(p)))
+        state = interop.from_tensorflow1(first.slots(), empty, to_flax, count=K)
+        p, state = here(tx, state, p, grads[K : 2 * K])
+        last = Run(p, 2 * K)
+        last.load(interop.to_tensorflow1(state, last.slots(), to_named))
+        got = last.steps(grads[2 * K :])
+    assert_close(got, expected, dtype)
+
+
+def test_a_checkpoint_of_a_tensorflow1_graph(tmp_path):
+    needed("tensorflow")
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default():
+        w = v1.get_variable("layer/w", initializer=np.ones((2, 2), np.float32))
+        optimizer = v1.train.RMSPropOptimizer(
+            0.5, decay=0.75, momentum=0.9, epsilon=2.0, centered=True
+        )
+        step = optimizer.apply_gradients(
+            [(tf.constant(np.full((2, 2), 5.0, np.float32)), w)],
+            global_step=v1.train.get_or_create_global_step(),
+        )
+        with v1.Session() as session:
+            session.run(v1.global_variables_initializer())
+            session.run(step)
+            path = v1.train.Saver().save(session, str(tmp_path / "model"))
+    reader = tf.train.load_checkpoint(path)
+    saved = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    params = {"w": jnp.ones((2, 2))}
+    tx = dialects.tensorflow1(0.5, decay=0.75, momentum=0.9, epsilon=2.0, centered=True)
+    state = interop.from_tensorflow1(saved, tx.init(params), lambda named: {"w": named["layer/w"]})
+    _, expected = tx.update({"w": jnp.full((2, 2), 5.0)}, tx.init(params), params)
+    for ours, made in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, made, rtol=1e-6)
+
+
+def test_a_sharded_target_stays_sharded():
+    needed("torch")
+    import torch
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    p = torch.nn.Parameter(torch.ones(16, 4))
+    optimizer = torch.optim.RMSprop([("w", p)], momentum=0.9)
+    p.grad = torch.arange(64.0).reshape(16, 4)
+    optimizer.step()
+    params = {"w": jax.device_put(jnp.ones((16, 4)), NamedSharding(mesh, P("data")))}
+    tx = dialects.torch(momentum=0.9)
+    state = interop.from_torch(optimizer.state_dict(), tx.init(params), lambda named: named)
+    for field in ("nu", "trace"):
+        array = optax.tree.get(state, field)["w"]
+        assert array.sharding == params["w"].sharding
+        assert array.addressable_shards[0].data.shape == (2, 4)
+    saved = optimizer.state_dict()["state"][0]
+    np.testing.assert_array_equal(optax.tree.get(state, "nu")["w"], saved["square_avg"])
+    back = interop.to_torch(state, optimizer.state_dict(), lambda tree: tree)
+    np.testing.assert_array_equal(back["state"][0]["momentum_buffer"], saved["momentum_buffer"])
+
+
+def test_a_torch_network_by_its_layout():
+    """A convolution, a normalisation, a flatten and a linear layer, in PyTorch and in Flax."""
+    needed("torch", "flax")
+    import torch
+    from flax import nnx
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+            self.norm = torch.nn.LayerNorm(8)
+            self.dense = torch.nn.Linear(8 * 4 * 4, 5)
+
+        def forward(self, x):
+            x = self.conv(x).permute(0, 2, 3, 1)
+            x = self.norm(x).permute(0, 3, 1, 2)
+            return self.dense(torch.flatten(torch.tanh(x), 1))
+
+    class Ours(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 8, (3, 3), padding="SAME", rngs=rngs)
+            self.norm = nnx.LayerNorm(8, epsilon=1e-5, rngs=rngs)
+            self.dense = nnx.Linear(4 * 4 * 8, 5, rngs=rngs)
+
+        def __call__(self, x):
+            x = jnp.tanh(self.norm(self.conv(x)))
+            return self.dense(x.reshape(x.shape[0], -1))
+
+    torch.manual_seed(0)
+    theirs = Theirs()
+    with jax.numpy_dtype_promotion("standard"):
+        ours = Ours(nnx.Rngs(0))
+        both = interop.layout(nnx.state(ours, nnx.Param), flattened={"dense": (8, 4, 4)})
+        named = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
+        nnx.update(ours, both.to_flax(named))
+        x = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+        got = ours(jnp.asarray(x.transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(got, theirs(torch.tensor(x)).detach().numpy(), atol=1e-5)
+    back = both.to_torch(nnx.state(ours, nnx.Param))
+    assert back.keys() == named.keys()
+    for name in named:
+        np.testing.assert_array_equal(back[name], named[name])
