@@ -1,0 +1,1 @@
+"""A PyTorch run, carried over and continued in Flax."""
