@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Dialects
 #
-# Every framework's RMSprop is another algorithm. This page gives one sequence of gradients to all of
-# them, measures how far the parameters end up from each other, and then what a wrong port costs
-# in a training run. It takes less than a minute on two CPU cores.
+# Every framework's RMSprop is another algorithm. This page gives one sequence of gradients to many
+# of them, measures how far the parameters end up from each other, and then what a wrong port costs
+# in a training run. It takes about a minute on two CPU cores.
 
 # %%
 import jax
@@ -34,8 +34,8 @@ from optax_rmsprop import dialects
 # %% [markdown]
 # ## One sequence of gradients
 #
-# Fifty gradients of a hundred weights, whose sizes range over four decades. Every optimizer gets the
-# same numbers: ρ = 0.9, μ = 0.9, ε = 1e-3 and a rate that falls. Only the rule differs.
+# Fifty gradients of a hundred weights, whose sizes range over four decades. Every optimizer gets
+# the same numbers: ρ = 0.9, μ = 0.9, ε = 1e-3 and a rate that falls. Only the rule differs.
 
 # %%
 rng = np.random.default_rng(0)
@@ -93,8 +93,8 @@ axes[0].set_ylabel("parameter")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 # %% [markdown]
-# How far apart are they after fifty steps? The root mean square difference of two rules' parameters,
-# in units of the distance that they went.
+# How far apart are they after fifty steps? The root mean square difference of two rules'
+# parameters, in units of the distance that they went.
 
 # %%
 last = np.stack([np.asarray(path[-1]) for path in paths.values()])
@@ -108,9 +108,8 @@ axis.set_xticks(range(len(paths)), paths, rotation=60, ha="right")
 axis.set_yticks(range(len(paths)), paths)
 figure.colorbar(image, label="difference / distance gone")
 
-print(
-    f"equal to rounding: {sorted(a + ' = ' + b for i, a in enumerate(paths) for b in list(paths)[:i] if relative[i, list(paths).index(b)] < 1e-5)}"
-)  # noqa: E501
+for i, j in np.argwhere(np.triu(relative < 1e-5, k=1)):
+    print(f"{list(paths)[i]} and {list(paths)[j]} are equal to rounding")
 
 # %% [markdown]
 # What is equal has one rule under several names: in Keras and Paddle ε is inside the root, ν starts
@@ -120,8 +119,8 @@ print(
 # ## What a wrong port costs
 #
 # A network for handwritten digits, trained with EfficientNet's setting in TensorFlow 1's rule
-# (ρ = μ = 0.9, ε = 1e-3, a staircase), and then with the same numbers in four rules that someone could
-# take for it. Eight seeds of each, in one program; the rate is the one that is best for the
+# (ρ = μ = 0.9, ε = 1e-3, a staircase), and then with the same numbers in four rules that someone
+# could take for it. Eight seeds of each, in one program; the rate is the one that is best for the
 # original, among six, by the loss on the training set.
 
 # %%
@@ -202,8 +201,9 @@ axis.grid(alpha=0.3)
 
 # %% [markdown]
 # The numbers belong to the rule. With them comes the rule: paste the line of the framework into its
-# dialect, and the first curve is what you get. The steps say where the others part: without ν₀ = 1 the
-# first steps are too long, and with ε outside the root every step of a small gradient is.
+# dialect, and the first curve is what you get. The curves say where the others part: without
+# ν₀ = 1 the first steps are too long, and with ε outside the root every step of a small gradient
+# is.
 #
 # ## A rule of your own
 #

@@ -94,7 +94,7 @@ def _dialect(name, factory, hyper, names, reference, traits=(), **options):
     if "weight_decay" in hyper:
         reference = {"coupled": "couples" in traits, **reference}
     return Case(
-        f"dialects.{name}", make, hyper, reference, centered=options.get("centered", False),
+        f"dialect-{name}", make, hyper, reference, centered=options.get("centered", False),
         decays_weights="weight_decay" in hyper, arguments=arguments, **dict.fromkeys(traits, True),
     )  # fmt: skip
 
