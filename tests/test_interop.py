@@ -462,3 +462,15 @@ def test_a_layout_refuses_by_name(message, change):
     change(named)
     with pytest.raises(ValueError, match=re.escape(message)):
         both.to_flax(named)
+
+
+def test_the_second_slot_of_a_centred_tensorflow1_optimizer_is_the_mean():
+    saved = {
+        "w/RMSProp": np.full(1, 5.0),
+        "w/RMSProp_1": np.full(1, 2.0),
+        "w/RMSProp_2": np.ones(1),
+    }
+    like = dialects.tensorflow1(0.1, momentum=0.9, centered=True).init({"w": jnp.zeros(1)})
+    state = interop.from_tensorflow1(saved, like, same, count=1)
+    fields = {f: float(optax.tree.get(state, f)["w"][0]) for f in ("mu", "var", "trace")}
+    assert fields == {"mu": 2.0, "var": 1.0, "trace": -1.0}

@@ -21,7 +21,7 @@ import pytest
 from packaging.version import Version
 
 import optax_rmsprop as ours
-from optax_rmsprop import dialects
+from optax_rmsprop import dialects, interop
 from tests.cases import CASES, cases
 from tests.test_dialects import CHAINS
 
@@ -186,6 +186,21 @@ def test_every_factory_documents_what_it_does_and_shows_it(name):
     described = set(re.findall(r"(\w+)(?=[\w, ]*: )", doc.partition("Args:")[2]))
     missing = inspect.signature(FACTORIES[name]).parameters.keys() - described
     assert not missing or re.search(r"[Aa]rguments?.* `\w+`|As in `\w+`, as are", doc), missing
+
+
+@pytest.mark.parametrize(
+    "name", ["from_torch", "to_torch", "from_keras", "to_keras", "from_tensorflow1",
+             "to_tensorflow1", "transfer", "layout"],
+)  # fmt: skip
+def test_every_conversion_documents_what_it_does_and_shows_it(name):
+    function = getattr(interop, name)
+    doc = inspect.getdoc(function) or ""
+    assert len(doc.splitlines()[0]) <= 90 and doc.splitlines()[0].endswith((".", "3's.", "2's."))
+    assert {"Args", "Returns", "Raises", "Example"} <= set(
+        re.findall(r"^(\w+):", doc, re.MULTILINE)
+    )
+    described = set(re.findall(r"(\w+)(?=[\w, ]*: )", doc.partition("Args:")[2]))
+    assert inspect.signature(function).parameters.keys() <= described
 
 
 @pytest.mark.parametrize("name", sorted(STATES))
