@@ -122,6 +122,7 @@ def fill(
 
 
 def lacks(quantity: str, values: Values) -> str:
+    """What is missing, in words."""
     if quantity in ("step", "direction") and values.keys() & {"step", "direction"}:
         return "no learning rate to move in or out of the momentum"
     words = {"nu": "no second moment", "mu": "no mean (it is not centred)"}
@@ -159,6 +160,7 @@ def _moments(part: Any) -> list[str]:
 
 
 def quantities(state: optax.OptState) -> set[str]:
+    """Which of "nu", "mu" and "trace" a state has."""
     fields = {field for _, part in _parts(state) for field in _moments(part)}
     return {"nu" if field == "var" else field for field in fields}
 
@@ -169,12 +171,17 @@ def _holds_steps(parts: list[tuple[Any, Any]], path: Any) -> bool:
     Optax's links for a rate keep no name. There the rate is what stands between the division and
     the momentum, if anything does.
     """
-    index = path[-1].idx if path and hasattr(path[-1], "idx") else 0
-    chain = {there[-1].idx: part for there, part in parts if there and there[:-1] == path[:-1]}
-    rates = [i for i, part in chain.items() if "learning_rate" in part._fields]
+    chain = {there[-1]: part for there, part in parts if there and there[:-1] == path[:-1]}
+    if not all(isinstance(key, jax.tree_util.SequenceKey) for key in chain):
+        raise ValueError(
+            f"{_keystr(path)}: a state by name does not tell whether the rate comes before the "
+            "momentum; use optax.chain"
+        )
+    index = path[-1].idx if path else 0
+    rates = [key.idx for key, part in chain.items() if "learning_rate" in part._fields]
     if rates:
         return rates[0] < index
-    divided = [i for i, part in chain.items() if {"nu", "var"} & set(part._fields)]
+    divided = [key.idx for key, part in chain.items() if {"nu", "var"} & set(part._fields)]
     return any(index - i > 1 for i in divided)
 
 
@@ -191,6 +198,7 @@ def _keystr(path: Any, field: str | None = None) -> str:
 
 
 def leaves_of(tree: Any) -> dict[Where, Any]:
+    """A tree's leaves by their places."""
     leaves = cast(Any, jax.tree_util.tree_leaves_with_path(tree))
     return {where_of(path): as_numpy(x) for path, x in leaves}
 
@@ -241,16 +249,20 @@ def _put(where: str, value: np.ndarray[Any, Any], old: Any) -> Any:
             raise ValueError(f"{where} is real, the source is complex")
         value = np.stack([value.real, value.imag], axis=-1)
     new = of_shape(where, value, shape).astype(dtype)
-    return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else jnp.asarray(new)
+    # What init left free to move stays free.
+    placed = isinstance(old, jax.Array) and old.committed
+    return jax.device_put(new, old.sharding) if placed else jnp.asarray(new)
 
 
 def of_shape(where: str, x: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """`x`, if it has this shape."""
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{where} has shape {tuple(x.shape)}, expected {tuple(shape)}")
     return x
 
 
 def same_names(function: str, expected: Iterable[str], got: Iterable[str]) -> None:
+    """Refuse missing and surplus names."""
     expected, got = set(expected), set(got)
     if expected != got:
         missing, surplus = sorted(expected - got), sorted(got - expected)

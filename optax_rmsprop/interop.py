@@ -302,6 +302,9 @@ def from_tensorflow1(
         7 [1.] [-0.5]
     """
     roles, arrays, names = _tensorflow_roles("from_tensorflow1", variables)
+    if "trace" not in quantities(like):
+        # TensorFlow has the slot without momentum too; it holds the last step, which nothing reads.
+        roles = [_Role(None) if role.quantity == "trace" else role for role in roles]
     return _from_roles(
         "from_tensorflow1", roles, arrays, names, like, convert, count, learning_rate
     )
@@ -510,8 +513,10 @@ def _keras_roles(
             raise TypeError(f"{function}: no variables of Keras's RMSprop: {strange or by_key}")
     else:
         # A saved store has digits for keys, and sorts them as text.
-        ordered: Any = variables if by_key is None else [by_key[k] for k in sorted(by_key, key=int)]
-        values = list(cast("Sequence[Any]", ordered))
+        ordered: list[Any] = list(cast("Sequence[Any]", variables))
+        if by_key is not None:
+            ordered = [by_key[key] for key in sorted(by_key, key=int)]
+        values = ordered
         if names is None:
             raise ValueError(f"{function}: variables in order need names=, the parameters'")
         roles = _keras_order(function, values, names, quantities)
@@ -588,8 +593,6 @@ def _from_roles(
             learning_rate = float(as_numpy(value))
         elif role.quantity in ("nu", "mu", "trace"):
             named.setdefault(role.quantity, {})[role.name] = as_numpy(value)
-    if function == "from_tensorflow1" and "trace" not in quantities(like):
-        named.pop("trace", None)
     for arrays in named.values():
         same_names(function, names, arrays)
     rates = None if learning_rate is None else dict.fromkeys(names, learning_rate)

@@ -414,6 +414,22 @@ def test_a_state_moves_to_the_other_order_of_rate_and_buffer():
         assert interop.transfer(theirs, other).unused  # the rate is not known
 
 
+def test_a_state_by_name_has_no_order():
+    links = {"rms": ours.scale_by_rms(), "buffer": ours.trace(0.9)}
+    state = trained(optax.named_chain(*links.items()))
+    with pytest.raises(ValueError, match="a state by name does not tell"):
+        interop.transfer(state, LIKE)
+
+
+def test_what_was_free_to_move_stays_free_and_what_was_placed_stays_placed():
+    saved = torch_saved()
+    free = from_torch(saved)
+    assert not any(x.committed for x in jax.tree.leaves(free))
+    there = jax.device_put(LIKE, jax.devices()[3])
+    placed = from_torch(saved, there)
+    assert all(x.devices() == {jax.devices()[3]} for x in jax.tree.leaves(placed))
+
+
 def test_a_shape_that_differs_is_refused_by_its_path():
     other = dialects.torch().init({"w": jnp.zeros((3, 3)), "b": jnp.zeros(3)})
     with pytest.raises(ValueError, match=re.escape("transfer: [0].nu['w'] has shape (2, 3)")):
