@@ -503,23 +503,21 @@ def _keras_roles(
 ) -> tuple[list[_Role], list[Any], list[str]]:
     """The role and the value of each variable, and the parameters' names."""
     by_key = _mapping(variables)
-    if by_key is None and not isinstance(variables, (list, tuple)):
-        raise TypeError(f"{function}: expected an optimizer's variables, got {_shown(variables)}")
     if by_key is not None and not all(key.isdigit() for key in by_key):
         roles = [_keras_role(key.removesuffix(":0"), names) for key in by_key]
         values = list(by_key.values())
         strange = [role.name for role in roles if role.quantity is None]
         if strange or not any(role.quantity == "nu" for role in roles):
             raise TypeError(f"{function}: no variables of Keras's RMSprop: {strange or by_key}")
-    else:
-        # A saved store has digits for keys, and sorts them as text.
-        ordered: list[Any] = list(cast("Sequence[Any]", variables))
-        if by_key is not None:
-            ordered = [by_key[key] for key in sorted(by_key, key=int)]
-        values = ordered
+    elif by_key is not None or isinstance(variables, (list, tuple)):
         if names is None:
             raise ValueError(f"{function}: variables in order need names=, the parameters'")
+        values = list(cast("Sequence[Any]", variables))
+        if by_key is not None:  # a saved store, whose keys are numbers, sorted as text
+            values = [by_key[key] for key in sorted(by_key, key=int)]
         roles = _keras_order(function, values, names, quantities)
+    else:
+        raise TypeError(f"{function}: expected an optimizer's variables, got {_shown(variables)}")
     found = [role.name for role in roles if role.quantity == "nu"]
     return roles, values, list(found if names is None else names)
 
