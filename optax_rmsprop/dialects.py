@@ -1,7 +1,7 @@
 """Other frameworks' RMSprop, with their own argument names, defaults and order of links.
 
-A config of the framework pastes in unchanged. Nothing is computed here: a dialect is constants and
-an order.
+A config of the framework pastes in unchanged; what follows an argument that is left out, since it
+has no meaning here, is by keyword. Nothing is computed here: a dialect is constants and an order.
 
     torch         [L2] → rms(eps outside) → trace → rate
     tensorflow1   rms(eps inside, ν starts at 1) → rate → trace
@@ -48,6 +48,7 @@ def torch(
     weight_decay: Hyperparameter = 0.0,
     momentum: Hyperparameter = 0.0,
     centered: bool = False,
+    *,
     maximize: bool = False,
 ) -> _Transformation:
     """PyTorch's RMSprop: eps outside the root, momentum of directions, L2 decay.
@@ -107,6 +108,7 @@ def tensorflow1(
     decay: Hyperparameter = 0.9,
     momentum: Hyperparameter = 0.0,
     epsilon: Hyperparameter = 1e-10,
+    *,
     centered: bool = False,
 ) -> _Transformation:
     """TensorFlow 1's RMSprop: ν starts at 1, epsilon inside, the rate in the buffer.
@@ -227,6 +229,7 @@ def keras2(
     momentum: Hyperparameter = 0.0,
     epsilon: Hyperparameter = 1e-7,
     centered: bool = False,
+    *,
     decay: float = 0.0,
 ) -> _Transformation:
     """RMSprop of tf.keras 2.0 to 2.10: epsilon outside, or inside with momentum.
@@ -535,6 +538,7 @@ def mxnet(
     epsilon: Hyperparameter = 1e-8,
     centered: bool = False,
     clip_weights: float | None = None,
+    *,
     wd: Hyperparameter = 0.0,
     rescale_grad: float = 1.0,
     clip_gradient: float | None = None,
@@ -591,6 +595,7 @@ def mxnet2(
     epsilon: Hyperparameter = 1e-8,
     centered: bool = False,
     clip_weights: float | None = None,
+    *,
     wd: Hyperparameter = 0.0,
     rescale_grad: float = 1.0,
     clip_gradient: float | None = None,
@@ -640,6 +645,7 @@ def paddle(
     epsilon: Hyperparameter = 1e-6,
     momentum: Hyperparameter = 0.0,
     centered: bool = False,
+    *,
     weight_decay: Hyperparameter | None = None,
     grad_clip: optax.GradientTransformation | None = None,
 ) -> _Transformation:
@@ -777,6 +783,7 @@ def torchopt(
     weight_decay: Hyperparameter = 0.0,
     momentum: Hyperparameter = 0.0,
     centered: bool = False,
+    *,
     initial_scale: ArrayLike = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
@@ -824,6 +831,7 @@ def mindspore(
     decay: Hyperparameter = 0.9,
     momentum: Hyperparameter = 0.0,
     epsilon: Hyperparameter = 1e-10,
+    *,
     centered: bool = False,
     loss_scale: float = 1.0,
     weight_decay: Hyperparameter = 0.0,

@@ -1,6 +1,7 @@
 """The dialects against the frameworks: fresh gradients, the same arguments on both sides."""
 
 import functools
+import inspect
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 import optax_rmsprop
 from docs.truth import ROWS
 from optax_rmsprop._chain import add_decayed_weights
-from tests.live.frameworks import FRAMEWORKS, needed, ours, their_own_world
+from tests.live.frameworks import (
+    FRAMEWORKS,
+    needed,
+    ours,
+    stable_baselines3_optimizer,
+    their_own_world,
+    timm_optimizer,
+)
 from tests.test_goldens import single_precision
 
 pytestmark = [
@@ -59,8 +67,6 @@ def options_of(framework, setting):
 
 
 def _default(dialect, name):
-    import inspect
-
     parameter = inspect.signature(dialect).parameters.get(name)
     return None if parameter is None or parameter.default == 0 else parameter.default
 
@@ -108,6 +114,46 @@ def test_the_defaults_are_the_frameworks_own(framework):
     # and ten times as much where it is 1 − ρ that is rounded.
     loss = 1e-12 if not framework.rounds else 20 * 2.0**-24 * np.abs(np.diff(mine, axis=0)).sum(0)
     assert (np.abs(mine - theirs) <= loss + 1e-12).all()
+
+
+def _signatures():
+    """The constructors, but for what is first in all: the object and the parameters."""
+    import keras
+    import tensorflow as tf
+    import tf_keras
+    import torch
+    import torchopt
+
+    return {
+        "torch": torch.optim.RMSprop,
+        "timm": timm_optimizer(),
+        "stable_baselines3": stable_baselines3_optimizer(),
+        "torchopt": torchopt.rmsprop,
+        "tensorflow1": tf.compat.v1.train.RMSPropOptimizer,
+        "keras2": tf_keras.optimizers.legacy.RMSprop,
+        "tf_keras": tf_keras.optimizers.RMSprop,
+        "keras": keras.optimizers.RMSprop,
+    }
+
+
+def test_the_arguments_are_the_frameworks_own_in_their_order_with_their_defaults():
+    needed(*{module for framework in FRAMEWORKS for module in framework.modules})
+    ours_alone = {"timm": {"lr_max"}, "keras2": {"decay"}}  # the latter is one of **kwargs
+    for name, theirs in _signatures().items():
+        (framework,) = (f for f in FRAMEWORKS if f.name == name)
+        found = inspect.signature(theirs).parameters
+        arguments = [p for p in found.values() if p.name not in ("self", "params")]
+        mine = [
+            p
+            for p in inspect.signature(framework.dialect).parameters.values()
+            if p.name not in ours_alone.get(name, ())
+        ]
+        for ours_, theirs_ in zip(mine, arguments, strict=False):
+            if ours_.kind is ours_.KEYWORD_ONLY:
+                break
+            assert (ours_.name, ours_.default) == (theirs_.name, theirs_.default), name
+        for parameter in mine:
+            assert parameter.default == found[parameter.name].default, (name, parameter.name)
 
 
 def described(framework, row, options):
@@ -161,8 +207,6 @@ def test_float32_is_within_a_few_ulp_a_step(framework, setting):
 
 
 def _names(framework):
-    import inspect
-
     return inspect.signature(framework.dialect).parameters
 
 
