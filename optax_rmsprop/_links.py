@@ -59,7 +59,8 @@ def cautious(inner: optax.GradientTransformation) -> optax.GradientTransformatio
 
         returns u · M / max(mean(M), 10⁻³),    M = [u·g < 0]
 
-    The mean is taken over each leaf. Source: Liang et al., Cautious Optimizers, arXiv 2411.16085, 2024.
+    The mean is taken over each leaf. Source: Liang et al., Cautious Optimizers, arXiv 2411.16085,
+    2024.
     """
     hyper = _Inner(optax.with_extra_args_support(inner))
     return transformation("cautious", _init_inner, _update_cautious, hyper)
