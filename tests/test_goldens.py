@@ -301,8 +301,10 @@ def rebuilt(run, rates):
 
 @pytest.mark.parametrize("switch", CHANGED)
 def test_a_changed_rule_is_caught_where_it_matters(switch):
-    caught = 0
+    caught = set()
     for name in (name for name in NAMES if not name.startswith(SAME_AGAIN)):
+        if name.partition("/")[0] in caught:  # one run of each framework
+            continue
         run, recorded = RECORDS["configs"][name], ARRAYS[name.replace("/", "__", 1)]
         if run["dtype"] != "float64" or ODD & {key for key, value in run.items() if value}:
             continue
@@ -317,5 +319,5 @@ def test_a_changed_rule_is_caught_where_it_matters(switch):
         assert np.abs(same - recorded).max() <= 1e-12
         # A thousand times the tolerance: nothing that is caught is caught by luck.
         assert np.abs(other - recorded).max() > 1e-9, name
-        caught += 1
-    assert caught >= 4
+        caught.add(name.partition("/")[0])
+    assert len(caught) >= 4

@@ -73,7 +73,7 @@ def test_a_scheduled_decay_with_bias_correction_stays_sane(make):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_a_population_equals_a_loop(case, dtype):
     grads, params = jnp.asarray(gradients(), dtype), jnp.ones((2, 3), dtype)
-    factors = np.linspace(0.5, 1.0, 4)
+    factors = np.array([0.5, 1.0])
     population = {name: jnp.asarray(value * factors) for name, value in case.hyper.items()}
     train = lambda hyper: run(case(**hyper), grads, params)  # noqa: E731
     together = jax.jit(jax.vmap(chex.assert_max_traces(train, 1)))(population)
