@@ -2,29 +2,39 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from examples.cifar10 import report
+from examples.cifar10 import devices, report
 from examples.cifar10.configs import UserError
 from examples.cifar10.train import Carry
+
+KEPT = 3
 
 
 def claim(workdir: Path, config: dict, environment: dict, resume: bool) -> None:
     """Write the config into a new workdir, or see that the run to resume has an equal one."""
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if not resume:
         if path.exists():
             raise UserError(f"{workdir} already holds a run: give --resume or another --workdir")
-        report.write_text(path, json.dumps(config | environment, indent=2) + "\n")
+        devices.meet("claim")  # Nobody writes before all have looked.
+        if devices.first_process():
+            workdir.mkdir(parents=True, exist_ok=True)
+            report.write_text(path, json.dumps(config | environment, indent=2) + "\n")
+        devices.meet("claimed")
         return
     if not path.exists():
         raise UserError(f"there is no run to resume in {workdir}")
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(config))
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    now = json.loads(json.dumps(config))
     differing = [
         f"{name} was {before.get(name)} and is now {value}"
         for name, value in now.items()
@@ -34,21 +44,75 @@ def claim(workdir: Path, config: dict, environment: dict, resume: bool) -> None:
         raise UserError(f"the run in {workdir} has another config: {'; '.join(differing)}")
 
 
-@contextlib.contextmanager
-def checkpoints(workdir: Path) -> Iterator[ocp.training.Checkpointer]:
-    """Open the run's checkpoints, of which the latest is kept."""
-    latest = ocp.training.preservation_policies.LatestN(1)
-    folder = workdir.absolute() / "checkpoints"
-    with ocp.training.Checkpointer(folder, preservation_policy=latest) as checkpointer:
-        yield checkpointer
+class Checkpoints:
+    """The run's checkpoints, of which the newest are kept; leaving waits for the last writing."""
+
+    def __init__(self, workdir: Path):
+        """Open them, and clear away what a killed run left half written."""
+        self.folder = workdir.absolute() / "checkpoints"
+        self.orbax = ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Wait until everything is written."""
+        with self._failing_clearly():
+            self.orbax.close()
+
+    def save(self, step: int, carry: Carry) -> None:
+        """Write a checkpoint in the background, whole or not at all."""
+        with self._failing_clearly():
+            self.orbax.save_async(step, carry, overwrite=True)
+
+    @contextlib.contextmanager
+    def _failing_clearly(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax passes on whatever its storage raises.
+            raise UserError(
+                f"cannot write a checkpoint into {self.folder}: {_first_line(error)}. "
+                "Those before it are whole: --resume goes on from there"
+            ) from error
+
+    def restore(self, like: Carry, say: Callable[[str], None]) -> tuple[Carry, int]:
+        """Return what the newest whole checkpoint holds, and the number of steps behind it.
+
+        One that cannot be read is named, and moved aside. A run that was stopped before its
+        first checkpoint starts again.
+        """
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        steps = sorted((c.step for c in self.orbax.checkpoints), reverse=True)
+        if not steps:
+            say("there is no checkpoint yet: starting from the beginning")
+            return like, 0
+        for step in steps:
+            try:
+                return self.orbax.load(step, abstract), step
+            except Exception as error:  # What a damaged file raises is nowhere said.
+                path = self.folder / str(step)
+                say(f"checkpoint {path} cannot be read and is skipped: {_first_line(error)}")
+                self._move_aside(path)
+        raise UserError(f"there is no whole checkpoint to resume from in {self.folder}")
+
+    def _move_aside(self, path: Path) -> None:
+        if devices.first_process():
+            aside = path.parent.with_name("unreadable-checkpoints")
+            aside.mkdir(exist_ok=True)
+            os.replace(path, aside / f"{path.name}-{len(list(aside.iterdir()))}")
+        devices.meet(f"moved {path.name}")
+        self.orbax.reload()
 
 
-def restore(checkpointer: ocp.training.Checkpointer, like: Carry) -> tuple[Carry, int]:
-    """Return what the latest checkpoint holds, and the number of epochs behind it."""
-    latest = checkpointer.latest
-    if latest is None:
-        raise UserError("there is no checkpoint to resume from: no epoch was finished")
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-    )
-    return checkpointer.load(latest.step, abstract), latest.step
+def _first_line(error: BaseException) -> str:
+    """Say what is behind it all, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.300}"

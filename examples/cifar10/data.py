@@ -62,7 +62,13 @@ def load(options: Options, say: Callable[[str], None]) -> Dataset:
                 raise
             say(f"{error}: training on scikit-learn's handwritten digits instead of CIFAR-10.")
             data = digits()
-    return hold_out(data) if options.recipe.validation else data
+    data = hold_out(data) if options.recipe.validation else data
+    count = options.recipe.train_images
+    if count is None:
+        return data
+    return dataclasses.replace(
+        data, train_images=data.train_images[:count], train_labels=data.train_labels[:count]
+    )
 
 
 def hold_out(data: Dataset) -> Dataset:

@@ -1,17 +1,21 @@
-"""One run, from its start or from its latest checkpoint to its result."""
+"""One run, from its start or from its newest checkpoint to its result."""
 
+import contextlib
 import dataclasses
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from examples.cifar10 import augment, checkpoint, report, train
+from examples.cifar10 import augment, checkpoint, devices, report, train
 from examples.cifar10.configs import Recipe, UserError
 from examples.cifar10.data import Dataset
+from examples.cifar10.devices import Layout
 from examples.cifar10.optimizer import optimizer
 
 
@@ -19,91 +23,166 @@ class DivergedError(Exception):
     """The loss is no longer a finite number."""
 
 
-def train_and_evaluate(recipe: Recipe, data: Dataset, workdir: Path, resume: bool) -> dict:
-    """Train and return the result; leave config, metrics, curves and checkpoint in `workdir`."""
+class InterruptedRun(Exception):
+    """The run was told to stop, and is saved."""
+
+
+def train_and_evaluate(
+    recipe: Recipe, data: Dataset, workdir: Path, resume: bool, layout: Layout
+) -> dict:
+    """Train and return the result; leave config, metrics, pictures, checkpoints in `workdir`."""
     epochs = data.epochs if recipe.epochs is None else recipe.epochs
     recipe = dataclasses.replace(recipe, epochs=epochs)
     steps = len(data.train_images) // recipe.batch_size
     if steps == 0:
         raise UserError(f"--batch-size {recipe.batch_size} is more than all training images")
-    labels = {"data": data.label, "split": data.split}
-    config = dataclasses.asdict(recipe) | labels
-    checkpoint.claim(workdir, config, report.environment(), resume)
+    total = epochs * steps
+    labels = {"data": data.label, "split": data.split, "seed": recipe.seed}
+    tx, learning_rate = optimizer(recipe, total)
+    checkpoint.claim(workdir, _flat(recipe) | labels, report.environment(), resume)
 
-    tx = optimizer(recipe, epochs * steps)
-    graphdef, carry = train.create(recipe, data, tx)
+    graphdef, carry = train.create(recipe, data, tx, layout)
+    step = train.make_step(graphdef, tx, learning_rate, recipe, layout, total)
+    run_steps = Compiled(train.make_steps(step, recipe, layout, data.mirror), data, layout)
+    predict = train.make_predict(graphdef, layout, data.mirror)
+    test_images = layout.put(data.test_images)
+
+    def test(carry, views=augment.CENTRE):
+        logits = np.asarray(predict(carry.params, carry.rest, test_images, views))
+        return logits, float((logits.argmax(-1) == data.test_labels).mean())
+
     progress = report.Progress(epochs, steps, recipe.batch_size)
-    step = train.make_step(graphdef, tx, recipe)
-    predict = train.make_predict(graphdef, data.mirror)
-    images = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
-    held_out = jnp.asarray(data.test_images), data.test_labels
-
-    began = time.perf_counter()
-    run_epoch = (
-        train.make_epoch(step, recipe, data.mirror, progress.step)
-        .lower(carry, *images, jnp.int32(0))
-        .compile()
-    )
-    compile_seconds = time.perf_counter() - began
-
-    rows, first = [], 0
-    with checkpoint.checkpoints(workdir) as checkpointer, progress.bar:
+    rows, done = [], 0
+    with (
+        jax.set_mesh(layout.mesh),
+        checkpoint.Checkpoints(workdir) as checkpoints,
+        progress.bar,
+        stop_requests() as stop,
+    ):
         if resume:
-            carry, first = checkpoint.restore(checkpointer, carry)
+            carry, done = checkpoints.restore(carry, report.say)
             # Only what the checkpoint has behind it: the rest is repeated.
-            rows = [r for r in report.read_metrics(workdir) if r["epoch"] <= first]
-        for epoch in range(first, epochs):
-            progress.start(epoch)
-            carry, logs = jax.block_until_ready(run_epoch(carry, *images, jnp.int32(epoch)))
-            seconds = time.perf_counter() - progress.began
-            logs = train.Logs(*map(np.asarray, logs))
-            check_finite(logs, epoch)
-            accuracy = evaluate(predict, carry, *held_out)
-            new = report.epoch_rows(logs, epoch, accuracy, seconds, recipe.batch_size)
-            rows += [row | labels for row in new]
-            progress.end(rows[-1])
-            report.write_metrics(workdir, rows)
-            checkpointer.save(epoch + 1, carry)
+            rows = [row for row in report.read_metrics(workdir) if row["step"] <= done]
+        while done < total:
+            epoch, first = divmod(done, steps)
+            carry, logs, seconds = run_steps(recipe, carry, epoch, first)
+            check_finite(logs, done, recipe)
+            done += len(logs.loss)
+            row = report.train_row(logs, done, steps, recipe.batch_size, seconds)
+            rows.append(row | labels)
+            progress.step(row)
+            ended, stopped = done % steps == 0, devices.agree(bool(stop))
+            if ended:
+                rows.append(report.epoch_row(rows, test(carry)[1]) | labels)
+                progress.end(rows[-1])
+            if ended or stopped:
+                report.write_metrics(workdir, rows)
+                checkpoints.save(done, carry)
+            if stopped and done < total:
+                raise InterruptedRun(f"stopped after {done} of {total} steps, and saved")
+        logits, final = test(carry, augment.VIEWS) if recipe.views else test(carry)
 
-    done = [row for row in rows if row["kind"] == "epoch"]
+    done_epochs = [row for row in rows if row["kind"] == "epoch"]
     result = {
         "kind": "result",
+        "step": total,
         "epoch": epochs,
-        "seed": recipe.seed,
-        "accuracy": done[-1]["accuracy"],
-        "accuracy_views": evaluate(predict, carry, *held_out, augment.VIEWS),
-        "seconds": sum(row["seconds"] for row in done),
-        "compile_seconds": compile_seconds,
+        "accuracy": done_epochs[-1]["accuracy"],
+        "accuracy_views": final,
+        "accuracies": [row["accuracy"] for row in done_epochs],
+        "seconds": sum(row["seconds"] for row in done_epochs),
+        "compile_seconds": run_steps.seconds,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(carry.params)),
     } | labels
     rows = [row for row in rows if row["kind"] != "result"] + [result]
     report.write_metrics(workdir, rows)
-    report.plot(workdir / "curves.png", rows, data.label)
+    report.curves(workdir / "curves.png", rows, data.label)
+    report.confusion(workdir / "confusion.png", logits, data)
+    report.worst(workdir / "worst.png", logits, data)
     return result
 
 
-def check_finite(logs: train.Logs, epoch: int) -> None:
+class Compiled:
+    """The training steps, compiled apart for every side of the images."""
+
+    def __init__(self, run: Callable, data: Dataset, layout: Layout):
+        """Take what `train.make_steps` returns, and the images."""
+        self.run, self.data, self.layout = run, data, layout
+        self.side, self.seconds = 0, 0.0
+        self.labels = layout.put(data.train_labels)
+
+    def __call__(
+        self, recipe: Recipe, carry: train.Carry, epoch: int, first: int
+    ) -> tuple[train.Carry, train.Logs, float]:
+        """Run steps of an epoch from its `first` on; return also the seconds that they took."""
+        sides = recipe.augmentation.sides
+        side = sides[min(epoch, len(sides) - 1)]
+        at = jnp.int32(epoch), jnp.int32(first)
+        if side != self.side:
+            began = time.perf_counter()
+            self.images = self.layout.put(resize(self.data.train_images, side))
+            self.compiled = self.run.lower(carry, self.images, self.labels, *at).compile()
+            self.side, self.seconds = side, self.seconds + time.perf_counter() - began
+        began = time.perf_counter()
+        carry, logs = self.compiled(carry, self.images, self.labels, *at)
+        logs = train.Logs(*map(np.asarray, jax.block_until_ready(logs)))
+        return carry, logs, time.perf_counter() - began
+
+
+def _flat(recipe: Recipe) -> dict:
+    """Return all fields of the recipe and of its parts."""
+    flat = {}
+    for name, value in dataclasses.asdict(recipe).items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def resize(images: np.ndarray, side: int) -> np.ndarray:
+    """Shrink uint8 images to side x side pixels."""
+    if side == images.shape[1]:
+        return images
+
+    @jax.jit
+    def shrink(images):
+        shape = (len(images), side, side, 3)
+        small = jax.image.resize(images.astype(jnp.float32), shape, "linear")
+        return small.round().astype(jnp.uint8)
+
+    parts = [shrink(images[start : start + 5000]) for start in range(0, len(images), 5000)]
+    return np.concatenate(parts)
+
+
+def check_finite(logs: train.Logs, done: int, recipe: Recipe) -> None:
     """Stop at the first loss that is not finite."""
     (bad,) = np.nonzero(~np.isfinite(logs.loss))
     if bad.size:
         step = int(bad[0])
         raise DivergedError(
-            f"the loss is {logs.loss[step]} at step {epoch * len(logs.loss) + step + 1}, "
-            f"where the learning rate is {logs.learning_rate[step]:.3g}"
+            f"the loss is {logs.loss[step]} at step {done + step + 1}, where the learning rate is "
+            f"{logs.learning_rate[step]:.3g}. A smaller --learning-rate (now "
+            f"{recipe.optimization.learning_rate:g}), a longer --warmup (now "
+            f"{recipe.optimization.warmup:g}) or a larger eps in --arguments may help; the last "
+            "epoch is saved"
         )
 
 
-def evaluate(
-    predict: Callable,
-    carry: train.Carry,
-    images: jax.Array,
-    labels: np.ndarray,
-    views: tuple = augment.CENTRE,
-) -> float:
-    """Return the accuracy."""
-    right = 0
-    for start in range(0, len(images), 500):
-        batch = slice(start, start + 500)
-        logits = predict(carry.params, carry.rest, images[batch], views)
-        right += int((np.asarray(logits).argmax(-1) == labels[batch]).sum())
-    return right / len(images)
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of breaking off; a second one breaks off."""
+    received: list[int] = []
+
+    def handle(number, _):
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        report.say("stopping after these steps; once more to stop at once, without saving")
+
+    if threading.current_thread() is not threading.main_thread():  # Only there can one listen.
+        yield received
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

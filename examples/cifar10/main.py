@@ -1,5 +1,6 @@
 """Train on CIFAR-10 with RMSprop: `python -m examples.cifar10.main --help`."""
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -11,13 +12,19 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = configs.parse(arguments)
         # JAX takes seconds to import, and neither --help nor a wrong flag should wait for it.
-        from examples.cifar10 import loop, runs
+        from examples.cifar10 import devices, loop, runs
 
+        # What Orbax cannot write or read it logs with a traceback, and raises too: that is shown.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        devices.start(options)
         try:
             runs.run(options, arguments)
         except loop.DivergedError as error:
             print(f"stopped: {error}", file=sys.stderr)
             return 1
+        except loop.InterruptedRun as error:
+            print(f"{error}: the same command with --resume goes on", file=sys.stderr)
+            return 130  # as a shell reports SIGINT
     except (configs.UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,158 +1,154 @@
-"""A small convolutional network in the manner of airbench, in Flax NNX.
-
-Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
-https://arxiv.org/abs/2404.00498
-"""
+"""The networks, in Flax NNX: uint8 images [batch, height, width, 3] to float32 logits."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
+
+from examples.cifar10 import configs, layers
 
 
 class Frozen(nnx.Variable):
     """A constant of the model: saved with it, unseen by gradients and the optimizer."""
 
 
-class Network(nnx.Module):
-    """Map uint8 images [batch, height, width, 3] to logits [batch, classes] in float32."""
+def create(
+    config: configs.Network, images: np.ndarray, classes: int, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Draw a network's parameters from `rngs`, and take its constants from training `images`.
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        classes: int,
-        widths: tuple[int, int, int],
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        """Draw the parameters from `rngs`, and take the constants from training `images`."""
+    A call takes images, and in training a key for what is random.
+    """
+    if config.network == "airbench":
+        return Airbench(config, images, classes, dtype, rngs)
+    return {"keras": KerasCNN, "deepobs": DeepOBS}[config.network](classes, dtype, rngs)
+
+
+class Airbench(nnx.Module):
+    """Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU".
+
+    https://arxiv.org/abs/2404.00498
+    """
+
+    def __init__(self, config, images, classes, dtype, rngs):
+        """See `create`."""
         mean, std, kernel = whitening(images[:5000])
         self.mean, self.std = Frozen(jnp.float32(mean)), Frozen(jnp.float32(std))
-        self.whiten = Frozen(jnp.float32(kernel))
-        self.group1 = Group(kernel.shape[-1], widths[0], dtype, rngs)
-        self.group2 = Group(widths[0], widths[1], dtype, rngs)
-        self.group3 = Group(widths[1], widths[2], dtype, rngs)
+        self.whiten, channels = Frozen(jnp.float32(kernel)), kernel.shape[-1]
+        bias = bool(config.whitening_bias_epochs)
+        self.whitening_bias = nnx.Param(jnp.zeros(channels)) if bias else None
+        first, second, third = config.widths
+        group = functools.partial(
+            Group, depth=config.depth, momentum=config.norm_momentum, dtype=dtype, rngs=rngs
+        )
+        self.group1, self.group2, self.group3 = (
+            group(channels, first), group(first, second), group(second, third)
+        )  # fmt: skip
         self.head = nnx.Linear(
-            widths[2], classes, use_bias=False, kernel_init=uniform, dtype=dtype, rngs=rngs
+            third, classes, use_bias=False, kernel_init=layers.uniform, dtype=dtype, rngs=rngs
         )
         self.dtype = dtype
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Return the logits."""
+    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Return the logits; nothing here is random."""
+        del key
         x = (images.astype(jnp.float32) / 255 - self.mean[...]) / self.std[...]
-        x = convolve(x.astype(self.dtype), self.whiten[...].astype(self.dtype), padding="VALID")
-        # Airbench trains a bias here. It is worth a tenth of a point; its gradient, the only one
-        # to go back through the first 3 x 3 convolution, costs a sixth of the time on a CPU.
+        x = layers.convolve(x.astype(self.dtype), self.whiten[...].astype(self.dtype), "VALID")
+        if self.whitening_bias is not None:
+            x = x + self.whitening_bias[...].astype(self.dtype)
         x = nnx.gelu(x)
         x = self.group3(self.group2(self.group1(x)))
         return self.head(x.max((1, 2))).astype(jnp.float32) / 9
 
 
 class Group(nnx.Module):
-    """Two convolutions with batch normalization, and a halving of the image between."""
+    """Convolutions with batch normalization, and a halving of the image after the first."""
 
-    def __init__(self, c_in: int, c_out: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, c_in: int, c_out: int, depth: int, momentum: float, dtype, rngs: nnx.Rngs):
         """Draw the parameters from `rngs`."""
         conv = functools.partial(
-            nnx.Conv,
-            kernel_size=(3, 3),
-            use_bias=False,
-            kernel_init=dirac,
-            dtype=dtype,
-            conv_general_dilated=conv3x3
-            if jax.default_backend() == "cpu"
-            else lax.conv_general_dilated,
-            rngs=rngs,
+            _conv, c_out=c_out, use_bias=False, kernel_init=layers.dirac, dtype=dtype, rngs=rngs
         )
         # Statistics and their gradient stay in float32, whatever the convolutions use.
         norm = functools.partial(
-            nnx.BatchNorm, c_out, momentum=0.8, epsilon=1e-12, use_scale=False, rngs=rngs
+            nnx.BatchNorm, c_out, momentum=momentum, epsilon=1e-12, use_scale=False, rngs=rngs
         )
-        self.conv1, self.norm1 = conv(c_in, c_out), norm()
-        self.conv2, self.norm2 = conv(c_out, c_out), norm()
+        self.conv1, self.norm1 = conv(c_in), norm()
+        self.conv2, self.norm2 = conv(c_out), norm()
+        self.conv3, self.norm3 = (conv(c_out), norm()) if depth == 3 else (None, None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Halve the image."""
-        x = nnx.gelu(self.norm1(max_pool(self.conv1(x))))
-        return nnx.gelu(self.norm2(self.conv2(x)))
+        first = nnx.gelu(self.norm1(layers.max_pool(self.conv1(x))))
+        x = nnx.gelu(self.norm2(self.conv2(first)))
+        return x if self.conv3 is None else nnx.gelu(self.norm3(self.conv3(x)) + first)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Take the maximum of every 2 x 2 pixels; an odd last row or column is dropped.
+class KerasCNN(nnx.Module):
+    """The network of Keras's examples/cifar10_cnn.py."""
 
-    Reshaping makes forward and backward together 1.4 times as fast on a CPU as
-    `nnx.max_pool`, whose gradient is a select-and-scatter.
-    """
-    batch, height, width, channels = x.shape
-    height, width = height // 2, width // 2
-    x = x[:, : 2 * height, : 2 * width]
-    return x.reshape(batch, height, 2, width, 2, channels).max((2, 4))
+    def __init__(self, classes: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        """See `create`."""
+        glorot = {"kernel_init": nnx.initializers.glorot_uniform(), "dtype": dtype, "rngs": rngs}
+        self.conv1 = _conv(3, 32, **glorot)
+        self.conv2 = _conv(32, 32, padding="VALID", **glorot)
+        self.conv3 = _conv(32, 64, **glorot)
+        self.conv4 = _conv(64, 64, padding="VALID", **glorot)
+        self.dense = nnx.Linear(6 * 6 * 64, 512, **glorot)
+        self.head = nnx.Linear(512, classes, **glorot)
+        self.quarter, self.half = nnx.Dropout(0.25), nnx.Dropout(0.5)
+        self.dtype = dtype
 
-
-def convolve(x: jax.Array, kernel: jax.Array, padding="SAME") -> jax.Array:
-    """Convolve with stride 1."""
-    dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dims)
-
-
-def conv3x3(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
-    """Convolve 3 x 3 with stride 1 and gradients that are fast on a CPU, also in `lax.scan`.
-
-    Further arguments, which `nnx.Conv` gives, say what the name says.
-    """
-    return _conv3x3(x, kernel)
-
-
-@jax.custom_vjp
-def _conv3x3(x, kernel):
-    return convolve(x, kernel)
+    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Return the logits; the key is for the dropout."""
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        x = images.astype(self.dtype) / 255
+        x = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        x = self.quarter(layers.max_pool(x), rngs=keys[0])
+        x = nnx.relu(self.conv4(nnx.relu(self.conv3(x))))
+        x = self.quarter(layers.max_pool(x), rngs=keys[1])
+        x = nnx.relu(self.dense(x.reshape(len(x), -1)))
+        return self.head(self.half(x, rngs=keys[2])).astype(jnp.float32)
 
 
-def _forward(x, kernel):
-    return convolve(x, kernel), (x, kernel)
+class DeepOBS(nnx.Module):
+    """The network 3c3d of DeepOBS (Schneider, Balles, Hennig 2019)."""
+
+    def __init__(self, classes: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        """See `create`."""
+        draw = {"dtype": dtype, "rngs": rngs}
+        normal = {"kernel_init": nnx.initializers.glorot_normal(), "padding": "VALID"} | draw
+        flat = {"kernel_init": nnx.initializers.glorot_uniform()} | draw
+        self.conv1 = _conv(3, 64, size=5, **normal)
+        self.conv2 = _conv(64, 96, **normal)
+        self.conv3 = _conv(96, 128, **(normal | {"padding": "SAME"}))
+        self.dense1 = nnx.Linear(3 * 3 * 128, 512, **flat)
+        self.dense2 = nnx.Linear(512, 256, **flat)
+        self.head = nnx.Linear(256, classes, **flat)
+        self.dtype = dtype
+
+    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Return the logits; nothing here is random."""
+        del key
+        x = standardize(images.astype(jnp.float32)).astype(self.dtype)
+        for convolution in (self.conv1, self.conv2, self.conv3):
+            x = layers.max_pool3(nnx.relu(convolution(x)))
+        x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
+        return self.head(nnx.relu(self.dense2(x))).astype(jnp.float32)
 
 
-def _backward(residuals, dy):
-    # XLA's CPU compiler brings the convolutions of a gradient to the layout for which it has
-    # fast code, except inside a loop, where they take 17 times as long. So the one for the input
-    # is written in that layout here, and the one for the kernel as matrix products.
-    x, kernel = residuals
-    # Without the barrier XLA merges the padding of a cropped pool's gradient into the convolution,
-    # which then misses the fast code.
-    dy = lax.optimization_barrier(dy)
-    dx = convolve(dy, lax.rev(kernel, (0, 1)).swapaxes(2, 3))
-    # Ten images at a time stay in the cache: two to three times as fast as a hundred.
-    size = math.gcd(len(x), 10)
-    parts = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (x, dy))
-    return dx, lax.map(lambda part: _kernel_gradient(*part), parts).sum(0)
+def standardize(images: jax.Array) -> jax.Array:
+    """Subtract every image's mean and divide by its deviation, as `tf.image` does."""
+    size = images[0].size
+    mean = images.mean((1, 2, 3), keepdims=True)
+    return (images - mean) / jnp.maximum(images.std((1, 2, 3), keepdims=True), size**-0.5)
 
 
-def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Correlate x with dy: a matrix product for each row of the kernel."""
-    _, height, width, c_in = x.shape
-    c_out = dy.shape[-1]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = jnp.concatenate([x[:, :, j : j + width] for j in range(3)], axis=-1)
-    rows = [columns[:, i : i + height].reshape(-1, 3 * c_in) for i in range(3)]
-    return jnp.stack([row.T @ dy.reshape(-1, c_out) for row in rows]).reshape(3, 3, c_in, c_out)
-
-
-_conv3x3.defvjp(_forward, _backward)
-
-
-# Uniform between plus and minus 1 / sqrt(fan-in).
-uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def dirac(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Draw 3 x 3 kernels of which the first pass the input's channels on unchanged."""
-    same = jnp.arange(min(shape[2:]))
-    return uniform(key, shape, dtype).at[..., same].set(0).at[1, 1, same, same].set(1)
+def _conv(c_in: int, c_out: int, size: int = 3, **kwargs) -> nnx.Conv:
+    return nnx.Conv(c_in, c_out, (size, size), conv_general_dilated=layers.conv, **kwargs)
 
 
 def whitening(

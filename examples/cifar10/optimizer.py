@@ -1,44 +1,122 @@
-"""The optimizer: RMSprop as a chain of links."""
+"""The optimizer: RMSprop as a chain of links, or any other by its name."""
 
+import ast
+import inspect
 import math
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import optax_rmsprop
-from examples.cifar10.configs import Recipe
+from examples.cifar10.configs import Optimization, Recipe, UserError
+from optax_rmsprop import dialects
 
 
-def optimizer(recipe: Recipe, total_steps: int) -> optax.GradientTransformation:
-    """RMSprop with Nesterov momentum, a learning rate for each kind of leaf, decoupled decay.
+def optimizer(
+    recipe: Recipe, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Return the transformation from gradients to steps, and the schedule of its rate."""
+    config = recipe.optimization
+    learning_rate = schedule(config, total_steps)
+    epochs = recipe.network.whitening_bias_epochs / recipe.epochs
+    tx = optax.chain(
+        named(config.optimizer, learning_rate, config.arguments),
+        scale_by_kind(config, learning_rate, round(epochs * total_steps)),
+    )
+    return tx, learning_rate
+
+
+def schedule(config: Optimization, total_steps: int) -> optax.Schedule:
+    """Return the learning rate as a function of the steps done."""
+    peak, warmup = config.learning_rate, round(config.warmup * total_steps)
+    rest = total_steps - warmup
+    after = {
+        "linear": optax.linear_schedule(peak, config.final_scale * peak, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_scale),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.2 * peak, peak, warmup), after], [warmup])
+
+
+def rmsprop(
+    learning_rate: optax.Schedule,
+    decay: float = 0.9,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    *,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+) -> optax.GradientTransformation:
+    """RMSprop that takes the momentum before the learning rate, so that a falling rate acts at once.
+
+    `optax_rmsprop.rmsprop` is Optax's order, the other one.
+    """
+    return optax.chain(
+        optax_rmsprop.scale_by_rms(decay, eps, bias_correction=bias_correction),
+        optax_rmsprop.trace(momentum, nesterov=nesterov),
+        optax_rmsprop.scale_by_learning_rate(learning_rate),
+    )
+
+
+OTHERS = {
+    "rmsprop": rmsprop,
+    "optax_rmsprop": optax_rmsprop.rmsprop,
+    "optax_sgd": optax.sgd,
+    "optax_adam": optax.adam,
+}
+
+
+def named(
+    name: str, learning_rate: optax.Schedule, arguments: Sequence[str]
+) -> optax.GradientTransformation:
+    """Build an optimizer from its name and from arguments such as "decay=0.9"."""
+    factory = OTHERS.get(name) or getattr(dialects, name)
+    signature = inspect.signature(factory)
+    known = list(signature.parameters)[1:]
+    values = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in known:
+            raise UserError(f"--arguments {argument}: {name} has {', '.join(known)}")
+        try:
+            values[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            raise UserError(f"--arguments {argument}: the value is no Python literal") from None
+    try:
+        return factory(learning_rate, **values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--arguments: {error}") from error
+
+
+def scale_by_kind(
+    config: Optimization, learning_rate: Callable, bias_steps: int
+) -> optax.GradientTransformation:
+    """Give each kind of leaf its share of a step, then decay what is no bias.
 
     RMSprop makes every coordinate's step about as large as the learning rate. A filter of
     fan-in n moves its output by n such steps, so its learning rate falls as 1 / sqrt(n).
     """
 
-    def rate(leaf):  # The rank tells what a leaf is.
-        fan_in = math.prod(leaf.shape[:-1])
-        scale = recipe.filters_scale / math.sqrt(fan_in)
-        return {1: 1.0, 2: recipe.head_scale, 4: scale}[leaf.ndim]
+    def share(path, leaf, count):  # The rank tells what a leaf is.
+        if leaf.ndim == 4:
+            return config.filters_scale / math.prod(leaf.shape[:-1]) ** config.fan_in_power
+        if leaf.ndim == 2:
+            return config.head_scale
+        if path[-1].key == "whitening_bias":
+            return (count < bias_steps).astype(leaf.dtype)
+        return 1.0
 
-    def per_kind(updates, params):
-        return jax.tree.map(lambda u, p: rate(p) * u, updates, params)
+    def update(updates, count, params):
+        decay = learning_rate(count) * config.weight_decay
 
-    def not_bias(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
+        def step(path, u, p):
+            u = share(path, p, count) * u
+            return u - decay * p if p.ndim > 1 else u
 
-    peak, warmup = recipe.learning_rate, round(recipe.warmup * total_steps)
-    schedule = optax.join_schedules(
-        [
-            optax.linear_schedule(0.2 * peak, peak, warmup),
-            optax.linear_schedule(peak, recipe.final_scale * peak, total_steps - warmup),
-        ],
-        [warmup],
-    )
-    return optax.chain(
-        optax_rmsprop.scale_by_rms(recipe.decay, recipe.eps, bias_correction=True),
-        optax_rmsprop.trace(recipe.momentum, nesterov=True),
-        optax.stateless(per_kind),
-        optax.add_decayed_weights(recipe.weight_decay, not_bias),
-        optax_rmsprop.scale_by_learning_rate(schedule),
-    )
+        return jax.tree_util.tree_map_with_path(step, updates, params), count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros([], jnp.int32), update)

@@ -1,11 +1,12 @@
 """What a person sees while a run goes on, and the files it leaves."""
 
 import json
+import math
 import os
 import platform
+import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO
@@ -16,19 +17,27 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
+import scipy.special
+from sklearn.metrics import ConfusionMatrixDisplay
 
+from examples.cifar10 import devices
+from examples.cifar10.configs import UserError
+from examples.cifar10.data import Dataset
 from examples.cifar10.train import Logs
 
 console = rich.console.Console()
 
 
 def say(line: str) -> None:
-    """Print one plain line."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print one plain line, in the first process."""
+    if devices.first_process():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def table(title: str, rows: Iterable[tuple[str, object]]) -> None:
     """Print names and values."""
+    if not devices.first_process():
+        return
     shown = rich.table.Table(title=title, show_header=False, title_justify="left")
     for name, value in rows:
         shown.add_row(name, str(value))
@@ -36,7 +45,7 @@ def table(title: str, rows: Iterable[tuple[str, object]]) -> None:
 
 
 class Progress:
-    """A bar for the epoch that runs, on a terminal; a line for each epoch, everywhere."""
+    """A bar for the run, on a terminal; a line for each epoch, everywhere."""
 
     def __init__(self, epochs: int, steps: int, batch_size: int):
         """Take the size of the run."""
@@ -46,24 +55,18 @@ class Progress:
             rich.progress.BarColumn(),
             rich.progress.TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or not devices.first_process(),
             transient=True,
         )
-        self.task = self.bar.add_task("", total=epochs * steps)
+        self.task = self.bar.add_task("compiling", total=epochs * steps)
 
-    def start(self, epoch: int) -> None:
-        """Begin an epoch."""
-        self.epoch, self.began = epoch, time.perf_counter()
-        self.bar.update(self.task, completed=epoch * self.steps)
-
-    def step(self, step: np.ndarray, loss: np.ndarray, accuracy: np.ndarray) -> None:
-        """Show where the epoch is; the device's program calls this while it runs."""
-        speed = int(step) * self.batch_size / (time.perf_counter() - self.began)
+    def step(self, row: dict) -> None:
+        """Show where the run is."""
         self.bar.update(
             self.task,
-            completed=self.epoch * self.steps + int(step),
-            description=f"epoch {self.epoch + 1}/{self.epochs}  loss {loss:.3f}  "
-            f"accuracy {accuracy:.1%}  {speed:,.0f} images/s",
+            completed=row["step"],
+            description=f"epoch {math.ceil(row['epoch'])}/{self.epochs}  loss {row['loss']:.3f}  "
+            f"accuracy {row['accuracy']:.1%}  {row['images_per_second']:,.0f} images/s",
         )
 
     def end(self, row: dict) -> None:
@@ -94,38 +97,41 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def epoch_rows(
-    logs: Logs, epoch: int, accuracy: float, seconds: float, batch_size: int
-) -> list[dict]:
-    """Make the metrics of an epoch: means over at most 20 parts of it, then over all of it."""
-    steps = len(logs.loss)
-    parts = np.array_split(np.arange(steps), min(20, steps))
-    rows = [
-        {
-            "kind": "train",
-            "epoch": epoch + (int(part[-1]) + 1) / steps,
-            "loss": float(logs.loss[part].mean()),
-            "accuracy": float(logs.accuracy[part].mean()),
-            "learning_rate": float(logs.learning_rate[part[-1]]),
-        }
-        for part in parts
-    ]
-    return [
-        *rows,
-        {
-            "kind": "epoch",
-            "epoch": epoch + 1,
-            "loss": float(logs.loss.mean()),
-            "train_accuracy": float(logs.accuracy.mean()),
-            "accuracy": accuracy,
-            "seconds": seconds,
-            "images_per_second": steps * batch_size / seconds,
-        },
-    ]
+def train_row(logs: Logs, done: int, steps: int, batch_size: int, seconds: float) -> dict:
+    """Make the metrics of the steps of one call, of which the last was number `done`."""
+    return {
+        "kind": "train",
+        "step": done,
+        "epoch": done / steps,
+        "loss": float(logs.loss.mean()),
+        "accuracy": float(logs.accuracy.mean()),
+        "learning_rate": float(logs.learning_rate[-1]),
+        "seconds": seconds,
+        "images_per_second": len(logs.loss) * batch_size / seconds,
+    }
+
+
+def epoch_row(rows: list[dict], accuracy: float) -> dict:
+    """Make the metrics of the epoch that the last of the rows ends."""
+    last = rows[-1]
+    calls = [row for row in rows if row["kind"] == "train" and row["epoch"] > last["epoch"] - 1]
+    mean = lambda name: statistics.fmean(row[name] for row in calls)
+    return {
+        "kind": "epoch",
+        "step": last["step"],
+        "epoch": round(last["epoch"]),
+        "loss": mean("loss"),
+        "train_accuracy": mean("accuracy"),
+        "accuracy": accuracy,
+        "seconds": sum(row["seconds"] for row in calls),
+        "images_per_second": 1 / statistics.fmean(1 / row["images_per_second"] for row in calls),
+    }
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Let `fill` write a file under a temporary name, then give it its own."""
+    """Let `fill` write a file under a temporary name, then give it its own; once a run."""
+    if not devices.first_process():
+        return
     file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)
     try:
         with file:
@@ -149,10 +155,16 @@ def write_metrics(workdir: Path, rows: Iterable[dict]) -> None:
 
 def read_metrics(workdir: Path) -> list[dict]:
     """Read what `write_metrics` wrote."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    path, rows = workdir / "metrics.jsonl", []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is damaged: {error}") from error
+    return rows
 
 
-def plot(path: Path, rows: list[dict], title: str) -> None:
+def curves(path: Path, rows: list[dict], title: str) -> None:
     """Draw loss, accuracy and learning rate over the epochs."""
     steps = [row for row in rows if row["kind"] == "train"]
     epochs = [row for row in rows if row["kind"] == "epoch"]
@@ -169,7 +181,53 @@ def plot(path: Path, rows: list[dict], title: str) -> None:
     accuracy.set(xlabel="epoch", ylabel="accuracy, %")
     accuracy.legend()
     rate.plot(x, [row["learning_rate"] for row in steps])
-    rate.set(xlabel="epoch", ylabel="learning rate of the biases")
+    rate.set(xlabel="epoch", ylabel="learning rate")
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
+    save_figure(path, figure)
+
+
+def confusion(path: Path, logits: np.ndarray, data: Dataset) -> None:
+    """Draw how many images of every class were taken for which."""
+    predicted = logits.argmax(-1)
+    figure = matplotlib.figure.Figure(figsize=(6.4, 6), layout="constrained")
+    display = ConfusionMatrixDisplay.from_predictions(
+        data.test_labels,
+        predicted,
+        labels=range(len(data.classes)),
+        display_labels=data.classes,
+        xticks_rotation="vertical",
+        colorbar=False,
+        cmap="Blues",
+        ax=figure.subplots(),
+    )
+    right = (predicted == data.test_labels).mean()
+    display.ax_.set_title(f"{data.label}, {data.split}: {right:.2%} right")
+    save_figure(path, figure)
+
+
+def worst(path: Path, logits: np.ndarray, data: Dataset, count: int = 40) -> None:
+    """Draw the images with the highest loss, with their class and what they were taken for."""
+    loss = (
+        scipy.special.logsumexp(logits, axis=-1) - logits[np.arange(len(logits)), data.test_labels]
+    )
+    figure = matplotlib.figure.Figure(figsize=(10, 8), layout="constrained")
+    figure.suptitle(f"{data.label}: the {data.split} images with the highest loss")
+    grid = figure.subplots(5, count // 5)
+    for axes, index in zip(grid.flat, np.argsort(-loss), strict=False):
+        axes.imshow(data.test_images[index])
+        truth, taken = data.test_labels[index], logits[index].argmax()
+        axes.set_title(f"{data.classes[truth]}\n→ {data.classes[taken]}", fontsize=8)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: matplotlib.figure.Figure) -> None:
+    """Write a PNG whole or not at all."""
     write(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw values from 0 to 1 as a line of text."""
+    return "".join("▁▂▃▄▅▆▇█"[min(int(8 * value), 7)] for value in values)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.cifar10 import data, report
+from examples.cifar10 import data, devices, report
 from examples.cifar10.configs import Options
 from examples.cifar10.data import Dataset
 from examples.cifar10.loop import train_and_evaluate
@@ -16,21 +16,30 @@ from examples.cifar10.loop import train_and_evaluate
 def run(options: Options, arguments: Sequence[str]) -> None:
     """Load the data, train with every seed, and show and write the results."""
     workdir = options.workdir or Path("runs", time.strftime("%Y-%m-%d-%H%M%S"))
-    dataset = data.load(options, report.say)
+    layout = devices.layout(options)
+    if devices.first_process():  # It fills the cache, and the others read it.
+        dataset = data.load(options, report.say)
+        devices.meet("data")
+    else:
+        devices.meet("data")
+        dataset = data.load(options, report.say)
     environment = report.environment()
     report.say(
         f"{dataset.label}: {len(dataset.train_images):,} training images, "
         f"{len(dataset.test_images):,} {dataset.split} images"
     )
-    report.say(f"{environment['device']}; {environment['processor']}; results in {workdir}")
+    report.say(
+        f"{options.preset} with {options.recipe.optimization.optimizer} on {layout.mesh.size} x "
+        f"{environment['device']}; {environment['processor']}; results in {workdir}"
+    )
     results = []
     for seed in range(options.recipe.seed, options.recipe.seed + options.seeds):
         folder = workdir if options.seeds == 1 else workdir / f"seed-{seed}"
         # Of several runs, those that had not begun start afresh.
         resume = options.resume and (options.seeds == 1 or (folder / "config.json").exists())
         recipe = dataclasses.replace(options.recipe, seed=seed)
-        results.append(train_and_evaluate(recipe, dataset, folder, resume))
-        show(results[-1])
+        results.append(train_and_evaluate(recipe, dataset, folder, resume, layout))
+        show(results[-1], options.recipe.views)
     if options.seeds > 1:
         text = summary(results, dataset, environment, arguments)
         path = options.results or workdir / "results.md"
@@ -38,13 +47,19 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         report.say(text + f"\nwritten to {path}")
 
 
-def show(result: dict) -> None:
+def show(result: dict, views: bool) -> None:
     """Print the table of one run."""
+    several = (f"{result['split']} accuracy, several views", f"{result['accuracy_views']:.2%}")
+    accuracies = result["accuracies"]
     report.table(
         result["data"],
         [
             (f"{result['split']} accuracy", f"{result['accuracy']:.2%}"),
-            (f"{result['split']} accuracy, several views", f"{result['accuracy_views']:.2%}"),
+            *([several] if views else []),
+            (
+                "by epoch, 0 to 100 %",
+                f"{report.sparkline(accuracies)}  {accuracies[0]:.0%} → {accuracies[-1]:.0%}",
+            ),
             ("training", f"{result['epoch']} epochs, {result['seconds']:.1f} s"),
             ("compilation", f"{result['compile_seconds']:.1f} s"),
             ("parameters", f"{result['parameters']:,}"),

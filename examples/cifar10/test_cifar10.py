@@ -1,134 +1,80 @@
-"""The example's promises, on made-up data and a server of our own."""
+"""Training on made-up data: the step, the networks, the augmentation, what a run leaves."""
 
-import contextlib
+import dataclasses
 import functools
-import hashlib
-import http.server
-import io
 import json
-import subprocess
-import sys
-import tarfile
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import chex
 import jax
 import jax.numpy as jnp
+import matplotlib.colors
 import numpy as np
 import optax
-import platformdirs
 import pytest
+from flax import nnx
 from jax import lax
 
 import optax_rmsprop
 from examples.cifar10 import (
     augment,
-    checkpoint,
     configs,
     data,
-    download,
-    loop,
+    devices,
+    layers,
+    model,
     optimizer,
     report,
-    runs,
     train,
 )
-from examples.cifar10 import main as cli
-from examples.cifar10 import model as models
-from examples.cifar10.configs import Options, Recipe, UserError
-
-RECIPE = Recipe(epochs=2, batch_size=32, widths=(24, 24, 24))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The workdir of a run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("finished")
-    loop.train_and_evaluate(RECIPE, data.synthetic(), workdir, resume=False)
-    return workdir
-
-
-def rows(workdir: Path) -> list[dict]:
-    # The clock is no part of what repeats.
-    return [
-        {k: v for k, v in row.items() if "second" not in k} for row in report.read_metrics(workdir)
-    ]
-
-
-def latest(workdir: Path) -> train.Carry:
-    _, like = train.create(RECIPE, data.synthetic(), optimizer.optimizer(RECIPE, 1))
-    with checkpoint.checkpoints(workdir) as checkpointer:
-        return checkpoint.restore(checkpointer, like)[0]
+from examples.cifar10.configs import Network, Options, Recipe
+from examples.cifar10.conftest import SMALL, train_small
 
 
 def test_loss_falls_and_files_are_left(finished):
-    steps = [row for row in rows(finished) if row["kind"] == "train"]
+    rows = report.read_metrics(finished)
+    steps = [row for row in rows if row["kind"] == "train"]
     assert steps[-1]["loss"] < 0.95 * steps[0]["loss"]  # smoothed labels keep it above 1.6
-    result = rows(finished)[-1]
+    result = rows[-1]
     assert result["kind"] == "result" and result["accuracy"] > 0.5
-    assert all(row["data"] == "synthetic" for row in rows(finished))
+    assert all(row["data"] == "synthetic" for row in rows)
     assert json.loads((finished / "config.json").read_text())["epochs"] == 2
-    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves", "confusion", "worst"):
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_resumed_run_equals_uninterrupted_one_bit_for_bit(finished, tmp_path, monkeypatch):
-    start = report.Progress.start
-
-    def interrupt(progress, epoch):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        start(progress, epoch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(report.Progress, "start", interrupt)
-        loop.train_and_evaluate(RECIPE, data.synthetic(), tmp_path, resume=False)
-    loop.train_and_evaluate(RECIPE, data.synthetic(), tmp_path, resume=True)
-    assert rows(tmp_path) == rows(finished)
-    chex.assert_trees_all_equal(latest(tmp_path), latest(finished))
+def test_sparkline_goes_from_empty_to_full():
+    assert report.sparkline([0.0, 0.5, 1.0]) == "▁▅█"
 
 
-def test_resume_refuses_another_config_and_a_folder_without_a_run(finished, tmp_path):
-    other = configs.Recipe(epochs=3, batch_size=32, widths=(24, 24, 24))
-    with pytest.raises(UserError, match="epochs was 2 and is now 3"):
-        loop.train_and_evaluate(other, data.synthetic(), finished, resume=True)
-    with pytest.raises(UserError, match="already holds a run"):
-        loop.train_and_evaluate(RECIPE, data.synthetic(), finished, resume=False)
-    with pytest.raises(UserError, match="no run to resume"):
-        loop.train_and_evaluate(RECIPE, data.synthetic(), tmp_path, resume=True)
-
-
-def test_loss_that_is_not_finite_stops_with_step_and_learning_rate():
-    logs = train.Logs(np.array([2.0, np.nan]), np.zeros(2), np.array([0.1, 0.25]))
-    with pytest.raises(loop.DivergedError, match=r"nan at step 8, .* 0\.25"):
-        loop.check_finite(logs, epoch=3)
-
-
-def some_steps(tx: optax.GradientTransformation, widths=(24, 24, 24), batch_size=16):
+def some_steps(tx, recipe, count=2, rate=optax.constant_schedule(0.1)):
     """Return a training step, where it starts, and two batches."""
-    made_up = data.synthetic(2 * batch_size, 1)
-    recipe = Recipe(widths=widths, batch_size=batch_size)
-    graphdef, carry = train.create(recipe, made_up, tx)
-    images = made_up.train_images.reshape(2, batch_size, 32, 32, 3)
-    labels = made_up.train_labels.reshape(2, batch_size)
-    return train.make_step(graphdef, tx, recipe), carry, (jnp.asarray(images), jnp.asarray(labels))
+    made_up = data.synthetic(2 * recipe.batch_size, 1)
+    layout = devices.layout(Options(recipe))
+    graphdef, carry = train.create(recipe, made_up, tx, layout)
+    step = train.make_step(graphdef, tx, rate, recipe, layout, total_steps=10)
+    pairs = made_up.train_images, made_up.train_labels
+    images, labels = (a.reshape(2, recipe.batch_size, *a.shape[1:])[:count] for a in pairs)
+    keys = jax.random.split(jax.random.key(0), count)
+    batch = train.Batch(jnp.asarray(images), jnp.asarray(labels), keys, jnp.arange(count))
+    return step, carry, batch
 
 
 def test_rmsprop_with_a_large_eps_is_sgd():
     root, momentum = 1e6, {"momentum": 0.85, "nesterov": True}
     ours = optax_rmsprop.rmsprop(0.1 * root, eps=root**2, **momentum)
+    recipe = dataclasses.replace(SMALL, batch_size=16)
     params = []
     for tx in (ours, optax.sgd(0.1, **momentum)):
-        step, carry, batches = some_steps(tx)
+        step, carry, batches = some_steps(tx, recipe)
         params.append(jax.jit(functools.partial(lax.scan, step))(carry, batches)[0].params)
     chex.assert_trees_all_close(*params, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a promise for CPUs")
 def test_step_in_a_scan_costs_no_more_than_a_step():
-    step, carry, batches = some_steps(optax_rmsprop.rmsprop(1e-3), (32, 64, 64), batch_size=32)
+    recipe = Recipe(batch_size=32)
+    step, carry, batches = some_steps(optax_rmsprop.rmsprop(1e-3), recipe)
     one = jax.jit(step)
     two = jax.jit(functools.partial(lax.scan, step))
     first = jax.tree.map(lambda a: a[0], batches)
@@ -149,24 +95,108 @@ def test_step_in_a_scan_costs_no_more_than_a_step():
     pytest.fail(f"{best_two:.4f} s a step in a scan, {best_one:.4f} s a step alone")
 
 
-@pytest.mark.parametrize(("batch", "size"), [(8, 7), (6, 4), (5, 3)])
-def test_conv3x3_has_the_automatic_gradient(batch, size):
+@pytest.mark.parametrize(
+    ("batch", "side", "size", "padding"),
+    [(8, 7, 3, "SAME"), (5, 3, 3, "VALID"), (6, 8, 5, "VALID"), (6, 6, 5, "SAME")],
+)
+def test_conv_has_the_automatic_gradient(batch, side, size, padding):
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (batch, size, size, 3))
-    kernel = jax.random.normal(keys[1], (3, 3, 3, 5))
-    dy = jax.random.normal(keys[2], (batch, size, size, 5))
-    y, gradient = jax.vjp(models.conv3x3, x, kernel)
-    y_auto, gradient_auto = jax.vjp(models.convolve, x, kernel)
+    x = jax.random.normal(keys[0], (batch, side, side, 3))
+    kernel = jax.random.normal(keys[1], (size, size, 3, 5))
+    y, gradient = jax.vjp(lambda x, k: layers._conv(x, k, padding), x, kernel)
+    y_auto, gradient_auto = jax.vjp(lambda x, k: layers.convolve(x, k, padding), x, kernel)
+    dy = jax.random.normal(keys[2], y.shape)
     chex.assert_trees_all_equal(y, y_auto)
-    chex.assert_trees_all_close(gradient(dy), gradient_auto(dy), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(gradient(dy), gradient_auto(dy), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [28, 12, 6, 7])
+def test_max_pool3_is_the_pool_of_the_library(side):
+    x = jnp.abs(jax.random.normal(jax.random.key(0), (2, side, side, 3)))
+    expected = nnx.max_pool(x, (3, 3), (2, 2), "SAME")
+    chex.assert_trees_all_equal(layers.max_pool3(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"),
+    [
+        # Each without the frozen whitening, which has 288 numbers.
+        (Network(), 146_136 - 24),
+        (Network(widths=(64, 256, 256), whitening_bias_epochs=3), 1_971_352),
+        (Network(widths=(128, 384, 384), whitening_bias_epochs=3), 4_604_440),
+        (Network(widths=(128, 384, 512), depth=3, whitening_bias_epochs=3), 9_915_416),
+        (Network("keras"), 1_250_858),
+        (Network("deepobs"), 895_210),
+    ],
+)
+def test_network_has_its_published_size(network, parameters):
+    images = data.synthetic(20, 1).train_images
+    abstract = nnx.eval_shape(lambda: model.create(network, images, 10, jnp.float32, nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(abstract, nnx.Param))
+    assert sum(leaf.size for leaf in leaves) == parameters
+
+
+@pytest.mark.parametrize("preset", ["keras-cnn", "crowded-valley"])
+def test_other_networks_take_a_step(preset):
+    recipe = dataclasses.replace(configs.PRESETS[preset], batch_size=4)
+    step, carry, batches = some_steps(optax_rmsprop.rmsprop(1e-3), recipe, count=1)
+    before = jax.tree.map(np.asarray, carry.params)
+    carry, logs = jax.jit(step)(carry, jax.tree.map(lambda a: a[0], batches))
+    # The cross-entropy of ten equal classes, and half of 0.002 times the sum of squares: 1.26.
+    expected = np.log(10) + (1.26 if preset == "crowded-valley" else 0)
+    np.testing.assert_allclose(logs.loss, expected, atol=0.35)
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), carry.params, before)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_loss_of_deepobs_has_its_penalty():
+    recipe = configs.PRESETS["crowded-valley"]
+    images = data.synthetic(20, 1).train_images
+    network = model.create(recipe.network, images, 10, jnp.float32, nnx.Rngs(0))
+    kernels = [p for p in jax.tree.leaves(nnx.state(network, nnx.Param)) if p.ndim > 1]
+    penalty = recipe.optimization.l2 / 2 * sum(float((p**2).sum()) for p in kernels)
+    np.testing.assert_allclose(penalty, 3.5976 - np.log(10), rtol=0.05)  # the published logs'
+
+
+def test_lookahead_is_the_recursion_of_airbench():
+    rng = np.random.default_rng(0)
+    total, slow = 12, np.zeros(3, np.float32)
+    average, fast = {"params": {"w": slow}, "rest": {}}, slow
+    expected_average, expected = slow, slow
+    for count in range(total):
+        step = rng.normal(size=3).astype(np.float32)
+        params, _, average = train.lookahead(
+            {"w": jnp.asarray(fast + step)}, {}, average, jnp.int32(count), total
+        )
+        fast = np.asarray(params["w"])
+        expected = expected + step
+        if (count + 1) % 5 == 0:
+            keep = 0.95**5 * (count / total) ** 3
+            expected = expected_average = keep * expected_average + (1 - keep) * expected
+        if count + 1 == total:
+            expected = expected_average
+        np.testing.assert_allclose(fast, expected, rtol=1e-5)
+
+
+def test_whitening_bias_moves_in_its_first_epochs_only():
+    network = Network(widths=(24, 24, 24), whitening_bias_epochs=1)
+    recipe = dataclasses.replace(SMALL, network=network)
+    tx, _ = optimizer.optimizer(recipe, total_steps=4)
+    params = {"whitening_bias": jnp.zeros(2), "kernel": jnp.zeros((1, 1, 2, 2))}
+    state, moves = tx.init(params), []
+    for _ in range(4):
+        update, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        moves.append(bool(update["whitening_bias"].any()))
+        assert update["kernel"].all()
+    assert moves == [True, True, False, False]
 
 
 def test_whitened_patches_have_unit_variance_and_no_correlation():
     images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
     images = ((images.astype(int) + np.roll(images, 1, axis=2)) // 2).astype(np.uint8)
-    mean, std, kernel = models.whitening(images, regularizer=0)
+    mean, std, kernel = model.whitening(images, regularizer=0)
     x = (images / 255 - mean) / std
-    y = models.convolve(jnp.float32(x), jnp.float32(kernel), "VALID").reshape(-1, 24)
+    y = layers.convolve(jnp.float32(x), jnp.float32(kernel), "VALID").reshape(-1, 24)
     np.testing.assert_allclose(y[:, :12], -y[:, 12:], atol=1e-5)
     np.testing.assert_allclose(y[:, :12].T @ y[:, :12] / len(y), np.eye(12), atol=1e-3)
 
@@ -190,179 +220,51 @@ def test_every_image_is_seen_both_ways_in_two_epochs():
     assert 30 < even.sum() < 70
 
 
-def made_up_archive() -> bytes:
-    content = np.random.default_rng(0).bytes(200_000)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        info = tarfile.TarInfo("folder/data_batch_1.bin")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+def test_cutout_blanks_one_square():
+    images = jnp.zeros((20, 32, 32, 3), jnp.uint8)
+    blank = np.asarray(augment.cut_out(jax.random.key(0), images, 12))[..., 0] == 128
+    assert (blank.sum((1, 2)) == 144).all()
+    assert (blank.any(1).sum(1) == 12).all() and (blank.any(2).sum(1) == 12).all()
+    assert len({b.tobytes() for b in blank}) > 10
+    chex.assert_trees_all_equal(augment.cut_out(jax.random.key(0), images, 0), images)
 
 
-ARCHIVE = made_up_archive()
-SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
+def test_keras_shifts_by_fractions_and_repeats_the_edge():
+    """A ramp stays a ramp, moved by up to a tenth of the side and flat at the end it left."""
+    ramp = jnp.broadcast_to(jnp.arange(32.0)[:, None], (50, 32, 32))[..., None].repeat(3, -1)
+    for images, axis in ((ramp, 1), (ramp.swapaxes(1, 2), 2)):
+        flip = jnp.zeros(50, bool)
+        got = np.asarray(augment.keras(jax.random.key(0), images, flip))
+        line = got.mean(3).mean(3 - axis)
+        shift = line[:, 16] - 16
+        assert 2 < np.abs(shift).max() <= 3.2 and (shift % 1 > 0.01).any()
+        expected = np.clip(np.arange(32) + shift[:, None], 0, 31)
+        np.testing.assert_allclose(line, expected, atol=1e-4)
+    mirrored = augment.keras(jax.random.key(0), images, ~flip)
+    assert float(jnp.diff(mirrored[0, 16, :, 0]).max()) <= 0
 
 
-@contextlib.contextmanager
-def server(content: bytes, cut: int | None = None) -> Iterator[tuple[str, list[str | None]]]:
-    """Serve `content`, at most `cut` bytes an answer; yield the address and the ranges asked."""
-    ranges = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked = self.headers["Range"]
-            ranges.append(asked)
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-            self.send_response(206 if asked else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            self.wfile.write(content[start:][:cut])
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{running.server_port}/archive.tar.gz", ranges
-        finally:
-            running.shutdown()
-            thread.join()
+def test_saturation_is_that_of_the_colour_space():
+    pixels = np.random.default_rng(0).uniform(0, 1, (50, 1, 1, 3))
+    for factor in (0.5, 1.5):
+        hsv = matplotlib.colors.rgb_to_hsv(pixels)
+        hsv[..., 1] = np.minimum(hsv[..., 1] * factor, 1)
+        expected = matplotlib.colors.hsv_to_rgb(hsv)
+        got = augment.saturate(jnp.asarray(pixels), factor)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def nowhere() -> str:
-    """Return an address where nothing listens."""
-    with server(b"") as (url, _):
-        return url
+def test_deepobs_crops_and_keeps_the_mean_of_a_grey_image():
+    grey = jnp.full((20, 32, 32, 3), 100, jnp.uint8)
+    got = np.asarray(augment.deepobs(jax.random.key(0), grey, jnp.arange(20) % 2 == 0))
+    # Where the crop lies inside, contrast finds nothing to change; zeros come in at the edge.
+    inside = [image for image in got if np.ptp(image) < 1e-3]
+    assert all(np.allclose(image, 100) for image in inside) and len(inside) < 20
+    standard = np.asarray(model.standardize(jnp.asarray(got[:1] + np.arange(32)[:, None, None])))
+    np.testing.assert_allclose([standard.mean(), standard.std()], [0, 1], atol=1e-4)  # of 100
 
 
-def test_download_that_breaks_off_continues_where_it_was(tmp_path):
-    with server(ARCHIVE, cut=150_000) as (url, ranges):
-        download.archive([url], SHA256, tmp_path / "folder")
-    assert ranges == [None, "bytes=150000-"]
-    assert (tmp_path / "folder" / "data_batch_1.bin").stat().st_size == 200_000
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
-def test_download_continues_at_the_next_address(tmp_path):
-    part = tmp_path / "folder.tar.gz.part"
-    part.write_bytes(ARCHIVE[:1000])
-    with server(ARCHIVE) as (url, ranges):
-        download.archive([nowhere(), url], SHA256, tmp_path / "folder")
-    assert ranges == ["bytes=1000-"]
-
-
-def test_wrong_archive_is_refused_and_the_next_address_tried(tmp_path):
-    wrong = b"x" + ARCHIVE[1:]
-    with server(wrong) as (bad, _), server(ARCHIVE) as (good, _):
-        with pytest.raises(UserError, match=r"refused.*SHA-256"):
-            download.archive([bad], SHA256, tmp_path / "folder")
-        assert not list(tmp_path.iterdir())
-        download.archive([bad, good], SHA256, tmp_path / "folder")
-    assert (tmp_path / "folder").is_dir()
-
-
-def test_truncated_archive_is_refused(tmp_path):
-    with server(ARCHIVE[:-10]) as (url, _), pytest.raises(UserError, match=r"refused.*SHA-256"):
-        download.archive([url], SHA256, tmp_path / "folder")
-    assert not list(tmp_path.iterdir())
-
-
-def test_no_answer_is_told_apart(tmp_path):
-    with pytest.raises(download.NoAnswerError, match="refused"):
-        download.archive([nowhere()], SHA256, tmp_path / "folder")
-
-
-@pytest.fixture
-def no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "URL", nowhere())
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
-
-
-@pytest.fixture
-def batches(tmp_path) -> Path:
-    """A folder of batches in the official layout that are not the official ones."""
-    folder = tmp_path / "batches"
-    folder.mkdir()
-    for name in data.CIFAR10_FILES:
-        records = np.random.default_rng(0).integers(0, 256, (20, 3073), np.uint8)
-        records[:, 0] %= 10
-        (folder / name).write_bytes(records.tobytes())
-    return folder
-
-
-def test_digits_stand_in_where_no_network_answers(no_network, tmp_path, monkeypatch, capsys):
-    trained = []
-    monkeypatch.setattr(runs, "train_and_evaluate", lambda *args: trained.append(args) or {})
-    monkeypatch.setattr(runs, "show", lambda _: None)
-    assert cli.main(["--workdir", str(tmp_path / "run")]) == 0
-    assert trained[0][1].label == "scikit-learn digits"
-    assert "handwritten digits instead of CIFAR-10" in capsys.readouterr().out
-
-
-def test_unverified_files_are_refused_or_named(batches):
-    with pytest.raises(UserError, match=r"data_batch_1\.bin.*--accept-unverified"):
-        data.cifar10(Options(Recipe(), data_dir=batches))
-    got = data.cifar10(Options(Recipe(), data_dir=batches, accept_unverified=True))
-    assert "UNVERIFIED" in got.label and "test_batch.bin" in got.label
-    record = np.frombuffer((batches / "test_batch.bin").read_bytes()[:3073], np.uint8)
-    assert got.test_labels[0] == record[0]
-    np.testing.assert_array_equal(got.test_images[0, 0, 1], record[[2, 1026, 2050]])
-
-
-def test_validation_keeps_the_test_images_out():
-    got = data.load(Options(Recipe(validation=True), dataset="synthetic"), print)
-    whole = data.synthetic()
-    assert got.split == "validation"
-    assert len(got.train_images) + len(got.test_images) == len(whole.train_images)
-    pixels = {image.tobytes() for image in whole.train_images}
-    assert all(image.tobytes() in pixels for image in got.test_images)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--dataset", "cifar10"], "cannot be reached"),
-        (["--dataset", "cifar10", "--offline"], "not in the cache"),
-        (["--data-dir", "missing"], "is not a folder"),
-        (["--data-dir", "."], "cannot read"),
-        (["--epochs", "0"], "--epochs must be at least 1"),
-        (["--decay", "1"], "--decay must be"),
-        (["--resume"], "--resume needs"),
-        (["--results", "table.md"], "--results is the table over"),
-        (["--results", "missing/table.md", "--seeds", "2"], "its folder does not exist"),
-        (["--resume", "--workdir", "missing", "--dataset", "synthetic"], "no run to resume"),
-        (["--workdir", __file__, "--dataset", "synthetic"], "File exists"),
-        (["--batch-size", "1000", "--dataset", "synthetic"], "more than all training images"),
-    ],
-)
-def test_mistake_is_one_line_and_exit_code_2(
-    flags, message, no_network, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(flags) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_wrong_flag_is_exit_code_2(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["--epoch", "1"])
-    assert "--epochs" in capsys.readouterr().err
-
-
-def test_command_line_does_not_wait_for_jax():
-    code = "import sys, examples.cifar10.main; sys.exit('jax' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_table_over_seeds_has_mean_spread_and_command():
-    results = [
-        {"seed": s, "accuracy": a, "accuracy_views": a, "seconds": 1.0, "epoch": 2}
-        for s, a in ((0, 0.5), (1, 0.6))
-    ]
-    arguments = ["--seeds", "2", "--data-dir", "/a/b"]
-    text = runs.summary(results, data.synthetic(1, 1), {"device": "cpu"}, arguments)
-    assert "--seeds 2 --data-dir b" in text and "n = 2" in text and "- device: cpu" in text
-    assert "| **mean** | 55.00 |" in text and "| standard deviation | 7.07 |" in text
+def test_growing_images_train(tmp_path):
+    sides = configs.Augmentation(sides=(16, 32))
+    result = train_small(tmp_path, dataclasses.replace(SMALL, augmentation=sides))
+    assert result["accuracy"] > 0.3

@@ -1,22 +1,23 @@
-"""Training on the device: the step, the epoch and the evaluation.
+"""Training on the device: the step, many steps in one call, and the prediction.
 
-A whole epoch is one `lax.scan` inside one `jit`. The data set stays on the device, and
-the parameters, statistics and optimizer's state are donated from epoch to epoch.
+The steps are one `lax.scan` inside one `jit`. The data set stays on the device, and the
+parameters, statistics and optimizer's state are donated from call to call.
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from examples.cifar10 import augment
+from examples.cifar10 import augment, model
 from examples.cifar10.configs import Recipe
 from examples.cifar10.data import Dataset
-from examples.cifar10.model import Network
+from examples.cifar10.devices import Layout
 
 
 class Carry(NamedTuple):
@@ -25,10 +26,20 @@ class Carry(NamedTuple):
     params: dict  # trained
     rest: dict  # running statistics of the batch normalization, constants
     opt_state: optax.OptState
+    average: dict | None  # of params and rest, with lookahead
+
+
+class Batch(NamedTuple):
+    """What a step takes."""
+
+    images: jax.Array
+    labels: jax.Array
+    key: jax.Array  # for dropout
+    count: jax.Array  # steps before this one
 
 
 class Logs(NamedTuple):
-    """What a step tells; an epoch stacks them."""
+    """What a step tells; a call stacks them."""
 
     loss: jax.Array
     accuracy: jax.Array
@@ -36,104 +47,162 @@ class Logs(NamedTuple):
 
 
 def create(
-    recipe: Recipe, data: Dataset, tx: optax.GradientTransformation
+    recipe: Recipe, data: Dataset, tx: optax.GradientTransformation, layout: Layout
 ) -> tuple[nnx.GraphDef, Carry]:
     """Draw the model, split it once, and start the optimizer."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     rngs = nnx.Rngs(recipe.seed)
-    model = Network(data.train_images, len(data.classes), recipe.widths, dtype, rngs)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    network = model.create(recipe.network, data.train_images, len(data.classes), dtype, rngs)
+    graphdef, params, rest = nnx.split(network, nnx.Param, ...)
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-    return graphdef, Carry(params, rest, tx.init(params))
+    average = {"params": params, "rest": rest} if recipe.optimization.lookahead else None
+    return graphdef, Carry(
+        layout.put(params, state=True),
+        layout.put(rest),
+        layout.put(tx.init(params), state=True),
+        layout.put(average, state=True),
+    )
 
 
-def make_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, recipe: Recipe) -> Callable:
-    """Return the training step: (carry, (images, labels)) to (carry, logs)."""
+def make_step(
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    recipe: Recipe,
+    layout: Layout,
+    total_steps: int,
+) -> Callable:
+    """Return the training step: (carry, batch) to (carry, logs)."""
+    optimization = recipe.optimization
 
-    def loss_fn(params, rest, images, labels):
+    def loss_fn(params, rest, batch):
         # A copy, because a gradient's trace must not change variables of the trace around it.
-        model = nnx.merge(graphdef, params, rest, copy=True)
-        model.train()
-        logits = model(images)
+        network = nnx.merge(graphdef, params, rest, copy=True)
+        network.train()
+        logits = network(batch.images, batch.key)
         targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing
+            jax.nn.one_hot(batch.labels, logits.shape[-1]), optimization.label_smoothing
         )
         loss = optax.softmax_cross_entropy(logits, targets).mean()
-        accuracy = (logits.argmax(-1) == labels).mean()
-        rest = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        if optimization.l2:
+            kernels = [p for p in jax.tree.leaves(params) if p.ndim > 1]
+            loss += optimization.l2 / 2 * sum(jnp.sum(jnp.square(p)) for p in kernels)
+        accuracy = (logits.argmax(-1) == batch.labels).mean()
+        rest = nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
         return loss, (rest, accuracy)
 
-    def step(carry, batch):
-        params, rest, opt_state = carry
+    def step(carry: Carry, batch: Batch) -> tuple[Carry, Logs]:
+        params, rest, opt_state, average = carry
+        # Sharded parameters are gathered for the network, and its gradient is scattered again;
+        # the update itself touches nothing but its own share.
         (loss, (rest, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            params, rest, *batch
+            layout.whole(params), rest, batch
         )
-        updates, opt_state = tx.update(grads, opt_state, params)
+        updates, opt_state = tx.update(layout.state(grads), opt_state, params)
         params = optax.apply_updates(params, updates)
-        learning_rate = optax.tree.get(opt_state, "learning_rate")
-        return Carry(params, rest, opt_state), Logs(loss, accuracy, learning_rate)
+        if optimization.lookahead:
+            params, rest, average = lookahead(params, rest, average, batch.count, total_steps)
+        carry = Carry(
+            layout.state(params), layout.whole(rest), layout.state(opt_state), layout.state(average)
+        )
+        logs = Logs(loss, accuracy, jnp.float32(learning_rate(batch.count)))
+        return carry, layout.whole(logs)
 
     return step
 
 
-def make_epoch(
-    step: Callable, recipe: Recipe, mirror: bool, report: Callable | None = None
-) -> Callable:
-    """Return the jitted epoch: (carry, images, labels, epoch) to (carry, stacked logs).
+def lookahead(
+    params: dict, rest: dict, average: dict, count: jax.Array, total_steps: int
+) -> tuple[dict, dict, dict]:
+    """Every five steps move the average towards the parameters, and these to it.
+
+    The average keeps 0.95⁵ · (count / total)³ of itself, and at the last step all: airbench's
+    lookahead. It counts the running statistics in.
+    """
+    now = {"params": params, "rest": rest}
+    keep = jnp.where(count + 1 == total_steps, 1.0, 0.95**5 * (count / total_steps) ** 3)
+    due = ((count + 1) % 5 == 0) | (count + 1 == total_steps)
+    moved = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, now)
+    average, now = jax.tree.map(
+        lambda m, old: jnp.where(due, m, old), (moved, moved), (average, now)
+    )
+    return now["params"], now["rest"], average
+
+
+def steps_per_call(steps: int) -> int:
+    """Return how many of an epoch's steps one call runs: a divisor, so that one compilation does.
+
+    Between calls the host shows progress, sees a Ctrl-C and saves.
+    """
+    return max(size for size in range(1, 51) if steps % size == 0)
+
+
+def make_steps(step: Callable, recipe: Recipe, layout: Layout, mirror: bool) -> Callable:
+    """Return the jitted steps: (carry, images, labels, epoch, first) to (carry, stacked logs).
 
     Args:
       step: What `make_step` returns.
-      recipe: Says the batch size, the seed and the largest translation.
+      recipe: Says the batch size, the seed and the augmentation.
+      layout: Where a batch lies.
       mirror: Whether images may be mirrored.
-      report: Called on the host as report(step, loss, accuracy) while the epoch runs.
     """
-    # Keys are folded, never split from a chain, so an epoch's numbers depend on nothing but
-    # the seed and its index, and a run that resumes repeats the bits of one that did not stop.
+    # Keys are folded, never split from a chain, so a step's numbers depend on nothing but the
+    # seed and its index, and a run that resumes repeats the bits of one that did not stop.
     flip_key, epochs_key = jax.random.split(jax.random.key(recipe.seed))
+    transform = augment.augmentation(recipe.augmentation)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def run(carry, images, labels, epoch):
+    def run(carry, images, labels, epoch, first):
         steps = len(images) // recipe.batch_size
-        order_key, shift_key = jax.random.split(jax.random.fold_in(epochs_key, epoch))
+        size = steps_per_call(steps)
+        order_key, steps_key = jax.random.split(jax.random.fold_in(epochs_key, epoch))
         order = jax.random.permutation(order_key, len(images))[: steps * recipe.batch_size]
+        order = jax.lax.dynamic_slice_in_dim(order.reshape(steps, -1), first, size)
         flip = augment.alternating_flip(flip_key, len(images), epoch) & mirror
 
         def body(carry, inputs):
             index, chosen = inputs
-            key = jax.random.fold_in(shift_key, index)
-            batch = augment.random_translate(key, images[chosen], flip[chosen], recipe.shift)
-            carry, logs = step(carry, (batch, labels[chosen]))
-            if report is not None:
-                jax.lax.cond(
-                    index % 10 == 9,
-                    lambda: jax.debug.callback(report, index + 1, logs.loss, logs.accuracy),
-                    lambda: None,
-                )
-            return carry, logs
+            key = jax.random.fold_in(steps_key, index)
+            chosen = layout.batch(chosen)
+            batch = transform(key, images[chosen], flip[chosen])
+            dropout = jax.random.fold_in(key, 2)
+            return step(carry, Batch(batch, labels[chosen], dropout, epoch * steps + index))
 
-        return jax.lax.scan(body, carry, (jnp.arange(steps), order.reshape(steps, -1)))
+        return jax.lax.scan(body, carry, (first + jnp.arange(size), order))
 
     return run
 
 
-def make_predict(graphdef: nnx.GraphDef, mirror: bool) -> Callable:
-    """Return the jitted prediction: (params, rest, images, views) to logits.
+def make_predict(graphdef: nnx.GraphDef, layout: Layout, mirror: bool) -> Callable:
+    """Return the jitted prediction: (params, rest, images, views) to logits of all images.
 
     Args:
       graphdef: The model.
+      layout: Where a batch lies.
       mirror: Whether several views include their mirror images.
     """
 
     @functools.partial(jax.jit, static_argnames="views")
     def predict(params, rest, images, views=augment.CENTRE):
-        model = nnx.merge(graphdef, params, rest)
-        model.eval()
+        network = nnx.merge(graphdef, layout.whole(params), rest)
+        network.eval()
         flips = (False, True) if mirror and len(views) > 1 else (False,)
-        full = functools.partial(jnp.full, len(images))
-        return sum(
-            weight / len(flips) * model(augment.translate(images, full(row), full(col), full(flip)))
-            for row, col, weight in views
-            for flip in flips
-        )
+
+        def some(images):
+            images = layout.batch(images)
+            full = functools.partial(jnp.full, len(images))
+            return sum(
+                weight
+                / len(flips)
+                * network(augment.translate(images, full(row), full(col), full(flip)))
+                for row, col, weight in views
+                for flip in flips
+            )
+
+        count, size = len(images), 400  # divides among 8 devices
+        padding = [(0, -count % size), (0, 0), (0, 0), (0, 0)]
+        batches = jnp.pad(images, padding).reshape(-1, size, *images.shape[1:])
+        logits = jax.lax.map(some, batches)
+        return layout.whole(logits.reshape(-1, logits.shape[-1])[:count])
 
     return predict

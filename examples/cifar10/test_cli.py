@@ -1,0 +1,143 @@
+"""The command line: what it takes, what it refuses, and how it says so."""
+
+import dataclasses
+import subprocess
+import sys
+import typing
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+import platformdirs
+import pytest
+
+from examples.cifar10 import configs, data, devices, download, optimizer, runs
+from examples.cifar10 import main as cli
+from examples.cifar10.test_data import nowhere
+from optax_rmsprop import dialects
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "URL", nowhere())
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
+
+
+def test_digits_stand_in_where_no_network_answers(no_network, tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(runs, "train_and_evaluate", lambda *args: trained.append(args) or {})
+    monkeypatch.setattr(runs, "show", lambda *_: None)
+    assert cli.main(["--workdir", str(tmp_path / "run")]) == 0
+    assert trained[0][1].label == "scikit-learn digits"
+    assert "handwritten digits instead of CIFAR-10" in capsys.readouterr().out
+
+
+SYNTHETIC = ["--dataset", "synthetic"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "cifar10"], "cannot be reached"),
+        (["--dataset", "cifar10", "--offline"], "not in the cache"),
+        (["--data-dir", "missing"], "is not a folder"),
+        (["--data-dir", "."], "cannot read"),
+        (["--preset", "medium"], "--preset must be one of small, airbench94"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--warmup", "1"], "--warmup must be"),
+        (["--learning-rate", "nan"], "--learning-rate must be a finite"),
+        (["--depth", "4"], "--depth must be 2 or 3"),
+        (["--sides", "64"], "--sides must be from 16 to 32"),
+        (["--sides", "24", "--network", "keras"], "needs --network airbench"),
+        (["--arguments", "alpha=0.9", *SYNTHETIC], "rmsprop has decay, eps, momentum"),
+        (["--arguments", "decay=high", *SYNTHETIC], "no Python literal"),
+        (["--arguments", "decay=1.5", *SYNTHETIC], "decay must be"),
+        (["--resume"], "--resume needs"),
+        (["--results", "table.md"], "--results is the table over"),
+        (["--results", "missing/table.md", "--seeds", "2"], "its folder does not exist"),
+        (["--resume", "--workdir", "missing", *SYNTHETIC], "no run to resume"),
+        (["--workdir", __file__, *SYNTHETIC], "File exists"),
+        (["--workdir", "/proc/run", *SYNTHETIC], "No such file or directory"),
+        (["--batch-size", "1000", *SYNTHETIC], "more than all training images"),
+        (["--process-id", "1"], "need --distributed"),
+        (["--distributed", "auto"], "--distributed needs a --workdir"),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_2(
+    flags, message, no_network, tmp_path, monkeypatch, capsys
+):
+    if flags[:2] == ["--workdir", "/proc/run"] and sys.platform != "linux":
+        pytest.skip("only Linux has a file system that nobody can write")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(flags) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"devices": 3}, "does not divide"), ({"devices": 99}, "has 8")]
+)
+def test_devices_that_do_not_fit_are_refused(options, message):
+    recipe = configs.Recipe(batch_size=32 if options["devices"] == 3 else 99)
+    with pytest.raises(configs.UserError, match=message):
+        devices.layout(configs.Options(recipe, **options))
+
+
+@pytest.mark.parametrize("flag", ["--epoch", "--optimizer=lion"])
+def test_wrong_flag_is_exit_code_2(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([flag, "1"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_command_line_does_not_wait_for_jax():
+    code = "import sys, examples.cifar10.main; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", configs.PRESETS)
+def test_preset_is_read_and_its_flags_can_be_changed(name):
+    options = configs.parse(["--preset", name, "--seed", "3", "--learning-rate", "0.25"])
+    changed = configs._but(configs.PRESETS[name], "optimization", learning_rate=0.25)
+    assert options.recipe == dataclasses.replace(changed, seed=3)
+
+
+def named_optimizers() -> tuple[str, ...]:
+    return typing.get_args(typing.get_type_hints(configs.Optimization)["optimizer"])
+
+
+def test_every_dialect_can_be_named():
+    public = {name for name, value in vars(dialects).items() if callable(value)}
+    made_here = {n for n in public if getattr(dialects, n).__module__ == dialects.__name__}
+    assert {n for n in made_here if not n.startswith("_")} == set(named_optimizers()) - set(
+        optimizer.OTHERS
+    )
+
+
+@pytest.mark.parametrize("name", named_optimizers())
+def test_every_optimizer_goes_downhill_at_its_schedule(name):
+    tx = optimizer.named(name, optax.constant_schedule(1e-3), [])
+    params = jnp.ones(3)
+    update, _ = tx.update(params, tx.init(params), params)
+    assert (np.asarray(update) < 0).all()
+
+
+def test_arguments_reach_the_dialect():
+    got = optimizer.named("torch", optax.constant_schedule(0.5), ["alpha=0.9", "momentum=0.5"])
+    params = jnp.ones(3)
+    expected = dialects.torch(0.5, alpha=0.9, momentum=0.5)
+    chex.assert_trees_all_equal(
+        got.update(params, got.init(params))[0], expected.update(params, expected.init(params))[0]
+    )
+
+
+def test_table_over_seeds_has_mean_spread_and_command():
+    results = [
+        {"seed": s, "accuracy": a, "accuracy_views": a, "seconds": 1.0, "epoch": 2}
+        for s, a in ((0, 0.5), (1, 0.6))
+    ]
+    arguments = ["--seeds", "2", "--data-dir", "/a/b"]
+    text = runs.summary(results, data.synthetic(1, 1), {"device": "cpu"}, arguments)
+    assert "--seeds 2 --data-dir b" in text and "n = 2" in text and "- device: cpu" in text
+    assert "| **mean** | 55.00 |" in text and "| standard deviation | 7.07 |" in text

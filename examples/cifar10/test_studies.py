@@ -1,0 +1,59 @@
+"""The studies, on made-up data: they run, go on where they were, and write what they promise."""
+
+import pytest
+
+from examples.cifar10.studies import common, crowded_valley, eps_ladder, tuning
+
+TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64 --epochs 1".split()
+
+
+def test_study_writes_its_table_and_runs_nothing_twice(tmp_path, monkeypatch, capsys):
+    few = {name: eps_ladder.TRIALS[name] for name in ("optax.sgd", "eps = 1")}
+    monkeypatch.setattr(eps_ladder, "TRIALS", few)
+    monkeypatch.setattr(eps_ladder, "EPSILONS", (1.0,))
+    arguments = [*TINY, "--workdir", str(tmp_path / "runs"), "--seed", "1"]
+    eps_ladder.study(tmp_path, arguments)
+    assert (tmp_path / "eps_ladder.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "eps_ladder.md").read_text()
+    assert "- versions: jax" in text and "| optax.sgd | 1 |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| eps = 1 |"))
+    assert float(row.split("|")[-2]) < 1e-4  # at epsilon 1 the two coincide
+    monkeypatch.setattr("examples.cifar10.loop.train_and_evaluate", pytest.fail)
+    eps_ladder.study(tmp_path, arguments)
+    assert (tmp_path / "eps_ladder.md").read_text() == text
+
+
+def made_up_run(seed: int, epochs: int) -> list[dict]:
+    result = {"kind": "result", "seed": seed, "data": "made up", "split": "test", "seconds": 2.0}
+    rows = [{"kind": "epoch", "accuracy": 0.1 * (epoch + 1)} for epoch in range(epochs)]
+    return [*rows, result | {"accuracy": 0.5, "accuracy_views": 0.6}]
+
+
+@pytest.mark.parametrize("study", [crowded_valley, tuning])
+def test_table_of_finished_runs(study, tmp_path, monkeypatch):
+    runs = {name: [made_up_run(0, 10), made_up_run(1, 10)] for name in study.TRIALS}
+    monkeypatch.setattr(common, "run", lambda trials, arguments: runs)
+    study.study(tmp_path, ["--workdir", "/a/runs"])
+    name = study.__name__.rpartition(".")[2]
+    text = (tmp_path / f"{name}.md").read_text()
+    assert "--workdir runs" in text and "made up, test images" in text
+    if study is crowded_valley:
+        assert "| crowded-valley, here | 1 | 10.0 | 20.0 |" in text
+        assert "| crowded-valley-tuned, published | 42 | 39.5 |" in text
+        assert (tmp_path / "crowded_valley.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert "| 2 | 50.00 ± 0.00 | 60.00 ± 0.00 | 2.00 ± 0.00 |" in text
+
+
+@pytest.mark.parametrize("trials", [crowded_valley.TRIALS, eps_ladder.TRIALS, tuning.TRIALS])
+def test_every_trial_has_flags_that_are_right(trials):
+    from examples.cifar10 import configs, optimizer
+
+    for flags in trials.values():
+        options = configs.parse(list(flags))
+        optimizer.optimizer(options.recipe, 10)
+
+
+def test_mean_and_spread():
+    assert common.mean_and_spread([1.0]) == "1.00"
+    assert common.mean_and_spread([1.0, 3.0], 1) == "2.0 ± 1.4"
