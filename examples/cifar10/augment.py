@@ -90,8 +90,7 @@ def deepobs(key: jax.Array, images: jax.Array, flip: jax.Array) -> jax.Array:
 
 def _crop(images: jax.Array, key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     starts = jax.random.randint(key, (len(images), 2), 0, images.shape[1] - shape[0] + 1)
-    take = lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), shape)
-    return jax.vmap(take)(images, starts)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (*at, 0), shape))(images, starts)
 
 
 def saturate(images: jax.Array, factor: jax.Array) -> jax.Array:

@@ -71,10 +71,9 @@ class Layout:
             x = np.asarray(x)
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-        whole = self._at(PartitionSpec())
-        return jax.tree.map(
-            put, tree, self.of_state(tree) if state else jax.tree.map(lambda _: whole, tree)
-        )
+        if state:
+            return jax.tree.map(put, tree, self.of_state(tree))
+        return jax.tree.map(lambda x: put(x, self._at(PartitionSpec())), tree)
 
 
 def layout(options: Options) -> Layout:

@@ -87,7 +87,7 @@ def max_pool3(x: jax.Array) -> jax.Array:
 
     The pixels must not be negative: zeros are added at the edge, and win no maximum.
     """
-    batch, height, width, channels = x.shape
+    height, width = x.shape[1:3]
     # TensorFlow adds what the last window lacks, a smaller half of it before the first.
     pads = [max(2 * math.ceil(n / 2) + 1 - n, 0) for n in (height, width)]
     x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)))

@@ -51,7 +51,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> optax.GradientTransformation:
-    """RMSprop that takes the momentum before the learning rate, so that a falling rate acts at once.
+    """RMSprop with the momentum before the learning rate, so that a falling rate acts at once.
 
     `optax_rmsprop.rmsprop` is Optax's order, the other one.
     """

@@ -115,7 +115,10 @@ def epoch_row(rows: list[dict], accuracy: float) -> dict:
     """Make the metrics of the epoch that the last of the rows ends."""
     last = rows[-1]
     calls = [row for row in rows if row["kind"] == "train" and row["epoch"] > last["epoch"] - 1]
-    mean = lambda name: statistics.fmean(row[name] for row in calls)
+
+    def mean(name):
+        return statistics.fmean(row[name] for row in calls)
+
     return {
         "kind": "epoch",
         "step": last["step"],
@@ -208,9 +211,8 @@ def confusion(path: Path, logits: np.ndarray, data: Dataset) -> None:
 
 def worst(path: Path, logits: np.ndarray, data: Dataset, count: int = 40) -> None:
     """Draw the images with the highest loss, with their class and what they were taken for."""
-    loss = (
-        scipy.special.logsumexp(logits, axis=-1) - logits[np.arange(len(logits)), data.test_labels]
-    )
+    right = np.take_along_axis(logits, data.test_labels[:, None].astype(int), axis=-1)[:, 0]
+    loss = scipy.special.logsumexp(logits, axis=-1) - right
     figure = matplotlib.figure.Figure(figsize=(10, 8), layout="constrained")
     figure.suptitle(f"{data.label}: the {data.split} images with the highest loss")
     grid = figure.subplots(5, count // 5)

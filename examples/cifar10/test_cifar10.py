@@ -47,11 +47,12 @@ def test_sparkline_goes_from_empty_to_full():
     assert report.sparkline([0.0, 0.5, 1.0]) == "▁▅█"
 
 
-def some_steps(tx, recipe, count=2, rate=optax.constant_schedule(0.1)):
+def some_steps(tx, recipe, count=2):
     """Return a training step, where it starts, and two batches."""
     made_up = data.synthetic(2 * recipe.batch_size, 1)
     layout = devices.layout(Options(recipe))
     graphdef, carry = train.create(recipe, made_up, tx, layout)
+    rate = optax.constant_schedule(0.1)  # to be shown; tx has its own
     step = train.make_step(graphdef, tx, rate, recipe, layout, total_steps=10)
     pairs = made_up.train_images, made_up.train_labels
     images, labels = (a.reshape(2, recipe.batch_size, *a.shape[1:])[:count] for a in pairs)

@@ -5,9 +5,8 @@ parameters, statistics and optimizer's state are donated from call to call.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
