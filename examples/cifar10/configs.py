@@ -48,8 +48,8 @@ class Augmentation:
     """Airbench's largest translation, in pixels."""
     cutout: int = 0
     """Side of the square that airbench's blanks, in pixels."""
-    sides: tuple[int, ...] = (32,)
-    """Side of the images in every epoch, in pixels; the last one also in all later epochs."""
+    sides: tuple[int, ...] = (20, 20, 20, 24, 24, 24, 28, 28, 32, 32)
+    """Side of the images through the training, in pixels, for equal parts of its epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Options:
 # Jordan 2024, https://arxiv.org/abs/2404.00498, with RMSprop in place of SGD.
 _AIRBENCH = Recipe(
     Network(widths=(64, 256, 256), whitening_bias_epochs=3, norm_momentum=0.6),
-    Augmentation(),
+    Augmentation(sides=(32,)),
     Optimization(
         arguments=(
             "decay=0.95", "eps=1e-8", "momentum=0.85", "nesterov=True", "bias_correction=True",
@@ -170,7 +170,7 @@ _AIRBENCH = Recipe(
 # the problem cifar10_3c3d of DeepOBS.
 _CROWDED_VALLEY = Recipe(
     Network("deepobs"),
-    Augmentation("deepobs"),
+    Augmentation("deepobs", sides=(32,)),
     Optimization(
         "tensorflow1",
         arguments=("decay=0.9", "epsilon=1e-10"),
@@ -224,7 +224,7 @@ PRESETS = {
     # keras-team/keras, examples/cifar10_cnn.py.
     "keras-cnn": Recipe(
         Network("keras"),
-        Augmentation("keras"),
+        Augmentation("keras", sides=(32,)),
         dataclasses.replace(
             _CROWDED_VALLEY.optimization,
             optimizer="keras2",
@@ -297,7 +297,7 @@ def check(options: Options) -> None:
         raise UserError(f"--cutout must be between 0 and 31, got {augmentation.cutout}")
     if not augmentation.sides or not all(16 <= side <= 32 for side in augmentation.sides):
         raise UserError(f"--sides must be from 16 to 32, got {augmentation.sides}")
-    if augmentation.sides != (32,) and network.network != "airbench":
+    if set(augmentation.sides) != {32} and network.network != "airbench":
         raise UserError("--sides other than 32 needs --network airbench")
     if options.resume and options.workdir is None:
         raise UserError("--resume needs the --workdir of the run to continue")

@@ -61,7 +61,7 @@ def train_and_evaluate(
     ):
         if resume:
             carry, done = checkpoints.restore(carry, report.say)
-            # Only what the checkpoint has behind it: the rest is repeated.
+        if done:  # Only what the checkpoint has behind it: the rest is repeated.
             rows = [row for row in report.read_metrics(workdir) if row["step"] <= done]
         while done < total:
             epoch, first = divmod(done, steps)
@@ -82,18 +82,11 @@ def train_and_evaluate(
                 raise InterruptedRun(f"stopped after {done} of {total} steps, and saved")
         logits, final = test(carry, augment.VIEWS) if recipe.views else test(carry)
 
-    done_epochs = [row for row in rows if row["kind"] == "epoch"]
-    result = {
-        "kind": "result",
-        "step": total,
-        "epoch": epochs,
-        "accuracy": done_epochs[-1]["accuracy"],
-        "accuracy_views": final,
-        "accuracies": [row["accuracy"] for row in done_epochs],
-        "seconds": sum(row["seconds"] for row in done_epochs),
+    result = report.result_row(rows, final) | {
         "compile_seconds": run_steps.seconds,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(carry.params)),
-    } | labels
+    }
+    result |= labels
     rows = [row for row in rows if row["kind"] != "result"] + [result]
     report.write_metrics(workdir, rows)
     report.curves(workdir / "curves.png", rows, data.label)
@@ -116,7 +109,7 @@ class Compiled:
     ) -> tuple[train.Carry, train.Logs, float]:
         """Run steps of an epoch from its `first` on; return also the seconds that they took."""
         sides = recipe.augmentation.sides
-        side = sides[min(epoch, len(sides) - 1)]
+        side = sides[epoch * len(sides) // recipe.epochs]
         at = jnp.int32(epoch), jnp.int32(first)
         if side != self.side:
             began = time.perf_counter()
@@ -161,8 +154,8 @@ def check_finite(logs: train.Logs, done: int, recipe: Recipe) -> None:
             f"the loss is {logs.loss[step]} at step {done + step + 1}, where the learning rate is "
             f"{logs.learning_rate[step]:.3g}. A smaller --learning-rate (now "
             f"{recipe.optimization.learning_rate:g}), a longer --warmup (now "
-            f"{recipe.optimization.warmup:g}) or a larger eps in --arguments may help; the last "
-            "epoch is saved"
+            f"{recipe.optimization.warmup:g}) or a larger eps in --arguments may help; what was "
+            "saved before stays"
         )
 
 

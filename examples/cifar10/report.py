@@ -131,6 +131,20 @@ def epoch_row(rows: list[dict], accuracy: float) -> dict:
     }
 
 
+def result_row(rows: list[dict], accuracy_views: float) -> dict:
+    """Make the metrics of the whole run."""
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    return {
+        "kind": "result",
+        "step": epochs[-1]["step"],
+        "epoch": epochs[-1]["epoch"],
+        "accuracy": epochs[-1]["accuracy"],
+        "accuracy_views": accuracy_views,
+        "accuracies": [row["accuracy"] for row in epochs],
+        "seconds": sum(row["seconds"] for row in epochs),
+    }
+
+
 def write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Let `fill` write a file under a temporary name, then give it its own; once a run."""
     if not devices.first_process():

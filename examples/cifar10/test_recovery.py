@@ -1,5 +1,6 @@
 """Nothing lost: runs that are stopped, killed, damaged, or that diverge."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,11 +17,11 @@ from orbax.checkpoint import v1 as ocp
 
 from examples.cifar10 import checkpoint, data, devices, loop, optimizer, report, train
 from examples.cifar10 import main as cli
-from examples.cifar10.configs import Options, Recipe, UserError
+from examples.cifar10.configs import Options, UserError
 from examples.cifar10.conftest import SMALL, train_small
 from examples.cifar10.studies import kills
 
-CLI = "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24".split()
+CLI = "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24 --sides 32".split()
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -67,6 +68,14 @@ def test_stopped_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(
     chex.assert_trees_all_close(latest(tmp_path / "whole"), latest(finished), rtol=1e-5, atol=1e-6)
 
 
+def test_stopped_before_its_first_checkpoint_it_starts_again(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(report.Progress, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_small(tmp_path)
+    train_small(tmp_path, resume=True)
+    assert rows(tmp_path) == rows(finished)
+
+
 def test_killed_it_ends_with_the_same_bits(tmp_path):
     (line,) = kills.compare(tmp_path, runs=1, kills=1, seed=0)
     assert line.startswith("| 0 |") and line.endswith("| yes |")
@@ -103,7 +112,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_made_up(finished, tmp_path):
 
 
 def test_resume_refuses_another_config_and_a_folder_without_a_run(finished, tmp_path):
-    other = Recipe(SMALL.network, epochs=3, batch_size=32)
+    other = dataclasses.replace(SMALL, epochs=3)
     with pytest.raises(UserError, match="epochs was 2 and is now 3"):
         train_small(finished, other, resume=True)
     with pytest.raises(UserError, match="already holds a run"):

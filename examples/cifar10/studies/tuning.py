@@ -5,15 +5,25 @@ from pathlib import Path
 
 from examples.cifar10.studies import common
 
-FAST = ["--sides", *"20 20 20 24 24 24 28 28 32 32".split()]
+SHORT = ["--epochs", "3", "--sides", "20", "24", "32"]
 
 TRIALS = {
-    "6 epochs, full size": ["--epochs", "6"],
-    "10 epochs, growing from 20 to 32 pixels": ["--epochs", "10", *FAST],
-    "the same, learning rate 0.01": ["--epochs", "10", *FAST, "--learning-rate", "0.01"],
-    "the same, learning rate 0.022": ["--epochs", "10", *FAST, "--learning-rate", "0.022"],
-    "the same, lookahead": ["--epochs", "10", *FAST, "--lookahead"],
-}
+    "6 epochs, full size": ["--epochs", "6", "--sides", "32"],
+    "10 epochs, growing from 20 to 32 pixels": [],
+    "the same, learning rate 0.01": ["--learning-rate", "0.01"],
+    "3 epochs, of 20, 24, 32 pixels": SHORT,
+    "3 epochs, learning rate 0.03": [*SHORT, "--learning-rate", "0.03"],
+    "3 epochs, lookahead": [*SHORT, "--lookahead"],
+    "3 epochs, label smoothing 0.1": [*SHORT, "--label-smoothing", "0.1"],
+    "3 epochs, weight decay 0.2": [*SHORT, "--weight-decay", "0.2"],
+    "3 epochs, whitening bias": [*SHORT, "--whitening-bias-epochs", "2"],
+    "3 epochs, batch 50, learning rate 0.01": [
+        *SHORT, "--batch-size", "50", "--learning-rate", "0.01",
+    ],
+    "3 epochs, widths 24, 64, 96": [*SHORT, "--widths", "24", "64", "96"],
+    "3 epochs, head scale 0.3": [*SHORT, "--head-scale", "0.3"],
+    "3 epochs, filters scale 2": [*SHORT, "--filters-scale", "2"],
+}  # fmt: skip
 
 
 def study(results: Path, arguments: Sequence[str]) -> None:
@@ -22,15 +32,14 @@ def study(results: Path, arguments: Sequence[str]) -> None:
     module = "examples.cifar10.studies.tuning"
     lines = common.header("Choosing the preset", module, arguments, metrics)
     lines += [
-        "| trial | n | accuracy, % | with six views, % | training, s |",
-        "|---|--:|--:|--:|--:|",
+        "| trial | n | accuracy, % | with six views, % |",
+        "|---|--:|--:|--:|",
     ]
     for name, runs in metrics.items():
         ends = [common.result(rows) for rows in runs]
         columns = [
             [100 * r["accuracy"] for r in ends],
             [100 * r["accuracy_views"] for r in ends],
-            [r["seconds"] for r in ends],
         ]
         values = " | ".join(map(common.mean_and_spread, columns))
         lines.append(f"| {name} | {len(ends)} | {values} |")
