@@ -80,7 +80,7 @@ def train_and_evaluate(
                 checkpoints.save(done, carry)
             if stopped and done < total:
                 raise InterruptedRun(f"stopped after {done} of {total} steps, and saved")
-        logits, final = test(carry, augment.VIEWS) if recipe.views else test(carry)
+        logits, final = test(carry, augment.CENTRE if recipe.one_view else augment.VIEWS)
 
     result = report.result_row(rows, final) | {
         "compile_seconds": run_steps.seconds,

@@ -39,7 +39,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         resume = options.resume and (options.seeds == 1 or (folder / "config.json").exists())
         recipe = dataclasses.replace(options.recipe, seed=seed)
         results.append(train_and_evaluate(recipe, dataset, folder, resume, layout))
-        show(results[-1], options.recipe.views)
+        show(results[-1], options.recipe.one_view)
     if options.seeds > 1:
         text = summary(results, dataset, environment, arguments)
         path = options.results or workdir / "results.md"
@@ -47,7 +47,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         report.say(text + f"\nwritten to {path}")
 
 
-def show(result: dict, views: bool) -> None:
+def show(result: dict, one_view: bool) -> None:
     """Print the table of one run."""
     several = (f"{result['split']} accuracy, several views", f"{result['accuracy_views']:.2%}")
     accuracies = result["accuracies"]
@@ -55,7 +55,7 @@ def show(result: dict, views: bool) -> None:
         result["data"],
         [
             (f"{result['split']} accuracy", f"{result['accuracy']:.2%}"),
-            *([several] if views else []),
+            *([] if one_view else [several]),
             (
                 "by epoch, 0 to 100 %",
                 f"{report.sparkline(accuracies)}  {accuracies[0]:.0%} → {accuracies[-1]:.0%}",

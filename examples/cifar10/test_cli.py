@@ -43,7 +43,6 @@ SYNTHETIC = ["--dataset", "synthetic"]
         (["--dataset", "cifar10", "--offline"], "not in the cache"),
         (["--data-dir", "missing"], "is not a folder"),
         (["--data-dir", "."], "cannot read"),
-        (["--preset", "medium"], "--preset must be one of small, airbench94"),
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--warmup", "1"], "--warmup must be"),
         (["--learning-rate", "nan"], "--learning-rate must be a finite"),
@@ -84,16 +83,22 @@ def test_devices_that_do_not_fit_are_refused(options, message):
         devices.layout(configs.Options(recipe, **options))
 
 
-@pytest.mark.parametrize("flag", ["--epoch", "--optimizer=lion"])
-def test_wrong_flag_is_exit_code_2(flag, capsys):
+@pytest.mark.parametrize("flags", ["--epoch 1", "--optimizer lion", "--preset medium"])
+def test_wrong_flag_is_exit_code_2(flags, capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main([flag, "1"])
-    assert "Traceback" not in capsys.readouterr().err
+        cli.main(flags.split())
+    said = capsys.readouterr().err
+    assert flags.split()[0] in said and "Traceback" not in said
 
 
 def test_command_line_does_not_wait_for_jax():
     code = "import sys, examples.cifar10.main; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_presets_are_all_named():
+    hints = typing.get_type_hints(configs.Options)
+    assert typing.get_args(hints["preset"]) == tuple(configs.PRESETS)
 
 
 @pytest.mark.parametrize("name", configs.PRESETS)
@@ -121,6 +126,14 @@ def test_every_optimizer_goes_downhill_at_its_schedule(name):
     params = jnp.ones(3)
     update, _ = tx.update(params, tx.init(params), params)
     assert (np.asarray(update) < 0).all()
+
+
+def test_another_optimizer_than_the_presets_has_its_own_defaults():
+    options = configs.parse(["--optimizer", "torch"])
+    assert options.recipe.optimization.arguments == ()
+    options = configs.parse(["--optimizer", "torch", "--arguments", "alpha=0.9"])
+    assert options.recipe.optimization.arguments == ("alpha=0.9",)
+    assert configs.parse([]).recipe == configs.PRESETS["small"]
 
 
 def test_arguments_reach_the_dialect():
