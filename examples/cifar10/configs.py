@@ -48,7 +48,7 @@ class Augmentation:
     """Airbench's largest translation, in pixels."""
     cutout: int = 0
     """Side of the square that airbench's blanks, in pixels."""
-    sides: tuple[int, ...] = (20, 20, 20, 24, 24, 24, 28, 28, 32, 32)
+    sides: tuple[int, ...] = (32,)
     """Side of the images through the training, in pixels, for equal parts of its epochs."""
 
 
@@ -155,7 +155,7 @@ class Options:
 # Jordan 2024, https://arxiv.org/abs/2404.00498, with RMSprop in place of SGD.
 _AIRBENCH = Recipe(
     Network(widths=(64, 256, 256), whitening_bias_epochs=3, norm_momentum=0.6),
-    Augmentation(sides=(32,)),
+    Augmentation(),
     Optimization(
         arguments=(
             "decay=0.95", "eps=1e-8", "momentum=0.85", "nesterov=True", "bias_correction=True",
@@ -174,7 +174,7 @@ _AIRBENCH = Recipe(
 # the problem cifar10_3c3d of DeepOBS.
 _CROWDED_VALLEY = Recipe(
     Network("deepobs"),
-    Augmentation("deepobs", sides=(32,)),
+    Augmentation("deepobs"),
     Optimization(
         "tensorflow1",
         arguments=("decay=0.9", "epsilon=1e-10"),
@@ -228,7 +228,7 @@ PRESETS = {
     # keras-team/keras, examples/cifar10_cnn.py.
     "keras-cnn": Recipe(
         Network("keras"),
-        Augmentation("keras", sides=(32,)),
+        Augmentation("keras"),
         dataclasses.replace(
             _CROWDED_VALLEY.optimization,
             optimizer="keras2",

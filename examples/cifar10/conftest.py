@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from examples.cifar10 import data, devices, loop
-from examples.cifar10.configs import Augmentation, Network, Options, Recipe
+from examples.cifar10.configs import Network, Options, Recipe
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-SMALL = Recipe(Network(widths=(24, 24, 24)), Augmentation(sides=(32,)), epochs=2, batch_size=32)
+SMALL = Recipe(Network(widths=(24, 24, 24)), epochs=2, batch_size=32)
 
 
 def train_small(workdir: Path, recipe: Recipe = SMALL, resume: bool = False, **options) -> dict:

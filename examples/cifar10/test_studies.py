@@ -5,7 +5,7 @@ import pytest
 from examples.cifar10.studies import common, crowded_valley, eps_ladder, tuning
 
 TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64".split()
-TINY += ["--sides", "32", "--epochs", "1"]
+TINY += ["--epochs", "1"]
 
 
 def test_study_writes_its_table_and_runs_nothing_twice(tmp_path, monkeypatch, capsys):

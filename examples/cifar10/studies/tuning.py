@@ -5,12 +5,13 @@ from pathlib import Path
 
 from examples.cifar10.studies import common
 
+GROWING = ["--epochs", "10", "--sides", *"20 20 20 24 24 24 28 28 32 32".split()]
 SHORT = ["--epochs", "3", "--sides", "20", "24", "32"]
 
 TRIALS = {
-    "6 epochs, full size": ["--epochs", "6", "--sides", "32"],
-    "10 epochs, growing from 20 to 32 pixels": [],
-    "the same, learning rate 0.01": ["--learning-rate", "0.01"],
+    "6 epochs, full size": ["--epochs", "6"],
+    "10 epochs, growing from 20 to 32 pixels": GROWING,
+    "the same, learning rate 0.01": [*GROWING, "--learning-rate", "0.01"],
     "3 epochs, of 20, 24, 32 pixels": SHORT,
     "3 epochs, learning rate 0.03": [*SHORT, "--learning-rate", "0.03"],
     "3 epochs, lookahead": [*SHORT, "--lookahead"],
