@@ -19,18 +19,6 @@ def train_small(workdir: Path, recipe: Recipe = SMALL, resume: bool = False, **o
     return loop.train_and_evaluate(recipe, data.synthetic(), workdir, resume, layout)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Let all tests, their processes too, share what they compile."""
-    folder = str(tmp_path_factory.getbasetemp() / "compiled")
-    before = jax.config.jax_compilation_cache_dir
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-        jax.config.update("jax_compilation_cache_dir", folder)
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """The workdir of a run that nothing interrupted."""
