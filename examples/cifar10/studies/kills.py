@@ -31,11 +31,11 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def kill_and_resume(workdir: Path, kills: int, seconds: float, rng: random.Random) -> int:
-    """Kill a run `kills` times after up to `seconds`, and let it end; return the kills that hit."""
+    """Kill a run `kills` times before `seconds`, and let it end; return the kills that hit."""
     hits = 0
     for _ in range(kills):
         process = train(workdir, *_resume(workdir))
-        time.sleep(rng.uniform(0, seconds))
+        time.sleep(rng.uniform(0, 0.9 * seconds))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         hits += process.returncode == -signal.SIGKILL
