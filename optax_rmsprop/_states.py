@@ -4,6 +4,7 @@ A part is a named tuple of arrays with names that are known here; whatever holds
 partitions, wrappers) is left as it is.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -72,53 +73,73 @@ def fill(
 
     `rate` is that of the parameters of one chain. If `strict`, all must fit exactly.
     """
-    parts = _parts(like)
-    unfilled, used = list[str](), set[str]()
     missing = {quantity: set(found) for quantity, found in values.items()}
+    filling = _Filling(function, _parts(like), values, count, rate, strict, missing)
+    filled = [filling.part(path, part) for path, part in filling.parts]
+    if strict:
+        _all_used(function, missing)
+    leaves, tree = cast(Any, jax.tree.flatten(like, is_leaf=_is_part))
+    rest = iter(filled)
+    state = tree.unflatten([next(rest) if _is_part(x) else x for x in leaves])
+    return state, filling.unfilled, filling.used
 
-    def moment(path: Any, part: Any, field: str) -> Any:
+
+@dataclasses.dataclass(frozen=True)
+class _Filling:
+    """What `fill` has to give, and notes on what it gave."""
+
+    function: str
+    parts: list[tuple[Any, Any]]
+    values: Values
+    count: int | None
+    rate: Callable[[set[Where]], float | None]
+    strict: bool
+    missing: dict[str, set[Where]]
+    unfilled: list[str] = dataclasses.field(default_factory=list[str])
+    used: set[str] = dataclasses.field(default_factory=set[str])
+
+    def part(self, path: Any, part: Any) -> Any:
+        moments = _moments(part)
+        new = {
+            f: (self.moment if f in moments else self.scalar)(path, part, f) for f in part._fields
+        }
+        return part._replace(**new)
+
+    def moment(self, path: Any, part: Any, field: str) -> Any:
         quantity, sign = {"var": "nu"}.get(field, field), 1.0
         if field == "trace":
-            quantity, sign = ("step", -1.0) if _holds_steps(parts, path) else ("direction", 1.0)
-        found = values.get(quantity, {})
+            holds_steps = _holds_steps(self.parts, path)
+            quantity, sign = ("step", -1.0) if holds_steps else ("direction", 1.0)
+        found = self.values.get(quantity, {})
         if field == "var":
-            mean = values.get("mu", {})
+            mean = self.values.get("mu", {})
             found = {at: _variance(nu, mean[at]) for at, nu in found.items() if at in mean}
 
         def leaf(leaf_path: Any, old: Any) -> Any:
             at, name = where_of(leaf_path), _keystr(path, field) + _keystr(leaf_path)
             if at in found:
-                missing[quantity].discard(at)
-                used.add(quantity)
-                return _put(f"{function}: {name}", sign * found[at], old)
-            if strict and np.shape(old) != (0,):  # of a parameter that has no gradients
-                raise ValueError(f"{function}: the source has {lacks(quantity, values)} for {name}")
-            unfilled.append(name)
+                self.missing[quantity].discard(at)
+                self.used.add(quantity)
+                return _put(f"{self.function}: {name}", sign * found[at], old)
+            if self.strict and np.shape(old) != (0,):  # of a parameter that has no gradients
+                lacking = lacks(quantity, self.values)
+                raise ValueError(f"{self.function}: the source has {lacking} for {name}")
+            self.unfilled.append(name)
             return old
 
         return jax.tree_util.tree_map_with_path(leaf, getattr(part, field))
 
-    def scalar(path: Any, part: Any, field: str) -> Any:
-        chain = [p for there, p in parts if there[:-1] == path[:-1]]
+    def scalar(self, path: Any, part: Any, field: str) -> Any:
+        chain = [p for there, p in self.parts if there[:-1] == path[:-1]]
         of = {at for p in chain for f in _moments(p) for at in leaves_of(getattr(p, f))}
-        value, name = (count if field == "count" else rate(of)), _keystr(path, field)
-        if value is None and strict and field == "count":
-            raise ValueError(f"{function}: the source has no number of steps: give count=")
+        value, name = (self.count if field == "count" else self.rate(of)), _keystr(path, field)
+        if value is None and self.strict and field == "count":
+            raise ValueError(f"{self.function}: the source has no number of steps: give count=")
         if value is None:
-            unfilled.append(name)
+            self.unfilled.append(name)
             return getattr(part, field)
-        used.add(field)
-        return _put(f"{function}: {name}", np.asarray(value), getattr(part, field))
-
-    filled: list[Any] = []
-    for path, part in parts:
-        new = {f: (moment if f in _moments(part) else scalar)(path, part, f) for f in part._fields}
-        filled.append(part._replace(**new))
-    if strict:
-        _all_used(function, missing)
-    leaves, tree = cast(Any, jax.tree.flatten(like, is_leaf=_is_part))
-    rest = iter(filled)
-    return tree.unflatten([next(rest) if _is_part(x) else x for x in leaves]), unfilled, used
+        self.used.add(field)
+        return _put(f"{self.function}: {name}", np.asarray(value), getattr(part, field))
 
 
 def lacks(quantity: str, values: Values) -> str:

@@ -20,6 +20,14 @@ class UserError(Exception):
     """A mistake of the caller's: shown as one message, without a traceback."""
 
 
+class DivergedError(Exception):
+    """The loss is no longer a finite number."""
+
+
+class InterruptedRun(Exception):
+    """The run was told to stop, and is saved."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """What maps images to logits."""

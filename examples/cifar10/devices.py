@@ -1,6 +1,7 @@
 """One device, many, or many processes: where every array lies."""
 
 import dataclasses
+import logging
 
 import jax
 import numpy as np
@@ -12,6 +13,8 @@ from examples.cifar10.configs import Options, UserError
 
 def start(options: Options) -> None:
     """Join the other processes and set the number of CPU devices, before JAX's first use."""
+    # What Orbax cannot write or read it logs with a traceback, and raises too: that is shown.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     processes = options.num_processes or 1
     if options.devices is not None:
         if options.devices % processes:

@@ -13,18 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from examples.cifar10 import augment, checkpoint, devices, report, train
-from examples.cifar10.configs import Recipe, UserError
+from examples.cifar10.configs import DivergedError, InterruptedRun, Recipe, UserError
 from examples.cifar10.data import Dataset
 from examples.cifar10.devices import Layout
 from examples.cifar10.optimizer import optimizer
-
-
-class DivergedError(Exception):
-    """The loss is no longer a finite number."""
-
-
-class InterruptedRun(Exception):
-    """The run was told to stop, and is saved."""
 
 
 def train_and_evaluate(

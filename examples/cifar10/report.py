@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -77,6 +78,12 @@ class Progress:
             f"accuracy: train {row['train_accuracy']:.2%}, {row['split']} {row['accuracy']:.2%}  "
             f"{row['images_per_second']:,.0f} images/s  {left:,.0f} s left"
         )
+
+
+def command(module: str, arguments: Sequence[str]) -> str:
+    """Write a command line; of absolute paths, which say nothing to others, the last part."""
+    shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments]
+    return f"    python -m {module} {shlex.join(shown)}"
 
 
 def environment() -> dict[str, str]:

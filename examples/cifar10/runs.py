@@ -1,7 +1,6 @@
 """One run or several, and their tables."""
 
 import dataclasses
-import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -72,8 +71,6 @@ def summary(
     results: list[dict], dataset: Dataset, environment: dict[str, str], arguments: Sequence[str]
 ) -> str:
     """Return a Markdown table with mean and spread over the seeds."""
-    # Absolute paths say nothing to others, so only their last part is shown.
-    shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments]
     columns = {
         f"{dataset.split} accuracy, %": [100 * r["accuracy"] for r in results],
         "several views, %": [100 * r["accuracy_views"] for r in results],
@@ -82,7 +79,7 @@ def summary(
     lines = [
         f"# {dataset.label}: {results[0]['epoch']} epochs, n = {len(results)}",
         "",
-        f"    python -m examples.cifar10.main {shlex.join(shown)}",
+        report.command("examples.cifar10.main", arguments),
         "",
         *(f"- {name}: {value}" for name, value in environment.items()),
         f"- date: {time.strftime('%Y-%m-%d')}",

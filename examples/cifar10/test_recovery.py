@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from examples.cifar10 import checkpoint, data, devices, loop, optimizer, report, train
+from examples.cifar10 import checkpoint, configs, data, devices, loop, optimizer, report, train
 from examples.cifar10 import main as cli
 from examples.cifar10.configs import Options, UserError
 from examples.cifar10.conftest import SMALL, train_small
@@ -58,7 +58,7 @@ def test_stopped_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(
             os.kill(os.getpid(), signal.SIGINT)
         step(progress, row)
 
-    with monkeypatch.context() as patch, pytest.raises(loop.InterruptedRun, match="20 of 32"):
+    with monkeypatch.context() as patch, pytest.raises(configs.InterruptedRun, match="20 of 32"):
         patch.setattr(report.Progress, "step", press_ctrl_c)
         train_small(tmp_path / "stopped")
     assert train_small(tmp_path / "stopped", resume=True)["accuracy"] == whole["accuracy"]
@@ -139,7 +139,7 @@ def test_loss_that_is_not_finite_stops_with_step_rate_and_advice(tmp_path, capsy
     assert re.search(r"the loss is nan at step 2, where the learning rate is \d\.\d+e\+29", said)
     assert "smaller --learning-rate" in said
     logs = train.Logs(np.array([2.0, np.nan]), np.zeros(2), np.array([0.1, 0.25]))
-    with pytest.raises(loop.DivergedError, match=r"nan at step 8, .* 0\.25"):
+    with pytest.raises(configs.DivergedError, match=r"nan at step 8, .* 0\.25"):
         loop.check_finite(logs, 6, SMALL)
 
 

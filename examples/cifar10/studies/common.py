@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import shlex
 import statistics
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from examples.cifar10 import configs
+from examples.cifar10.main import exit_code
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -22,11 +22,7 @@ def main(study: Callable[[Path, Sequence[str]], None]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--results", type=Path, default=RESULTS)
     known, others = parser.parse_known_args()
-    try:
-        study(known.results, others)
-    except (configs.UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(lambda: study(known.results, others)))
 
 
 def run(trials: Trials, arguments: Sequence[str]) -> Rows:
@@ -38,6 +34,7 @@ def run(trials: Trials, arguments: Sequence[str]) -> Rows:
     # After the flags are known to be right, because JAX takes seconds to import.
     from examples.cifar10 import data, devices, loop, report
 
+    devices.start(next(iter(every.values())))
     metrics: Rows = {}
     for name, options in every.items():
         if options.workdir is None:
@@ -79,12 +76,10 @@ def header(title: str, module: str, arguments: Sequence[str], metrics: Rows) -> 
     from examples.cifar10 import report
 
     first = result(next(iter(metrics.values()))[0])
-    # Absolute paths say nothing to others, so only their last part is shown.
-    shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments]
     return [
         f"# {title}",
         "",
-        f"    python -m {module} {shlex.join(shown)}",
+        report.command(module, arguments),
         "",
         *(f"- {name}: {value}" for name, value in report.environment().items()),
         f"- data: {first['data']}, {first['split']} images",

@@ -2,8 +2,7 @@
 
 Inside the root, epsilon ends the step η·√(ε + v)·g/√(ν + ε), which is SGD's η·g for ε far above ν,
 and a step of the same length for a coordinate whose ν is v. So each rung has the rate
-η·√(ε + v), with v about the median of ν in this network's first epoch, and differs from SGD only
-in how much it evens out the coordinates.
+η·√(ε + v) with one v for all, and differs from SGD only in how much it evens out the coordinates.
 """
 
 import math

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 from examples.cifar10 import configs
+from examples.cifar10.main import exit_code
 from examples.cifar10.studies import common
 
 # Small, but with many checkpoints, so that kills hit all that a run does.
@@ -81,27 +82,16 @@ def compare(workdir: Path, runs: int, kills: int, seed: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Read the flags, run, and write `kills.md`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--kills", type=int, default=1, help="kills a run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the table")
-    options = parser.parse_args()
-    try:
-        table = compare(options.workdir, options.runs, options.kills, options.seed)
-    except (configs.UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def study(workdir: Path, runs: int, kills: int, seed: int, results: Path) -> None:
+    """Compare, and write `kills.md`."""
+    table = compare(workdir, runs, kills, seed)
     from examples.cifar10 import report
 
+    flags = ["--runs", str(runs), "--kills", str(kills), "--seed", str(seed)]
     lines = [
-        f"# {options.runs} runs killed with SIGKILL and resumed",
+        f"# {runs} runs killed with SIGKILL and resumed",
         "",
-        f"    python -m examples.cifar10.studies.kills --runs {options.runs} --kills "
-        f"{options.kills} --seed {options.seed}",
+        report.command("examples.cifar10.studies.kills", [*flags, "--workdir", workdir.name]),
         "",
         *(f"- {name}: {value}" for name, value in report.environment().items()),
         "",
@@ -109,7 +99,19 @@ def main() -> None:
         "|--:|--:|---|",
         *table,
     ]
-    common.write(options.results / "kills.md", lines)
+    common.write(results / "kills.md", lines)
+
+
+def main() -> None:
+    """Read the flags and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=1, help="kills a run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the table")
+    options = vars(parser.parse_args())
+    sys.exit(exit_code(lambda: study(**options)))
 
 
 if __name__ == "__main__":
