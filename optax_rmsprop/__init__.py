@@ -2,6 +2,7 @@
 
 from . import dialects as dialects
 from . import interop as interop
+from . import storage as storage
 from ._chain import ScaleByLearningRateState as ScaleByLearningRateState
 from ._chain import TraceState as TraceState
 from ._chain import scale_by_learning_rate as scale_by_learning_rate

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._codecs import StoredAsState, decoded, encoded_like
+
 _FIELDS = {"count", "nu", "mu", "var", "trace", "learning_rate"}
 
 
@@ -31,7 +33,7 @@ Values: TypeAlias = dict[str, dict[Where, Any]]
 
 def read(function: str, state: optax.OptState) -> Found:
     """Everything in a state, ν and the momentum in one form whatever links it comes from."""
-    parts = _parts(state)
+    parts = _parts(decoded(state))
     trees: dict[str, list[Any]] = {}
     gave: dict[str, set[str]] = {}
     for path, part in parts:
@@ -74,14 +76,28 @@ def fill(
     `rate` is that of the parameters of one chain. If `strict`, all must fit exactly.
     """
     missing = {quantity: set(found) for quantity, found in values.items()}
-    filling = _Filling(function, _parts(like), values, count, rate, strict, missing)
+    plain = decoded(like)
+    filling = _Filling(function, _parts(plain), values, count, rate, strict, missing)
     filled = [filling.part(path, part) for path, part in filling.parts]
     if strict:
         _all_used(function, missing)
-    leaves, tree = cast(Any, jax.tree.flatten(like, is_leaf=_is_part))
+    leaves, tree = cast(Any, jax.tree.flatten(plain, is_leaf=_is_part))
     rest = iter(filled)
     state = tree.unflatten([next(rest) if _is_part(x) else x for x in leaves])
+    state = encoded_like(state if count is None else _counted(state, count), like)
     return state, filling.unfilled, filling.used
+
+
+def _counted(state: optax.OptState, count: int) -> optax.OptState:
+    """The state with this number of steps in every `StoredAsState`: the dither depends on it."""
+
+    def part(x: Any) -> Any:
+        if not isinstance(x, StoredAsState):
+            return x
+        number = _put("count", np.asarray(count), x.count)
+        return StoredAsState(number, _counted(x.inner_state, count))
+
+    return jax.tree.map(part, state, is_leaf=lambda x: isinstance(x, StoredAsState))
 
 
 @dataclasses.dataclass(frozen=True)

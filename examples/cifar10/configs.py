@@ -219,7 +219,8 @@ _TUNED = _but(
 )
 
 PRESETS = {
-    "small": Recipe(),
+    # Chosen by studies/tuning.py.
+    "small": Recipe(augmentation=Augmentation(sides=(20, 20, 20, 24, 24, 24, 28, 28, 32, 32))),
     "airbench94": _AIRBENCH,
     "airbench95": dataclasses.replace(
         _but(_AIRBENCH, "network", widths=(128, 384, 384)), epochs=18

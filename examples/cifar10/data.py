@@ -118,7 +118,7 @@ def cifar10(options: Options) -> Dataset:
         np.concatenate([labels for _, labels in train]),
         *test,
         classes=CIFAR10_CLASSES,
-        epochs=5,
+        epochs=10,
         mirror=True,
         unverified=unverified,
     )

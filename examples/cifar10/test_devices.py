@@ -48,7 +48,7 @@ def test_two_processes_of_four_devices_train_as_one_device_does(finished, tmp_pa
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = (
-        "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24 --devices 8 "
+        "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24 --sides 32 --devices 8 "
         f"--shard-state --distributed {address} --num-processes 2 --workdir {tmp_path / 'run'}"
     ).split()
     command = [sys.executable, "-m", "examples.cifar10.main", *flags, "--process-id"]

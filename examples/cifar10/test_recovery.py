@@ -21,7 +21,7 @@ from examples.cifar10.configs import Options, UserError
 from examples.cifar10.conftest import SMALL, train_small
 from examples.cifar10.studies import kills
 
-CLI = "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24".split()
+CLI = "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24 --sides 32".split()
 
 
 def rows(workdir: Path) -> list[dict]:

@@ -15,7 +15,7 @@ from examples.cifar10.main import exit_code
 from examples.cifar10.studies import common
 
 # Small, but with many checkpoints, so that kills hit all that a run does.
-RUN = "--dataset synthetic --epochs 8 --batch-size 16 --widths 24 24 24".split()
+RUN = "--dataset synthetic --epochs 8 --batch-size 16 --widths 24 24 24 --sides 20".split()
 
 
 def train(workdir: Path, *flags: str) -> subprocess.Popen:

@@ -6,22 +6,24 @@ from pathlib import Path
 from examples.cifar10.studies import common
 
 GROWING = ["--epochs", "10", "--sides", *"20 20 20 24 24 24 28 28 32 32".split()]
+LONG = ["--epochs", "17", "--sides", *"16 16 16 16 16 16 16 16 20 20 20 20 24 24 28 28 32".split()]
 SHORT = ["--epochs", "3", "--sides", "20", "24", "32"]
 
 TRIALS = {
-    "6 epochs, full size": ["--epochs", "6"],
+    "6 epochs, full size": ["--epochs", "6", "--sides", "32"],
     "10 epochs, growing from 20 to 32 pixels": GROWING,
     "the same, learning rate 0.01": [*GROWING, "--learning-rate", "0.01"],
+    "17 epochs, growing from 16 to 32 pixels": LONG,
     "3 epochs, of 20, 24, 32 pixels": SHORT,
     "3 epochs, learning rate 0.03": [*SHORT, "--learning-rate", "0.03"],
     "3 epochs, lookahead": [*SHORT, "--lookahead"],
     "3 epochs, label smoothing 0.1": [*SHORT, "--label-smoothing", "0.1"],
     "3 epochs, weight decay 0.2": [*SHORT, "--weight-decay", "0.2"],
-    "3 epochs, whitening bias": [*SHORT, "--whitening-bias-epochs", "2"],
     "3 epochs, batch 50, learning rate 0.01": [
         *SHORT, "--batch-size", "50", "--learning-rate", "0.01",
     ],
     "3 epochs, widths 24, 64, 96": [*SHORT, "--widths", "24", "64", "96"],
+    "3 epochs, widths 24, 64, 128": [*SHORT, "--widths", "24", "64", "128"],
     "3 epochs, head scale 0.3": [*SHORT, "--head-scale", "0.3"],
     "3 epochs, filters scale 2": [*SHORT, "--filters-scale", "2"],
 }  # fmt: skip

@@ -1,0 +1,205 @@
+"""Second moments in two bytes or one a parameter between steps.
+
+During a step they are float32 arrays, and the step is made from them before they are stored: it is
+what the wrapped transformation says, and the first one is so to the bit.
+
+    tx = stored_as(rmsprop(1e-3), uint16())
+
+What is cut off is rounded by a dither, so what is stored is right in the mean, and a decay far
+below the spacing of the codes arrives in the mean too. Rounded to nearest it would be lost: at a
+decay of 0.999 a value would never come down. The dither is a hash of the element, the leaf's path
+and the step. No key is in the state, and the same run gives the same bits on any mesh.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from ._codecs import Choice as Choice
+from ._codecs import Codec as Codec
+from ._codecs import Stored as Stored
+from ._codecs import StoredAsState as StoredAsState
+from ._codecs import UInt8, UInt16, encoded_like, second_moments, start, words
+from ._codecs import decoded as decoded
+from ._numerics import check_state, increment, transformation
+
+
+def uint16() -> Codec:
+    """Store in two bytes an element: a float32 without its sign and 15 of its 23 fraction bits.
+
+    All of float32's range, and an error of less than 2⁻⁸ of the value, zero in the mean. Elements
+    do not influence each other, so any sharding is as good as another.
+    """
+    return UInt16()
+
+
+def uint8(block: int = 128) -> Codec:
+    """Store in a byte an element, and one for each `block` of the last axis: their exponent.
+
+    Three bits of fraction, so an error of less than 1/8 of the value, zero in the mean, down to 31
+    octaves below the octave of the block's largest element. What is smaller, zero too, becomes the
+    smallest code there, unless the largest is below 2⁻⁹⁵ or all are zero.
+
+    Args:
+        block: Elements that share an exponent, a power of two. Where the last axis is sharded it
+            must divide a shard's part of it, or each step gathers the leaf; 64 costs 1 % more
+            memory.
+
+    Raises:
+        ValueError: if `block` is no power of two.
+    """
+    if type(block) is not int or block < 1 or block & (block - 1):
+        raise ValueError(f"uint8: block must be a power of two, got {block!r}")
+    return UInt8(block)
+
+
+def stored_as(
+    inner: optax.GradientTransformation, codec: Codec | Choice
+) -> optax.GradientTransformationExtraArgs:
+    """Hold the second moments of a transformation or a whole chain in a codec between steps.
+
+        ν ← decode(code),    u, ν ← inner(g, ν),    code ← encode(ν)
+
+    Every field `nu` or `var` of the inner state is found by its name, so it works on `optax.adam`
+    too. What is not float32 stays as it is. With a codec for all, so do leaves of fewer than 4,096
+    elements and embeddings (with "embed" in their path); and a leaf whose last axis is shorter than
+    32, or is sharded, as far as `init` can see, into parts that blocks do not divide, gets
+    `uint16`.
+
+    A gradient 2¹⁵ times its neighbours' in a block of `uint8` shortens their steps while it is
+    remembered; clip before. Derivatives do not pass through codes. Inside `jax.shard_map` the
+    dither repeats on every shard.
+
+    Args:
+        inner: Any Optax transformation.
+        codec: `uint16()`, `uint8()`, or a function from a leaf's path, such as "['layer']['w']",
+            and the leaf to a codec or None. It decides for every leaf, once, at `init`.
+
+    Returns:
+        A transformation with the state `StoredAsState(count, inner_state)`, in which a
+        `Stored(code_v1, base_v1)` stands for every tree of second moments.
+
+    Raises:
+        TypeError: if `codec` is neither, and as `inner`.
+        ValueError: as `inner`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax_rmsprop
+        >>> from optax_rmsprop import storage
+        >>> tx = storage.stored_as(optax_rmsprop.scale_by_rms(0.75, eps=0.0), storage.uint16())
+        >>> w = jnp.full((64, 64), 4.0)
+        >>> update, state = tx.update(w, tx.init(w))  # ν = 16/4, so g/√ν = 2
+        >>> code = state.inner_state.nu.code_v1
+        >>> print(update[0, 0], code.dtype, storage.decoded(state).inner_state.nu[0, 0])
+        2.0 uint16 4.0
+
+    Source: stochastic rounding that is linear in the value, so that an average far below the
+    spacing survives: Gupta et al., Deep learning with limited numerical precision, 2015. Exponents
+    shared by blocks, for optimizer states: Dettmers et al., 8-bit optimizers via block-wise
+    quantization, 2021. The two formats are this package's.
+    """
+    if not isinstance(codec, (UInt16, UInt8)) and not callable(codec):
+        raise TypeError(f"stored_as: codec must be uint16(), uint8() or a function, got {codec}")
+    choice = codec if callable(codec) else _Default(codec)
+    hyper = _StoredAs(optax.with_extra_args_support(inner), choice)
+    return transformation("stored_as", _init, _update, hyper)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Default:
+    """Small leaves and embeddings stay wide; where blocks do not fit there are none."""
+
+    codec: Codec
+
+    def __call__(self, path: str, leaf: Any) -> Codec | None:
+        if math.prod(leaf.shape) < 4096 or "embed" in path.lower():
+            return None
+        if isinstance(self.codec, UInt8):
+            local = _last_of_shard(leaf)
+            if leaf.shape[-1] < 32 or (local < leaf.shape[-1] and local % self.codec.block):
+                return UInt16()
+        return self.codec
+
+
+def _last_of_shard(leaf: Any) -> int:
+    """The length of the last axis on a device, if the array or its type knows its sharding."""
+    sharding = jax.typeof(leaf).sharding if isinstance(leaf, Tracer) else leaf.sharding
+    return leaf.shape[-1] if sharding is None else sharding.shard_shape(tuple(leaf.shape))[-1]
+
+
+class _StoredAs(NamedTuple):
+    inner: optax.GradientTransformationExtraArgs
+    codec: Choice
+
+
+def _init(hyper: _StoredAs, params: optax.Params) -> StoredAsState:
+    state = start(hyper.codec, hyper.inner.init(params))
+    return StoredAsState(jnp.zeros([], jnp.int32), state)
+
+
+def _update(
+    hyper: _StoredAs,
+    updates: optax.Updates,
+    state: StoredAsState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+) -> tuple[optax.Updates, StoredAsState]:
+    check_state("stored_as", state, StoredAsState)
+    for moments in second_moments(state.inner_state):
+        check_state("stored_as", moments, Stored)
+    inner_state = decoded(state.inner_state)
+    updates, inner_state = hyper.inner.update(updates, inner_state, params, **extra_args)
+    inner_state = encoded_like(inner_state, state.inner_state, state.count)
+    return updates, StoredAsState(increment(state.count), inner_state)
+
+
+def apply_updates(params: optax.Params, updates: optax.Updates, count: jax.Array) -> optax.Params:
+    """Add a step to the parameters, and round bfloat16 ones stochastically.
+
+        p ← p + u,  rounded up or down with the probabilities that make the mean exact
+
+    Rounded to nearest, a step of less than 1/512 of a parameter changes nothing, however often it
+    is taken. Others than bfloat16 are added as `optax.apply_updates` does.
+
+    Args:
+        params: A tree of parameters.
+        updates: A tree of steps, which may be wider than the parameters.
+        count: int32 [], the number of the step, from which the dither comes.
+
+    Returns:
+        The new parameters, in the dtypes of the old.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from optax_rmsprop import storage
+        >>> p = jnp.ones(1000, jnp.bfloat16)
+        >>> for count in range(100):
+        ...     p = storage.apply_updates(p, jnp.full(1000, 1e-3), jnp.int32(count))
+        >>> print(f"{p.astype(float).mean():.2f}")  # rounded to nearest it would still be 1
+        1.10
+
+    Source: Gupta et al., Deep learning with limited numerical precision, 2015.
+    """
+
+    def leaf(path: Any, p: Any, u: Any) -> Any:
+        if u is None:
+            return p
+        if getattr(p, "dtype", None) != jnp.bfloat16:
+            return optax.apply_updates(p, u)
+        exact = p.astype(jnp.float32) + u.astype(jnp.float32)
+        word = words(p.shape, jax.tree_util.keystr(path), count)
+        bits = jax.lax.bitcast_convert_type(exact, jnp.uint32) + (word >> 16)
+        rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+        safe = jnp.isfinite(exact) & jnp.isfinite(rounded)
+        return jnp.where(safe, rounded, exact).astype(p.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, updates, is_leaf=_is_none)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
