@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from examples.cifar10.configs import UserError
 from examples.cifar10.train import Carry
 
 KEPT = 3
+# Reading a damaged checkpoint leaves tasks behind whose errors nobody asks for; the first is told.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def claim(workdir: Path, config: dict, environment: dict, resume: bool) -> None:
@@ -68,7 +71,8 @@ class Checkpoints:
     def save(self, step: int, carry: Carry) -> None:
         """Write a checkpoint in the background, whole or not at all."""
         with self._failing_clearly():
-            self.orbax.save_async(step, carry, overwrite=True)
+            # Orbax would skip it while the one before is being written.
+            self.orbax.save_async(step, carry, overwrite=True, force=True)
 
     @contextlib.contextmanager
     def _failing_clearly(self) -> Iterator[None]:
