@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
-from optax_rmsprop import dialects
+from optax_rmsprop import dialects, storage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, to key caches
@@ -32,6 +32,7 @@ class Case:
     couples: bool = False  # the decay is a part of the gradient, which is averaged
     fixed_start: bool = False  # the initial ν is a part of the rule
     splits_complex: bool = False  # the parts of a complex parameter are two real ones
+    rounding: float = 0.0  # of ν between steps, relative to it, by a dither for each leaf's path
     arguments: dict[str, str] = dataclasses.field(default_factory=dict)  # if they differ from ours
 
     def __call__(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
@@ -63,6 +64,31 @@ class Renamed:
     def __signature__(self) -> inspect.Signature:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         return inspect.Signature([inspect.Parameter(name, kind) for name, _ in self.names])
+
+
+@dataclasses.dataclass(frozen=True)
+class Everywhere:
+    """A codec for every leaf, also the small ones that all tests have."""
+
+    codec: storage.Codec
+
+    def __call__(self, path: str, leaf: Any) -> storage.Codec:
+        return self.codec
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A factory whose second moments are stored in a codec."""
+
+    factory: Callable[..., Any]
+    codec: storage.Codec
+
+    def __call__(self, **hyper: Any) -> Any:
+        return storage.stored_as(self.factory(**hyper), Everywhere(self.codec))
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.factory)
 
 
 RMS = {"decay": 0.9, "eps": 1e-8}
@@ -134,6 +160,14 @@ CASES = [
     _row("rmspropw", ours.rmspropw, STEP | {"weight_decay": 0.01}),
     _row("rmspropw-momentum", ours.rmspropw, BALL | {"weight_decay": 0.01}, nesterov=True),
     _row("rmspropw-masked", ours.rmspropw, STEP | {"weight_decay": 0.01}, mask=_mask),
+    dataclasses.replace(
+        _row("stored-uint16", ours.rmsprop, BALL),
+        make=Stored(ours.rmsprop, storage.uint16()), rounding=2**-8,
+    ),
+    dataclasses.replace(  # Blocks of one fit the shards of all tests.
+        _row("stored-uint8", ours.rmsprop, BALL),
+        make=Stored(ours.rmsprop, storage.uint8(1)), rounding=2**-3,
+    ),
     # The other dialects are equal, as values, to chains of the same links: tests/test_dialects.py.
     _dialect(
         "torch", dialects.torch, BALL | {"weight_decay": 0.01}, TORCH,

@@ -13,6 +13,7 @@ from flax import linen, nnx
 from flax.training.train_state import TrainState
 
 import optax_rmsprop as ours
+from optax_rmsprop import storage
 from tests.cases import cases
 
 PARAMS = {"w": np.float32([[1.0, -2.0], [0.5, 4.0]]), "b": np.float32([3.0, -1.0])}
@@ -36,9 +37,13 @@ def run(tx, params=PARAMS, grads=GRADS, wrap=lambda update: update, **extra):
     return params, state
 
 
-def close(actual, expected):
-    """Equal but for the order of roundings, fewer than 32 of which differ when it is compiled."""
-    chex.assert_trees_all_close(actual, expected, rtol=32 * 2**-24)
+def close(actual, expected, rounding=0.0):
+    """Equal but for the order of roundings, fewer than 32 of which differ when it is compiled.
+
+    And but for `rounding` of ν, whose dither differs where a leaf's path does: half of it for each
+    of four steps, none of which is longer than 2.
+    """
+    chex.assert_trees_all_close(actual, expected, rtol=32 * 2**-24, atol=4 * rounding)
 
 
 @cases()
@@ -119,7 +124,7 @@ def test_injected_hyperparameters_can_be_replaced(case):
 
 @cases(decays_weights=False)
 def test_flattened(case):
-    close(run(optax.flatten(case()))[0], run(case())[0])
+    close(run(optax.flatten(case()))[0], run(case())[0], case.rounding)
 
 
 @cases(signed=True)
@@ -149,13 +154,15 @@ def test_map_params_visits_each_accumulator_leaf_once(case):
     chex.assert_trees_all_equal_structs(
         jax.tree.map(lambda _: 0, marked), jax.tree.map(lambda _: 0, state)
     )
-    for x, mark in zip(jax.tree.leaves(state), jax.tree.leaves(marked), strict=True):
-        assert mark == ("param" if x.ndim else "other")
+    marks = jax.tree.leaves(marked)
+    for (path, x), mark in zip(jax.tree_util.tree_leaves_with_path(state), marks, strict=True):
+        like_params = x.ndim or "base_v1" in jax.tree_util.keystr(path)
+        assert mark == ("param" if like_params else "other")
 
 
 @cases()
 def test_the_rate_and_the_accumulators_are_found_by_name(case):
-    _, state = run(case())
+    state = storage.decoded(run(case())[1])
     assert optax.tree.get(state, "learning_rate", None) == case.hyper.get("learning_rate")
     for field in ("nu", "var", "mu", "trace"):
         found = optax.tree.get(state, field, None)
@@ -237,7 +244,7 @@ def test_in_equinox(case):
         updates, plain = tx.update(grads, plain, params)
         params = optax.apply_updates(params, updates)
     assert net.steps == 3
-    close({"w": net.w, "b": net.b}, params)
+    close({"w": net.w, "b": net.b}, params, case.rounding)
 
 
 @cases()
@@ -305,7 +312,11 @@ def test_any_tree_of_the_same_leaves_gives_the_same_numbers(case, build):
     leaves = lambda tree: build([tree["w"], tree["b"]])  # noqa: E731
     params, _ = run(case(), leaves(PARAMS), [leaves(g) for g in GRADS])
     expected, _ = run(case())
-    chex.assert_trees_all_equal(jax.tree.leaves(params), jax.tree.leaves(leaves(expected)))
+    params, expected = jax.tree.leaves(params), jax.tree.leaves(leaves(expected))
+    if case.rounding:
+        close(params, expected, case.rounding)
+    else:
+        chex.assert_trees_all_equal(params, expected)
 
 
 @cases()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optax_rmsprop import storage
 from tests.cases import cases
 
 HALF = [jnp.bfloat16, jnp.float16]
@@ -31,6 +32,8 @@ def types(tree):
 
 def named(state):
     """The accumulators of all links, by the names of their fields."""
+    state = storage.decoded(state)
+    state = state.inner_state if isinstance(state, storage.StoredAsState) else state
     parts = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "_fields"))
     fields = {name: value for part in parts for name, value in part._asdict().items()}
     return {name: x for name, x in fields.items() if name not in ("count", "learning_rate")}
@@ -62,6 +65,8 @@ def assert_promised(case, params_dtype, grads_dtype, **overrides):
     assert not any(x.weak_type for x in jax.tree.leaves((state, update, after)))
     assert update.dtype == grads_dtype
     for x in jax.tree.leaves(state):
+        if case.rounding and x.dtype in (jnp.uint8, jnp.uint16):
+            continue
         assert x.dtype == jnp.int32 or jnp.finfo(x.dtype).bits >= 32
         if x.shape:
             wide = jnp.finfo(params_dtype).dtype if params_dtype not in HALF else jnp.float32
@@ -165,7 +170,7 @@ def test_half_precision_follows_float32(case):
     chex.assert_trees_all_close(half.astype(jnp.float32), full, rtol=2**-8 + 1e-4, atol=1e-7)
 
 
-@cases(divides=True)
+@cases(divides=True, rounding=0.0)
 def test_the_accumulator_of_a_bfloat16_parameter_does_not_stagnate(case):
     decay, steps = 0.9999, 20_000
     tx = case(decay=decay)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optax_rmsprop import storage
 from tests.cases import cases
 
 DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
@@ -70,7 +71,7 @@ def test_one_huge_gradient_is_forgotten(case, huge):
     chex.assert_trees_all_close(updates[-2:], undisturbed[-2:], rtol=0.01)
 
 
-@cases(divides=True, centered=False)
+@cases(divides=True, centered=False, rounding=0.0)
 def test_the_accumulator_decays_from_saturation_as_exact_arithmetic_would(case):
     decay = case.hyper["decay"]
     tx = case()
@@ -104,7 +105,8 @@ def test_a_nan_is_shown_and_not_kept(case):
     u, after = tx.update(broken, before, params)
     assert jnp.isnan(u[0, 1]) and not jnp.isnan(u[0, 0])
     chex.assert_tree_all_finite(after)
-    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+    kept = [jax.tree.leaves(storage.decoded(state)) for state in (before, after)]
+    for old, new in zip(*kept, strict=True):
         if old.ndim:
             assert old[0, 1] == new[0, 1]
     u, _ = tx.update(ones, after, params)

@@ -21,8 +21,8 @@ import pytest
 from packaging.version import Version
 
 import optax_rmsprop as ours
-from optax_rmsprop import dialects, interop
-from tests.cases import CASES, cases
+from optax_rmsprop import dialects, interop, storage
+from tests.cases import CASES, Everywhere, cases
 from tests.test_dialects import CHAINS
 
 PACKAGE = pathlib.Path(ours.__file__).parent
@@ -283,6 +283,7 @@ def test_a_transformation_is_shown_as_the_call_that_makes_it(case):
     # A function is shown by its name.
     options = getattr(case.make, "keywords", {}).values()
     namespace |= {option.__name__: option for option in options if callable(option)}
+    namespace |= vars(storage) | {"Everywhere": Everywhere}
     assert eval(text, namespace) == tx
     for value in case.hyper.values():
         assert repr(value) in text

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optax_rmsprop import storage
 from tests.cases import cases
 
 # Leaves that differ in spec, rank and dtype: both axes, one of them, either order, none.
@@ -61,7 +62,12 @@ def placed(tree: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, ja
 
 def accumulators(state: Any) -> list[dict[str, Any]]:
     """The parts of a state that are trees like the parameters."""
-    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, dict))
+    codes = jax.tree.map(
+        lambda x: x.code_v1 if isinstance(x, storage.Stored) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, storage.Stored),
+    )
+    parts = jax.tree.leaves(codes, is_leaf=lambda part: isinstance(part, dict))
     return [part for part in parts if isinstance(part, dict)]
 
 
