@@ -2,6 +2,7 @@
 
 from . import dialects as dialects
 from . import interop as interop
+from . import sharding as sharding
 from . import storage as storage
 from ._chain import ScaleByLearningRateState as ScaleByLearningRateState
 from ._chain import TraceState as TraceState

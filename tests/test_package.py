@@ -37,6 +37,7 @@ FLOORS = {
     "_links": 1,
     "_states": 1,
     "storage": 1,
+    "sharding": 1,
     "_layout": 2,
     "_rmsprop": 2,
     "dialects": 2,

@@ -8,11 +8,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_rmsprop import storage
+import optax_rmsprop
+from optax_rmsprop import sharding, storage
 from tests.cases import cases
 
 # Leaves that differ in spec, rank and dtype: both axes, one of them, either order, none.
@@ -201,9 +203,41 @@ def test_a_population_keeps_the_sharding_of_its_axis(case):
     assert collectives(update) == []
 
 
-def test_the_abstract_state_of_an_explicit_mesh_says_its_shardings():
-    import optax_rmsprop
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.adam(0.1),
+        optax.chain(optax.clip(1.0), optax.rmsprop(0.1, momentum=0.9)),
+        optax_rmsprop.rmsprop(0.1, centered=True, momentum=0.75),
+        storage.stored_as(optax.rmsprop(0.1), lambda path, leaf: storage.uint8(2)),
+    ],
+    ids=["optax.adam", "optax.rmsprop", "ours", "stored"],
+)
+def test_one_line_splits_any_state_like_its_parameters(tx, mesh):
+    params = placed({k: v for k, v in values().items() if k != "columns"}, mesh)
+    params["replicated"] = jax.device_put(np.ones((3, 5)), NamedSharding(mesh, P()))
+    abstract = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params
+    )
+    shardings = sharding.state_shardings(tx, abstract)
+    with jax.numpy_dtype_promotion("standard"):
+        state = jax.jit(tx.init, out_shardings=shardings)(params)
+        chex.assert_trees_all_equal(state, tx.init(params))
+    assert_shardings(accumulators(state), params)
+    # Of exponents of blocks there are fewer; they are split too.
+    if "inner_state" in getattr(state, "_fields", ()):
+        base = state.inner_state[0].nu.base_v1
+        assert base["swapped"].sharding.shard_shape(base["swapped"].shape) == (2, 1)
 
+
+def test_parameters_without_a_mesh_are_named():
+    with pytest.raises(ValueError, match=r"state_shardings: the parameter at \['w'\] has no"):
+        sharding.state_shardings(optax.sgd(0.1), {"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="there are no parameters"):
+        sharding.state_shardings(optax.sgd(0.1), {})
+
+
+def test_the_abstract_state_of_an_explicit_mesh_says_its_shardings():
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
         params = placed(values(), mesh)
