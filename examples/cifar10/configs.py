@@ -95,6 +95,8 @@ class Optimization:
     """Weight of half the sum of squares of all but biases in the loss."""
     label_smoothing: float = 0.2
     """Probability taken from the true class and spread over all."""
+    storage: Literal["float32", "uint16", "uint8"] = "float32"
+    """How the optimizer holds its second moment between steps, in leaves of 4,096 elements on."""
     lookahead: bool = False
     """Pull the parameters to their running average every five steps, as airbench does."""
 

@@ -11,7 +11,7 @@ import optax
 
 import optax_rmsprop
 from examples.cifar10.configs import Optimization, Recipe, UserError
-from optax_rmsprop import dialects
+from optax_rmsprop import dialects, storage
 
 
 def optimizer(
@@ -21,8 +21,12 @@ def optimizer(
     config = recipe.optimization
     learning_rate = schedule(config, total_steps)
     epochs = recipe.network.whitening_bias_epochs / recipe.epochs
+    tx = named(config.optimizer, learning_rate, config.arguments)
+    if config.storage != "float32":
+        codec = storage.uint16() if config.storage == "uint16" else storage.uint8()
+        tx = storage.stored_as(tx, codec)
     tx = optax.chain(
-        named(config.optimizer, learning_rate, config.arguments),
+        tx,
         scale_by_kind(config, learning_rate, round(epochs * total_steps)),
     )
     return tx, learning_rate
