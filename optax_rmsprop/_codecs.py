@@ -102,7 +102,7 @@ def format_of(code: Any, base: Any) -> Codec | None:
         return UInt16()
     if code.dtype == jnp.uint8:
         last, blocks = (code.shape[-1], base.shape[-1]) if code.shape else (1, 1)
-        return UInt8(1 << (-(-last // max(blocks, 1)) - 1).bit_length() if last else 1)
+        return UInt8(1 << (-(-last // blocks) - 1).bit_length())
     return None
 
 

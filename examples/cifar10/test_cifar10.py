@@ -27,7 +27,7 @@ from examples.cifar10 import (
     report,
     train,
 )
-from examples.cifar10.configs import Network, Options, Recipe
+from examples.cifar10.configs import Network, Optimization, Options, Recipe
 from examples.cifar10.conftest import SMALL, train_small
 
 
@@ -177,6 +177,14 @@ def test_lookahead_is_the_recursion_of_airbench():
         if count + 1 == total:
             expected = expected_average
         np.testing.assert_allclose(fast, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["float32", "uint16", "uint8"])
+def test_storage_is_that_of_the_second_moment(name):
+    recipe = Recipe(optimization=Optimization(storage=name), epochs=1)
+    tx, _ = optimizer.optimizer(recipe, total_steps=4)
+    nu = optax.tree.get(tx.init({"kernel": jnp.ones((64, 64))}), "nu")
+    assert {x.dtype.name for x in jax.tree.leaves(nu) if x.size == 64 * 64} == {name}
 
 
 def test_whitening_bias_moves_in_its_first_epochs_only():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples.cifar10.studies import common, crowded_valley, eps_ladder, tuning
+from examples.cifar10.studies import common, crowded_valley, eps_ladder, storage, tuning
 
 TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64".split()
 TINY += ["--epochs", "1"]
@@ -27,10 +27,11 @@ def test_study_writes_its_table_and_runs_nothing_twice(tmp_path, monkeypatch, ca
 def made_up_run(seed: int, epochs: int) -> list[dict]:
     result = {"kind": "result", "seed": seed, "data": "made up", "split": "test", "seconds": 2.0}
     rows = [{"kind": "epoch", "accuracy": 0.1 * (epoch + 1)} for epoch in range(epochs)]
+    rows.append({"kind": "train", "loss": 1.5 + seed})
     return [*rows, result | {"accuracy": 0.5, "accuracy_views": 0.6}]
 
 
-@pytest.mark.parametrize("study", [crowded_valley, tuning])
+@pytest.mark.parametrize("study", [crowded_valley, tuning, storage])
 def test_table_of_finished_runs(study, tmp_path, monkeypatch):
     runs = {name: [made_up_run(0, 10), made_up_run(1, 10)] for name in study.TRIALS}
     monkeypatch.setattr(common, "run", lambda trials, arguments: runs)
@@ -42,11 +43,15 @@ def test_table_of_finished_runs(study, tmp_path, monkeypatch):
         assert "| crowded-valley, here | 1 | 10.0 | 20.0 |" in text
         assert "| crowded-valley-tuned, published | 42 | 39.5 |" in text
         assert (tmp_path / "crowded_valley.png").read_bytes().startswith(b"\x89PNG")
+    elif study is storage:
+        assert "| uint8 | 2 | 2.0000 ± 0.7071 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
     else:
         assert "| 2 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
 
 
-@pytest.mark.parametrize("trials", [crowded_valley.TRIALS, eps_ladder.TRIALS, tuning.TRIALS])
+@pytest.mark.parametrize(
+    "trials", [study.TRIALS for study in (crowded_valley, eps_ladder, storage, tuning)]
+)
 def test_every_trial_has_flags_that_are_right(trials):
     from examples.cifar10 import configs, optimizer
 
