@@ -323,6 +323,14 @@ def test_the_first_step_is_the_wrapped_ones_to_the_bit_and_the_others_are_near(i
     assert {x.dtype.name for x in stored.code_v1.values()} == {{U16: "uint16", U8: "uint8"}[codec]}
 
 
+@CODECS
+def test_the_start_is_rounded_to_nearest(codec):
+    tx = storage.stored_as(ours.scale_by_rms(initial_scale=0.3), everywhere(codec))
+    for nu in storage.decoded(tx.init(tree())).inner_state.nu.values():
+        assert (nu == nu.ravel()[0]).all()
+        np.testing.assert_allclose(nu, 0.3, rtol=NEAREST_ERROR[codec])
+
+
 def test_bytes_of_a_parameter():
     params = {"w": jnp.ones((512, 1024))}
 
