@@ -31,6 +31,9 @@ class Case:
     signed: bool = True  # steps against the gradient
     couples: bool = False  # the decay is a part of the gradient, which is averaged
     fixed_start: bool = False  # the initial ν is a part of the rule
+    is_chain: bool = (
+        False  # of links that other rows test, equal to it as a value: see test_dialects
+    )
     splits_complex: bool = False  # the parts of a complex parameter are two real ones
     rounding: float = 0.0  # of ν between steps, relative to it, by a dither for each leaf's path
     arguments: dict[str, str] = dataclasses.field(default_factory=dict)  # if they differ from ours
@@ -121,7 +124,8 @@ def _dialect(name, factory, hyper, names, reference, traits=(), **options):
         reference = {"coupled": "couples" in traits, **reference}
     return Case(
         f"dialect-{name}", make, hyper, reference, centered=options.get("centered", False),
-        decays_weights="weight_decay" in hyper, arguments=arguments, **dict.fromkeys(traits, True),
+        decays_weights="weight_decay" in hyper, arguments=arguments, is_chain=True,
+        **dict.fromkeys(traits, True),
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def test_a_constant_and_a_constant_schedule_are_bit_equal(case, dtype):
     chex.assert_trees_all_equal(constant, scheduled)
 
 
-@cases()
+@cases(is_chain=False)
 def test_every_hyperparameter_follows_its_schedule(case, x64):
     grads, params = gradients(), np.random.default_rng(1).normal(size=(2, 3))
     for name, value in case.hyper.items():
@@ -69,7 +69,7 @@ def test_a_scheduled_decay_with_bias_correction_stays_sane(make):
     np.testing.assert_allclose(updates[-1], settled[-1], rtol=0.1)
 
 
-@cases()
+@cases(is_chain=False)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_a_population_equals_a_loop(case, dtype):
     grads, params = jnp.asarray(gradients(), dtype), jnp.ones((2, 3), dtype)
@@ -81,7 +81,7 @@ def test_a_population_equals_a_loop(case, dtype):
     # A traced decay is rounded to float32 before it is taken from 1, a Python one after: a relative
     # 2^-24 / (1 - decay) of the average. Centring and momentum remember it.
     memory = 1 / (1 - case.hyper.get("decay", 0.0)) / (1 - case.hyper.get("momentum", 0.0))
-    tolerance = 2**-22 * memory * (4 if case.centered else 1)
+    tolerance = 2**-22 * memory * (4 if case.centered else 1) + case.rounding  # a code may tip
     for i, factor in enumerate(factors):
         hyper = {name: float(value * factor) for name, value in case.hyper.items()}
         alone = train(hyper)
