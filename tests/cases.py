@@ -83,15 +83,15 @@ class Everywhere:
 class Stored:
     """A factory whose second moments are stored in a codec."""
 
-    factory: Callable[..., Any]
+    func: Callable[..., Any]
     codec: storage.Codec
 
     def __call__(self, **hyper: Any) -> Any:
-        return storage.stored_as(self.factory(**hyper), Everywhere(self.codec))
+        return storage.stored_as(self.func(**hyper), Everywhere(self.codec))
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.factory)
+        return inspect.signature(self.func)
 
 
 RMS = {"decay": 0.9, "eps": 1e-8}
