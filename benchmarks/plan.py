@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop
+from examples.cifar10 import report
 from optax_rmsprop import sharding, storage
 
 # A decoder of 128 layers, stacked as `jax.lax.scan` takes them: 10^11 parameters.
@@ -89,8 +90,8 @@ def main() -> None:
         f"    python -m benchmarks.plan --devices {options.devices}",
         "",
         f"- mesh: data {options.devices // 8}, model 8; matrices split over both, norms over data",
-        f"- compiled for {options.devices} CPU devices on one machine: jax {jax.__version__}, "
-        f"optax {optax.__version__}",
+        f"- compiled for {options.devices} CPU devices on one machine",
+        *(f"- {name}: {value}" for name, value in report.environment().items()),
         "",
         "| transformation | state, MiB a device | bytes a parameter | collectives | compiling, s |",
         "|---|--:|--:|---|--:|",
