@@ -100,9 +100,8 @@ def test_accumulated_over_two_micro_batches(case):
 
 
 @cases()
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_step_that_is_not_finite_is_skipped(case, dtype):
-    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+def test_a_step_that_is_not_finite_is_skipped(case):
+    params = {"w": jnp.asarray(PARAMS["w"], jnp.bfloat16), "b": jnp.asarray(PARAMS["b"])}
     broken = jax.tree.map(lambda p: np.full_like(p, np.nan), PARAMS)
     tx = optax.apply_if_finite(case(), 3)
     grads = [*GRADS[:2], broken, *GRADS[2:]]

@@ -24,7 +24,7 @@ def gradients(seed=0):
     return np.random.default_rng(seed).normal(size=(STEPS, 2, 3))
 
 
-@cases()
+@cases(is_chain=False)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_a_constant_and_a_constant_schedule_are_bit_equal(case, dtype):
     grads, params = jnp.asarray(gradients(), dtype), jnp.ones((2, 3), dtype)
