@@ -166,7 +166,7 @@ def test_dither_is_uniform_in_elements_steps_and_leaves():
     steps = np.stack([words(jnp.int32(i)) for i in range(16)]) / 2.0**32
     error = 1 / np.sqrt(12 * steps.size)
     assert abs(steps.mean() - 0.5) < 4 * error
-    # The means of an element over the steps, of which there are 16, and of a step over the elements.
+    # The means of an element over the 16 steps, and of a step over the elements.
     for axis, error in ((0, 0.01), ((1, 2), 4 / np.sqrt(2 * 16))):
         means = steps.mean(axis)
         spread = np.sqrt(12 * steps.size / means.size) * means.std()
