@@ -73,5 +73,5 @@ def test_a_notebook_runs_and_is_paired(path):
     pair = [(cell.cell_type, cell.source) for cell in text.cells]
     assert pair == [(cell.cell_type, cell.source) for cell in notebook.cells], "jupytext --sync"
     nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}
     ).execute()

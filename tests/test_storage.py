@@ -180,8 +180,8 @@ def test_dither_is_uniform_in_elements_steps_and_leaves():
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size), name
 
 
-@pytest.mark.parametrize("block", [1, 2, 64, 128, 1024])
-@pytest.mark.parametrize("shape", [(), (1,), (63,), (64,), (65,), (2, 300), (1, 129)])
+@pytest.mark.parametrize("block", [1, 64, 1024])
+@pytest.mark.parametrize("shape", [(), (63,), (64,), (65,), (2, 300)])
 def test_an_array_says_its_format(shape, block):
     v = jnp.asarray(np.random.default_rng(3).lognormal(0, 9, shape), jnp.float32)
     codec = storage.uint8(block)
@@ -298,10 +298,8 @@ def steps(tx, count=5, params=None, state=None, first=0):
 INNER = {
     "momentum": ours.rmsprop(0.1, momentum=0.9),
     "centered": ours.rmsprop(0.1, centered=True, initial_scale=1.0),
-    "corrected": ours.rmsprop(0.1, bias_correction=True),
     "tensorflow1": dialects.tensorflow1(0.1, momentum=0.9),
     "optax.adam": optax.adam(0.1),
-    "optax.rmsprop": optax.rmsprop(0.1),
 }
 
 
@@ -385,35 +383,36 @@ def test_where_blocks_do_not_divide_a_shard_there_are_none(kind):
             assert {n: x.dtype for n, x in code.items()} == {1024: "uint8", 1536: "uint16"}
 
 
-def sharded(kind, codec, init):
-    """Three steps on a mesh with rows and columns split; the updates and the decoded state."""
+def sharded(kind, codec):
+    """Three steps on a mesh with rows and columns split; the last updates and state."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
     specs = {"w": P("x", "y"), "v": P("y", "x"), "short": P("x"), "embedding": P("y"), "b": P()}
     with jax.set_mesh(mesh):
         place = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
         params = jax.device_put(tree(), place)
         tx = storage.stored_as(ours.rmsprop(0.1, momentum=0.9), codec)
-        state = jax.jit(tx.init)(params) if init == "jit" else tx.init(params)
-        update = jax.jit(tx.update).lower(params, state, params).compile()
+        states = [tx.init(params), jax.jit(tx.init)(params)]
+        chex.assert_trees_all_equal(*states)
+        update = jax.jit(tx.update).lower(params, states[-1], params).compile()
         assert collectives(update) == []
         for i in range(3):
             grads = jax.device_put(gradients(i, params), place)
-            updates, state = update(grads, state, params)
-        nu = state.inner_state[0].nu
-        for k, x in nu.code_v1.items():
-            assert x.sharding.is_equivalent_to(params[k].sharding, x.ndim), k
-        for k, x in nu.base_v1.items():
-            assert x.ndim == 0 or x.sharding.is_equivalent_to(params[k].sharding, x.ndim), k
-        return jax.device_get((updates, state))
+            updates, state = update(grads, states[-1], params)
+            states.append(state)
+        for nu in (state.inner_state[0].nu for state in states):
+            for k, x in nu.code_v1.items():
+                assert x.sharding.is_equivalent_to(params[k].sharding, x.ndim), k
+            for k, x in nu.base_v1.items():
+                assert x.ndim == 0 or x.sharding.is_equivalent_to(params[k].sharding, x.ndim), k
+        return jax.device_get((updates, states[-1]))
 
 
-@pytest.mark.parametrize("init", ["eager", "jit"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("codec", [U16, storage.uint8(16)], ids=["uint16", "uint8"])
-def test_on_any_mesh_it_is_the_same_to_the_bit_and_nothing_is_communicated(codec, kind, init):
+def test_on_any_mesh_it_is_the_same_to_the_bit_and_nothing_is_communicated(codec, kind):
     tx = storage.stored_as(ours.rmsprop(0.1, momentum=0.9), codec)
     found, state = steps(tx, 3)
-    chex.assert_trees_all_equal(sharded(kind, codec, init), jax.device_get((found[-1], state)))
+    chex.assert_trees_all_equal(sharded(kind, codec), jax.device_get((found[-1], state)))
 
 
 @CODECS

@@ -56,7 +56,7 @@ def test_two_processes_of_four_devices_train_as_one_device_does(finished, tmp_pa
         subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for i in range(2)
     ]
-    said = [process.communicate(timeout=300)[0].decode() for process in both]
+    said = [process.communicate(timeout=900)[0].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "test accuracy" in said[0] and "epoch" not in said[1]  # only one speaks
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(finished), rtol=1e-3)
