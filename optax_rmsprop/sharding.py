@@ -30,9 +30,9 @@ def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
-        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
         >>> from optax_rmsprop import sharding
-        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
         >>> w = jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, PartitionSpec("data")))
         >>> shardings = sharding.state_shardings(optax.adam(1e-3), w)
         >>> print(tuple(shardings[0].nu.spec), tuple(shardings[0].count.spec))
