@@ -27,7 +27,7 @@ def trajectory(case, hyper, grads):
     return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
 
-@cases(is_chain=False, rounding=0.0)
+@cases(is_chain=False)
 def test_both_modes_equal_finite_differences(case, x64):
     rng = np.random.default_rng(0)
     grads = rng.normal(size=(STEPS, 2, 3))
@@ -39,7 +39,7 @@ def test_both_modes_equal_finite_differences(case, x64):
     check_grads(run, (hyper, jnp.asarray(grads)), 1, ["fwd", "rev"], eps=1e-6, rtol=2e-6)
 
 
-@cases(is_chain=False, rounding=0.0)
+@cases(is_chain=False)
 def test_forward_equals_reverse_and_second_derivatives_are_finite(case, x64):
     rng = np.random.default_rng(1)
     grads = jnp.asarray(rng.normal(size=(STEPS, 2, 2))).at[:, 0, 0].set(0.0)

@@ -191,6 +191,14 @@ def test_an_array_says_its_format(shape, block):
     chex.assert_trees_all_equal(again.encode(v, None), (code, base))
 
 
+def test_no_two_blocks_of_the_same_number_are_confused():
+    for last in range(1, 300):
+        for block in (2**i for i in range(12)):
+            blocks = -(-last // block)
+            found = _codecs.format_of(np.empty(last, np.uint8), np.empty(blocks, np.uint8))
+            assert found == storage.uint8(block) if blocks > 1 else found.block >= last
+
+
 def test_the_mean_of_many_equal_elements_is_right():
     """Not one dither for all, and not the low bits of the value."""
     v = jnp.full((1000, 1000), 1.1, jnp.float32)
@@ -300,6 +308,7 @@ INNER = {
     "centered": ours.rmsprop(0.1, centered=True, initial_scale=1.0),
     "tensorflow1": dialects.tensorflow1(0.1, momentum=0.9),
     "optax.adam": optax.adam(0.1),
+    "optax.rmsprop": optax.rmsprop(0.1),
 }
 
 
