@@ -35,7 +35,8 @@ def made_up_run(seed: int, epochs: int) -> list[dict]:
 def test_table_of_finished_runs(study, tmp_path, monkeypatch):
     runs = {name: [made_up_run(0, 10), made_up_run(1, 10)] for name in study.TRIALS}
     monkeypatch.setattr(common, "run", lambda trials, arguments: runs)
-    study.study(tmp_path, ["--workdir", "/a/runs"])
+    blocks_fit = ["--widths", "32", "32", "32"]
+    study.study(tmp_path, [*TINY, *blocks_fit, "--workdir", "/a/runs"])
     name = study.__name__.rpartition(".")[2]
     text = (tmp_path / f"{name}.md").read_text()
     assert "--workdir runs" in text and "made up, test images" in text
@@ -45,6 +46,10 @@ def test_table_of_finished_runs(study, tmp_path, monkeypatch):
         assert (tmp_path / "crowded_valley.png").read_bytes().startswith(b"\x89PNG")
     elif study is storage:
         assert "| uint8 | 2 | 2.0000 ± 0.7071 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
+        state = [float(row.split("|")[-3]) for row in text.splitlines() if "±" in row]
+        assert state[0] == 8  # with the momentum's buffer
+        assert state[0] - 2 <= state[1] < state[0] - 1  # small leaves stay in float32
+        assert state[1] - 1 <= state[2] < state[1]
     else:
         assert "| 2 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
 
@@ -56,7 +61,7 @@ def test_every_trial_has_flags_that_are_right(trials):
     from examples.cifar10 import configs, optimizer
 
     for flags in trials.values():
-        options = configs.parse(list(flags))
+        options = configs.parse([*flags, "--epochs", "10"])
         optimizer.optimizer(options.recipe, 10)
 
 

@@ -1,32 +1,53 @@
 """The second moment in four, two and one byte a parameter: the same runs, the same data order."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.cifar10 import configs
 from examples.cifar10.studies import common
 
-# The trial of the tuning that the others there are compared with.
-SHORT = ["--epochs", "3", "--sides", "20", "24", "32"]
-TRIALS = {name: [*SHORT, "--storage", name] for name in ("float32", "uint16", "uint8")}
+TRIALS = {name: ["--storage", name] for name in ("float32", "uint16", "uint8")}
 
 
 def study(results: Path, arguments: Sequence[str]) -> None:
     """Train with every format, and write `storage.md`."""
     metrics = common.run(TRIALS, arguments)
     module = "examples.cifar10.studies.storage"
-    title = "The second moment in fewer bytes: three epochs of the preset small"
+    title = "The second moment in fewer bytes: the preset small"
     lines = common.header(title, module, arguments, metrics)
     lines += [
-        "| format | n | final training loss | accuracy, % | with six views, % |",
-        "|---|--:|--:|--:|--:|",
+        "| format | n | final training loss | accuracy, % | with six views, % | optimizer's state, "
+        "bytes a parameter | temporary memory of its update, bytes a parameter |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, runs in metrics.items():
         ends = [common.result(rows) for rows in runs]
         loss = [[row["loss"] for row in rows if row["kind"] == "train"][-1] for rows in runs]
         accuracy = [[100 * end[key] for end in ends] for key in ("accuracy", "accuracy_views")]
         columns = [common.mean_and_spread(loss, 4), *map(common.mean_and_spread, accuracy)]
+        columns += [f"{size:.2f}" for size in memory([*TRIALS[name], *arguments])]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(columns)} |")
     common.write(results / "storage.md", lines)
+
+
+def memory(flags: Sequence[str]) -> tuple[float, float]:
+    """Measure the optimizer's arrays and its compiled update, in bytes a parameter."""
+    import jax
+
+    from examples.cifar10 import data, devices, optimizer, report, train
+
+    options = configs.parse(flags)
+    dataset, layout = data.load(options, report.say), devices.layout(options)
+    epochs = options.recipe.epochs or dataset.epochs
+    recipe = dataclasses.replace(options.recipe, epochs=epochs)
+    tx, _ = optimizer.optimizer(recipe, total_steps=epochs)
+    _, carry = train.create(recipe, dataset, tx, layout)
+    params, state = carry.params, carry.opt_state
+    update = jax.jit(tx.update, donate_argnums=1).lower(params, state, params).compile()
+    live = sum(array.nbytes for array in jax.tree.leaves(state))
+    parameters = sum(array.size for array in jax.tree.leaves(params))
+    return live / parameters, update.memory_analysis().temp_size_in_bytes / parameters
 
 
 if __name__ == "__main__":
