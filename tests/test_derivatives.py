@@ -27,22 +27,24 @@ def trajectory(case, hyper, grads):
     return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
 
-@cases(is_chain=False)
-def test_both_modes_equal_finite_differences(case, x64):
-    rng = np.random.default_rng(0)
-    grads = rng.normal(size=(STEPS, 2, 3))
+def gradients(seed):
+    grads = np.random.default_rng(seed).normal(size=(STEPS, 2, 3))
     grads[:, 0, 0] = 0.0  # a unit that is dead
     grads[2, 0, 1] = 0.0  # and one that sleeps for a step
+    return jnp.asarray(grads)
+
+
+@cases(is_chain=False)
+def test_forward_mode_equals_finite_differences(case, x64):
     # A large eps and a small step: with eps outside, the slope itself has a kink at 0.
     hyper = case.hyper | ({"eps": 0.5} if case.divides else {})
     run = jax.jit(lambda h, g: trajectory(case, h, g))
-    check_grads(run, (hyper, jnp.asarray(grads)), 1, ["fwd", "rev"], eps=1e-6, rtol=2e-6)
+    check_grads(run, (hyper, gradients(0)), 1, ["fwd"], eps=1e-6, rtol=2e-6)
 
 
 @cases(is_chain=False)
 def test_forward_equals_reverse_and_second_derivatives_are_finite(case, x64):
-    rng = np.random.default_rng(1)
-    grads = jnp.asarray(rng.normal(size=(STEPS, 2, 2))).at[:, 0, 0].set(0.0)
+    grads = gradients(1)
     run = lambda h, g: trajectory(case, h, g).ravel()  # noqa: E731
     hyper = jax.tree.map(jnp.asarray, case.hyper)
     forward = jax.jit(jax.jacfwd(run, argnums=(0, 1)))(hyper, grads)

@@ -26,14 +26,13 @@ def magnitudes(dtype):
 def test_any_gradient_gives_a_finite_update_and_state(case, eps, x64):
     tx = case(eps=eps)
     update = jax.jit(tx.update)
-    for dtype in DTYPES:
-        g = magnitudes(dtype)
-        state = tx.init(g)
-        for _ in range(3):
-            u, state = update(g, state)
-            assert u.dtype == dtype
-            chex.assert_tree_all_finite((u, state))
-            assert u[0] == 0
+    g = {dtype.__name__: magnitudes(dtype) for dtype in DTYPES}
+    state = tx.init(g)
+    for _ in range(3):
+        u, state = update(g, state)
+        chex.assert_trees_all_equal_dtypes(u, g)
+        chex.assert_tree_all_finite((u, state))
+        assert all(leaf[0] == 0 for leaf in u.values())
 
 
 @cases(decays_weights=False)
