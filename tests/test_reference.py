@@ -115,22 +115,24 @@ def _name(options):
 def test_rmsprop_is_optax_rmsprop(options, x64):
     grads, params = gradients(STEPS, (6,)), np.ones(6)
     grads[:, 0] = 0.3 * np.cos(np.arange(STEPS))  # Optax's centred form is 0/0 at a zero gradient
-    # A constant rate is its constant schedule to the bit: tests/test_hyperparameters.py.
     schedule = relaxed(optax.cosine_decay_schedule(0.01, STEPS, 0.1))
     # One sample has no variance: there Optax divides by the root of eps, or of a rounding error,
     # and ours by |g|. A documented difference, which the definition below has too.
     differs = options["centered"] and options["bias_correction"] and options["initial_scale"] == 0.0
-    got = run(ours.rmsprop(schedule, **options), jnp.asarray(grads), jnp.asarray(params))
-    assert np.isfinite(got).all()
-    if differs:
-        rates = jax.vmap(schedule)(jnp.arange(STEPS))
-        expected = reference.updates(
-            grads, params, learning_rate=rates, decay=0.9, eps=1e-8, **options
+    for rate in (0.01, schedule):
+        got = np.asarray(
+            run(ours.rmsprop(rate, **options), jnp.asarray(grads), jnp.asarray(params))
         )
-    else:
-        tx = optax.rmsprop(schedule, **options)
-        expected = relaxed(run)(tx, jnp.asarray(grads), jnp.asarray(params))
-    np.testing.assert_allclose(np.cumsum(got, 0), np.cumsum(expected, 0), atol=1e-12)
+        assert np.isfinite(got).all()
+        if differs:
+            rates = jax.vmap(schedule)(jnp.arange(STEPS)) if callable(rate) else rate
+            expected = reference.updates(
+                grads, params, learning_rate=rates, decay=0.9, eps=1e-8, **options
+            )
+        else:
+            tx = optax.rmsprop(rate, **options)
+            expected = np.asarray(relaxed(run)(tx, jnp.asarray(grads), jnp.asarray(params)))
+        np.testing.assert_allclose(np.cumsum(got, 0), np.cumsum(expected, 0), atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [o for o in OPTIONS if not o["centered"]], ids=_name)
