@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
-from jax.experimental import shard_alike
 from jax.typing import ArrayLike
+
+from ._jax import is_float0, is_traced
 
 Hyperparameter: TypeAlias = ArrayLike | optax.Schedule
 
@@ -85,8 +85,8 @@ def checked(
             f"{link}: {name} must be {kinds}, got {value!r}; optax.partition gives groups of "
             "leaves values of their own"
         )
-    if isinstance(value, Tracer):
-        return cast(Any, value)
+    if is_traced(value):
+        return value
     if not 0 <= float(value) < below:
         raise ValueError(f"{link}: {name} must be in [0, {below}), got {value}")
     return float(cast(Any, value)) if isinstance(value, (np.ndarray, jax.Array)) else value
@@ -170,12 +170,15 @@ def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False)
         if not jnp.issubdtype(dtype, jnp.inexact):
             return jnp.zeros((0,), jnp.float32)
         dtype = wide(jnp.finfo(dtype).dtype if real else dtype)
-        dtype = jax.dtypes.canonicalize_dtype(dtype)  # NumPy's float64, where JAX has none
-        filled = jnp.full_like(p, fill, dtype=dtype)
-        if isinstance(p, Tracer):
-            # Under jit a constant has no sharding of its own; XLA would put it on one device.
-            origin = jax.lax.stop_gradient(cast(Any, p))
-            filled = cast(jax.Array, shard_alike.shard_alike(origin, filled)[1])
+        dtype = jnp.result_type(dtype)  # NumPy's float64, where JAX has none
+        value = jnp.asarray(fill, dtype)
+        filled = jnp.full_like(p, value, dtype=dtype)
+        if is_traced(p):
+            # A constant has no sharding of its own under jit, and XLA would put it on one device. An
+            # elementwise operation on p is sharded like p. This one is false by its type, not by
+            # the values of p: XLA shards it, then folds it away, and p is not read.
+            never = (p != p).astype(jnp.uint8) < 0
+            filled = jnp.where(never, value, filled)
         return filled
 
     return jax.tree.map(leaf, params)
@@ -200,7 +203,7 @@ def map_leaves(
     columns = [_flatten_up_to(link, tree, updates, other) for other in others]
     rows: list[tuple[Any, ...]] = []
     for (path, g), *rest in zip(leaves, *columns, strict=True):
-        if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
+        if g is None or is_float0(g):
             rows.append((g, *rest))
             continue
         g = jnp.asarray(g)

@@ -22,10 +22,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from ._chain import add_decayed_weights, chain, scale_by_learning_rate, trace
+from ._jax import is_traced
 from ._links import cautious, clip, clip_by_norm, clip_weights, multiply, split_complex
 from ._numerics import Hyperparameter, checked
 from ._rms import (
@@ -1081,7 +1081,7 @@ def _if(
 
 
 def _is_zero(value: Any) -> bool:
-    return not callable(value) and not isinstance(value, Tracer) and value == 0
+    return not callable(value) and not is_traced(value) and value == 0
 
 
 def _checked(dialect: str, **hyperparameters: Any) -> list[Any]:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from ._codecs import Choice as Choice
 from ._codecs import Codec as Codec
@@ -26,6 +25,7 @@ from ._codecs import Stored as Stored
 from ._codecs import StoredAsState as StoredAsState
 from ._codecs import UInt8, UInt16, encoded_like, second_moments, start, words
 from ._codecs import decoded as decoded
+from ._jax import sharding_of
 from ._numerics import check_state, increment, transformation
 
 
@@ -128,8 +128,8 @@ class _Default:
 
 def _last_of_shard(leaf: Any) -> int:
     """The length of the last axis on a device, if the array or its type knows its sharding."""
-    sharding = jax.typeof(leaf).sharding if isinstance(leaf, Tracer) else leaf.sharding
-    return leaf.shape[-1] if sharding is None else sharding.shard_shape(tuple(leaf.shape))[-1]
+    place = sharding_of(leaf)
+    return leaf.shape[-1] if place is None else place.shard_shape(tuple(leaf.shape))[-1]
 
 
 class _StoredAs(NamedTuple):

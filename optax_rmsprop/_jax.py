@@ -1,0 +1,25 @@
+"""The names of JAX that change from version to version, each asked for here alone.
+
+JAX promises least about tracers and about the types of arrays. A release that moves one of these
+names is met by a change of this file.
+"""
+
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+
+def is_traced(x: Any) -> bool:
+    """Whether the value of `x` is not known while Python runs: under `jit`, `grad`, `vmap`."""
+    return isinstance(x, Tracer)
+
+
+def is_float0(x: Any) -> bool:
+    """Whether `x` is JAX's gradient of an integer, which holds nothing."""
+    return getattr(x, "dtype", None) == jax.dtypes.float0
+
+
+def sharding_of(x: Any) -> Any:
+    """The sharding of an array, or what the type of a traced one says of it."""
+    return jax.typeof(x).sharding if is_traced(x) else x.sharding
