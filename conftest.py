@@ -1,19 +1,42 @@
-"""What is compiled once, all processes of a test run share."""
+"""Two lanes of tests, and what is compiled once for all processes and runs."""
 
 import os
+import shutil
+from pathlib import Path
 
 import jax
 import pytest
 
+CACHE = Path(__file__).parent / ".cache" / "xla"
+LARGEST = 2**30  # bytes of compiled programs that are kept from run to run
+
+
+def pytest_addoption(parser):
+    """`--all` is the thorough lane."""
+    parser.addoption("--all", action="store_true", help="run the tests that are marked slow too")
+
+
+def pytest_configure(config):
+    """Empty a cache that has become too large, before any worker starts."""
+    if not hasattr(config, "workerinput") and _size(CACHE) > LARGEST:
+        shutil.rmtree(CACHE)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is slow, unless it was asked for by a flag, by its marker or by its name."""
+    named = any("::" in argument for argument in config.args)
+    if config.option.all or named or "slow" in config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Keep compiled programs in a folder of this run, for its workers and what they start."""
-    base = tmp_path_factory.getbasetemp()
-    worker = "PYTEST_XDIST_WORKER" in os.environ  # whose folder lies in the run's
-    folder = str((base.parent if worker else base) / "compiled")
+def compiled_once():
+    """Keep compiled programs in one folder, for workers, what they start, and later runs."""
     settings = {
-        "jax_compilation_cache_dir": folder,
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -22,3 +45,14 @@ def compiled_once(tmp_path_factory):
             patch.setenv(name.upper(), str(value))
             jax.config.update(name, value)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """JAX keeps every program that it compiled: without this, a worker grows to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*"))

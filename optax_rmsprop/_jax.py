@@ -1,7 +1,7 @@
 """The names of JAX that change from version to version, each asked for here alone.
 
-JAX promises least about tracers and about the types of arrays. A release that moves one of these
-names is met by a change of this file.
+JAX promises least about tracers, and about dtypes and shardings as types. A release that moves one
+of these names is met by a change of this file.
 """
 
 from typing import Any
@@ -18,6 +18,11 @@ def is_traced(x: Any) -> bool:
 def is_float0(x: Any) -> bool:
     """Whether `x` is JAX's gradient of an integer, which holds nothing."""
     return getattr(x, "dtype", None) == jax.dtypes.float0
+
+
+def canonical(dtype: Any) -> Any:
+    """The dtype that arrays of `dtype` have here: float32 for float64, unless 64 bits are on."""
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def sharding_of(x: Any) -> Any:

@@ -312,8 +312,9 @@ def test_init_under_jit_reads_no_parameter_and_does_not_mind_nan(case):
     chex.assert_trees_all_equal(state, case().init(params))
     # Constants are all there is to write from: there is no argument.
     of_constants = jax.jit(lambda: case().init(jax.tree.map(np.zeros_like, params))).lower()
-    assert init.cost_analysis()["bytes accessed"] == (
-        of_constants.compile().cost_analysis()["bytes accessed"]
+    assert (
+        init.cost_analysis()["bytes accessed"]
+        == (of_constants.compile().cost_analysis()["bytes accessed"])
     )
     assert init.memory_analysis().temp_size_in_bytes == 0
 

@@ -69,6 +69,27 @@ def _torch_like(make: Callable[..., Any], options: Any, params: Array, grads: Ar
     return np.stack(after)
 
 
+def _torch_function(options: Any, params: Array, grads: Array, rates: Any) -> Array:
+    """PyTorch's in-place function: public from 2.15 on, before that beside the class."""
+    import torch
+    from torch.optim.rmsprop import rmsprop  # which torch.optim.functional wraps
+
+    options = {
+        "lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0,
+        "centered": False, **options,
+    }  # fmt: skip
+    p = torch.tensor(params)
+    nu, mu, buffer = ([torch.zeros_like(p)] for _ in range(3))
+    counts = [torch.tensor(0.0)]
+    after = [params]
+    for t, g in enumerate(grads):
+        if rates is not None:
+            options["lr"] = float(rates[t])
+        rmsprop([p], [torch.tensor(g)], nu, mu, buffer, counts, **options)
+        after.append(p.numpy().copy())
+    return np.stack(after)
+
+
 def _torch() -> Any:
     import torch
 
@@ -290,6 +311,13 @@ FRAMEWORKS = [
             "one by one": {"foreach": False, "weight_decay": 0.1, **BALL},
         },
         complex_too=True,
+    ),
+    Framework(
+        "torch_function",
+        ("torch",),
+        _torch_function,
+        dialects.torch,
+        TORCH | {"maximize": {"maximize": True, "weight_decay": 0.1, **BALL}},
     ),
     Framework(
         "timm",
