@@ -24,6 +24,9 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what is slow, unless it was asked for by a flag, by its marker or by its name."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker(pytest.mark.api)
     named = any("::" in argument for argument in config.args)
     if config.option.all or named or "slow" in config.option.markexpr:
         return

@@ -204,8 +204,53 @@ CASES = [
 ]  # fmt: skip
 
 
+# Together these rows have every link, option, wrapper and kind of hyperparameter.
+ESSENTIAL = {
+    "scale_by_rms", "scale_by_stddev-corrected", "trace-nesterov", "scale_by_learning_rate",
+    "rmsprop-everything", "rmspropw-masked", "stored-uint8", "dialect-torch",
+}  # fmt: skip
+
+
 def cases(**traits: Any) -> pytest.MarkDecorator:
     """Parametrise a test over the rows that have all the given traits."""
+    return pytest.mark.parametrize("case", _chosen(traits), ids=lambda case: case.name)
+
+
+def crossed(name: str, values: Any, **traits: Any) -> pytest.MarkDecorator:
+    """Parametrise over rows and the values of `name`, a sequence or a dictionary of names.
+
+    The first value meets every row in both lanes, and every value the essential rows.
+    """
+    values = values if isinstance(values, dict) else {_name(value): value for value in values}
+    first = next(iter(values))
+    pairs = [
+        pytest.param(case, value, id=f"{case.name}-{label}", marks=_slow(case, label == first))
+        for case in _chosen(traits)
+        for label, value in values.items()
+    ]
+    return pytest.mark.parametrize(["case", name], pairs)
+
+
+def essential(**traits: Any) -> pytest.MarkDecorator:
+    """Parametrise over the rows of the traits: those that are not essential are slow."""
+    pairs = [pytest.param(case, id=case.name, marks=_slow(case, False)) for case in _chosen(traits)]
+    return pytest.mark.parametrize("case", pairs)
+
+
+def slow(*values: Any) -> list[Any]:
+    """Values of a parameter that only the thorough lane tries."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def _chosen(traits: dict[str, Any]) -> list[Case]:
     chosen = [case for case in CASES if all(getattr(case, k) == v for k, v in traits.items())]
     assert chosen, f"no row of the table has {traits}"
-    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
+    return chosen
+
+
+def _slow(case: Case, quick: bool) -> Any:
+    return () if quick or case.name in ESSENTIAL else pytest.mark.slow
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)

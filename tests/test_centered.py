@@ -9,6 +9,8 @@ import pytest
 import optax_rmsprop as ours
 from tests.cases import cases
 
+pytestmark = pytest.mark.device
+
 GRADIENTS = {
     "constant": lambda rng, n: np.tile(rng.uniform(0.5, 2, 256), (n, 1)),
     "large and constant": lambda rng, n: np.tile(rng.uniform(1e3, 1e4, 256), (n, 1)),

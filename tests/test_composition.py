@@ -14,7 +14,9 @@ from flax.training.train_state import TrainState
 
 import optax_rmsprop as ours
 from optax_rmsprop import storage
-from tests.cases import cases
+from tests.cases import cases, crossed, essential
+
+pytestmark = pytest.mark.api
 
 PARAMS = {"w": np.float32([[1.0, -2.0], [0.5, 4.0]]), "b": np.float32([3.0, -1.0])}
 GRADS = [jax.tree.map(lambda p, c=c: p * np.float32(c), PARAMS) for c in (0.5, -0.25, 2.0, 1.0)]
@@ -91,7 +93,7 @@ def test_masked_and_partitioned_leaves_follow_their_own_rules(case):
     chex.assert_trees_all_equal(updates["b"], GRADS[0]["b"])
 
 
-@cases()
+@essential()
 def test_accumulated_over_two_micro_batches(case):
     twice = [g for g in GRADS for _ in range(2)]
     # Compiled once: a conditional outside jit is compiled anew at each step.
@@ -99,7 +101,7 @@ def test_accumulated_over_two_micro_batches(case):
     close(params, run(case())[0])
 
 
-@cases()
+@essential()
 def test_a_step_that_is_not_finite_is_skipped(case):
     params = {"w": jnp.asarray(PARAMS["w"], jnp.bfloat16), "b": jnp.asarray(PARAMS["b"])}
     broken = jax.tree.map(lambda p: np.full_like(p, np.nan), PARAMS)
@@ -169,8 +171,7 @@ def test_the_rate_and_the_accumulators_are_found_by_name(case):
             chex.assert_trees_all_equal_shapes(found, PARAMS)
 
 
-@cases()
-@pytest.mark.parametrize("wrap", [lambda update: update, jax.jit], ids=["eager", "jit"])
+@crossed("wrap", {"jit": jax.jit, "eager": lambda update: update})
 def test_the_rate_in_the_state_is_the_one_just_used(case, wrap):
     rates = np.float32([0.5, 0.3, 0.2, 0.1])
     own = {
@@ -202,7 +203,7 @@ def test_in_nnx(case):
     close({"w": model.w[...], "b": model.b[...]}, expected)
 
 
-@cases()
+@essential()
 def test_in_linens_train_state(case):
     state = TrainState.create(
         apply_fn=linen.Dense(2).apply, params=jax.tree.map(jnp.asarray, PARAMS), tx=case()
@@ -223,7 +224,7 @@ class Net(eqx.Module):
         return self.activation(self.w @ self.b)
 
 
-@cases()
+@essential()
 def test_in_equinox(case):
     net = Net(jnp.asarray(PARAMS["w"]), jnp.asarray(PARAMS["b"]), 3, jnp.sum)
     tx = case()
@@ -303,9 +304,14 @@ def test_python_and_numpy_numbers_are_parameters_like_arrays(case):
     chex.assert_trees_all_equal(tx.update(numbers, tx.init(numbers), numbers), expected)
 
 
-@cases()
-@pytest.mark.parametrize(
-    "build", [tuple, list, lambda x: ours.TraceState(*x), lambda x: {"a": {"b": x}}]
+@crossed(
+    "build",
+    {
+        "named tuple": lambda x: ours.TraceState(*x),
+        "tuple": tuple,
+        "list": list,
+        "nested": lambda x: {"a": {"b": x}},
+    },
 )
 def test_any_tree_of_the_same_leaves_gives_the_same_numbers(case, build):
     leaves = lambda tree: build([tree["w"], tree["b"]])  # noqa: E731

@@ -9,7 +9,9 @@ import pytest
 from jax.test_util import check_grads
 
 import optax_rmsprop as ours
-from tests.cases import cases
+from tests.cases import cases, essential, slow
+
+pytestmark = pytest.mark.device
 
 STEPS = 5
 
@@ -43,15 +45,32 @@ def test_both_modes_equal_finite_differences(case, x64):
 
 
 @cases(is_chain=False)
-def test_forward_equals_reverse_and_second_derivatives_are_finite(case, x64):
-    grads = gradients(1)
+def test_both_modes_are_finite_at_a_small_eps(case, x64):
+    at = jax.tree.map(jnp.asarray, case.hyper), gradients(1)
+
+    @jax.jit
+    def both(*at):
+        run = lambda *at: trajectory(case, *at)  # noqa: E731
+        after, forward = jax.jvp(run, at, jax.tree.map(jnp.ones_like, at))
+        return forward, jax.vjp(run, *at)[1](jnp.ones_like(after))
+
+    chex.assert_tree_all_finite(both(*at))
+
+
+@essential(is_chain=False)
+def test_forward_equals_reverse(case, x64):
     run = lambda h, g: trajectory(case, h, g).ravel()  # noqa: E731
-    hyper = jax.tree.map(jnp.asarray, case.hyper)
-    forward = jax.jit(jax.jacfwd(run, argnums=(0, 1)))(hyper, grads)
-    reverse = jax.jit(jax.jacrev(run, argnums=(0, 1)))(hyper, grads)
+    both = lambda *at: [jac(run, argnums=(0, 1))(*at) for jac in (jax.jacfwd, jax.jacrev)]  # noqa: E731
+    forward, reverse = jax.jit(both)(jax.tree.map(jnp.asarray, case.hyper), gradients(1))
     chex.assert_tree_all_finite(forward)
     chex.assert_trees_all_close(forward, reverse, rtol=1e-12, atol=1e-12)
-    chex.assert_tree_all_finite(jax.jit(jax.hessian(run, argnums=0))(hyper, grads))
+
+
+@essential(is_chain=False)
+def test_second_derivatives_are_finite(case, x64):
+    run = lambda h, g: trajectory(case, h, g).ravel()  # noqa: E731
+    hyper = jax.tree.map(jnp.asarray, case.hyper)
+    chex.assert_tree_all_finite(jax.jit(jax.hessian(run))(hyper, gradients(1)))
 
 
 @pytest.mark.parametrize("eps_in_sqrt, slope", [(True, 1e4), (False, 1e8)])
@@ -65,7 +84,7 @@ def test_the_slope_at_a_zero_gradient(eps_in_sqrt, slope, centered):
     assert step(make(eps=0.0, eps_in_sqrt=eps_in_sqrt))(jnp.zeros(1)) == 0
 
 
-@pytest.mark.parametrize("eps_in_sqrt", [True, False])
+@pytest.mark.parametrize("eps_in_sqrt", [True, *slow(False)])
 @pytest.mark.parametrize("theta", ["learning_rate", "decay", "eps", "momentum"])
 def test_hypergradients_follow_their_own_recursion(theta, eps_in_sqrt, x64):
     """A recursion for the derivatives, written by hand, is an oracle apart from autodiff."""

@@ -14,6 +14,8 @@ import pytest
 
 from docs.__main__ import page, with_excerpt
 
+pytestmark = pytest.mark.api
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -67,6 +69,7 @@ def test_links_of_the_documents_lead_somewhere():
             assert there, (path.name, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_is_paired(path):
     text, notebook = jupytext.read(path), nbformat.read(path.with_suffix(".ipynb"), 4)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from optax_rmsprop import storage
-from tests.cases import cases
+from tests.cases import cases, crossed, essential
+
+pytestmark = [pytest.mark.api, pytest.mark.device]
 
 HALF = [jnp.bfloat16, jnp.float16]
 FLOATS = [*HALF, jnp.float32]
@@ -73,18 +75,16 @@ def assert_promised(case, params_dtype, grads_dtype, **overrides):
             assert jnp.finfo(x.dtype).dtype == wide
 
 
-@cases()
-@pytest.mark.parametrize("kind", KINDS)
+@crossed("kind", KINDS)
 def test_types_stay_whatever_the_scalars_are(case, kind):
-    hyper = {name: KINDS[kind](value) for name, value in case.hyper.items()}
+    hyper = {name: kind(value) for name, value in case.hyper.items()}
     for params, grads in itertools.product(FLOATS, FLOATS):
         assert_promised(case, params, grads, **hyper)
 
 
-@cases()
-@pytest.mark.parametrize("kind", KINDS)
+@crossed("kind", KINDS)
 def test_types_stay_in_64_bit_jax(case, kind, x64):
-    hyper = {name: KINDS[kind](value) for name, value in case.hyper.items()}
+    hyper = {name: kind(value) for name, value in case.hyper.items()}
     pairs = [(jnp.float64, jnp.float64), (jnp.float32, jnp.float64), (jnp.float64, jnp.float32)]
     for params, grads in [*pairs, (jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32)]:
         assert_promised(case, params, grads, **hyper)
@@ -153,7 +153,7 @@ def test_donation_reuses_every_byte_of_the_state(case):
     assert aliased == sum(x.nbytes for x in jax.tree.leaves(state))
 
 
-@cases()
+@essential()
 def test_half_precision_follows_float32(case):
     rng = np.random.default_rng(0)
     grads = jnp.asarray(rng.normal(size=(50, 4, 4)), jnp.bfloat16)

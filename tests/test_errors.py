@@ -15,6 +15,8 @@ import pytest
 import optax_rmsprop as ours
 from tests.cases import CASES, cases
 
+pytestmark = pytest.mark.api
+
 ONES = np.ones(2, np.float32)
 TREE = {"a": ONES, "b": {"c": ONES}}
 BELOW_ONE = ("decay", "momentum")
@@ -340,7 +342,7 @@ def test_traced_hyperparameters_pass(case):
     jitted = jax.jit(step)(values)
     # No range is checked here: what is traced is not known.
     batch = jnp.stack([values, values + 2.0])
-    swept = jax.vmap(step)(batch)
+    swept = jax.jit(jax.vmap(step))(batch)
     first = jax.tree.map(lambda u: u[0], swept)
     chex.assert_tree_all_finite(first)
     # Both compute the same ~10 roundings in float32, in an order of the compiler's choice.

@@ -18,6 +18,8 @@ import optax_rmsprop as ours
 from docs.truth import ROWS, row_of
 from optax_rmsprop._chain import add_decayed_weights
 
+pytestmark = pytest.mark.device
+
 DATA = pathlib.Path(__file__).parent / "data"
 ARRAYS = np.load(DATA / "rmsprop_goldens.npz")
 RECORDS = json.loads((DATA / "rmsprop_goldens.json").read_text(encoding="utf-8"))
@@ -299,6 +301,7 @@ def rebuilt(run, rates):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", CHANGED)
 def test_a_changed_rule_is_caught_where_it_matters(switch):
     caught = set()

@@ -9,7 +9,7 @@ import pytest
 
 import optax_rmsprop as ours
 from tests import reference
-from tests.cases import cases
+from tests.cases import cases, crossed
 
 STEPS = 60
 
@@ -24,8 +24,7 @@ def gradients(seed=0):
     return np.random.default_rng(seed).normal(size=(STEPS, 2, 3))
 
 
-@cases(is_chain=False)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@crossed("dtype", [jnp.bfloat16, jnp.float32], is_chain=False)
 def test_a_constant_and_a_constant_schedule_are_bit_equal(case, dtype):
     grads, params = jnp.asarray(gradients(), dtype), jnp.ones((2, 3), dtype)
     constant = jax.jit(lambda g: run(case(), g, params))(grads)
@@ -69,8 +68,7 @@ def test_a_scheduled_decay_with_bias_correction_stays_sane(make):
     np.testing.assert_allclose(updates[-1], settled[-1], rtol=0.1)
 
 
-@cases(is_chain=False)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@crossed("dtype", [jnp.float32, jnp.bfloat16], is_chain=False)
 def test_a_population_equals_a_loop(case, dtype):
     grads, params = jnp.asarray(gradients(), dtype), jnp.ones((2, 3), dtype)
     factors = np.array([0.5, 1.0])

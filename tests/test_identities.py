@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import optax_rmsprop as ours
-from tests.cases import cases
+from tests.cases import cases, essential
 
 GRADIENTS = arrays.arrays(
     np.float32,
@@ -63,7 +63,7 @@ def test_permutation_equivariance(case, grads, order):
     )
 
 
-@cases(divides=True, fixed_start=False)
+@essential(divides=True, fixed_start=False)
 @examples
 @hypothesis.given(GRADIENTS, st.sampled_from([-20, -3, 20]))
 def test_scale_invariance(case, grads, k):

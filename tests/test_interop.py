@@ -13,6 +13,8 @@ import pytest
 import optax_rmsprop as ours
 from optax_rmsprop import dialects, interop
 
+pytestmark = pytest.mark.api
+
 RNG = np.random.default_rng(0)
 PARAMS = {"w": RNG.normal(size=(2, 3)), "b": RNG.normal(size=3)}
 NAMES = ["w", "b"]

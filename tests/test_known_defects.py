@@ -31,7 +31,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop as ours
-from tests.cases import cases
+from tests.cases import essential
+
+pytestmark = pytest.mark.api
 
 ones = jnp.ones(2)
 MODES = pytest.mark.parametrize(
@@ -317,7 +319,7 @@ def test_decoupled_decay_shrinks_and_follows_the_rate():
     np.testing.assert_allclose(tx.update(jnp.zeros(2), tx.init(ones), ones)[0], -1e-3, rtol=1e-6)
 
 
-@cases()
+@essential()
 def test_donation_of_bfloat16_parameters_with_float32_gradients_reuses_all(case):
     params = jnp.ones(1000, jnp.bfloat16)
     tx = case()

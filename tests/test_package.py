@@ -25,6 +25,8 @@ from optax_rmsprop import dialects, interop, storage
 from tests.cases import CASES, Everywhere, cases
 from tests.test_dialects import CHAINS
 
+pytestmark = pytest.mark.api
+
 PACKAGE = pathlib.Path(ours.__file__).parent
 MODULES = {path.stem: path for path in sorted(PACKAGE.glob("**/*.py"))}
 

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 
+@pytest.mark.slow
 def test_the_update_of_a_large_model_is_planned_on_one_cpu(tmp_path):
     command = [sys.executable, "-m", "benchmarks.plan", "--devices", "64"]
     subprocess.run([*command, "--results", str(tmp_path)], check=True, timeout=300)

@@ -1,5 +1,6 @@
 """Eight CPU devices, and a small run that the tests share."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -8,9 +9,10 @@ import pytest
 from examples.cifar10 import data, devices, loop
 from examples.cifar10.configs import Network, Options, Recipe
 
-jax.config.update("jax_num_cpu_devices", 8)
+if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    jax.config.update("jax_num_cpu_devices", 8)
 
-SMALL = Recipe(Network(widths=(24, 24, 24)), epochs=2, batch_size=32)
+SMALL = Recipe(Network(widths=(24, 24, 24)), epochs=2, batch_size=32, one_view=True)
 
 
 def train_small(workdir: Path, recipe: Recipe = SMALL, resume: bool = False, **options) -> dict:

@@ -29,6 +29,8 @@ from examples.cifar10 import (
 from examples.cifar10.configs import Network, Optimization, Options, Recipe
 from examples.cifar10.conftest import SMALL, train_small
 
+pytestmark = pytest.mark.api
+
 
 def test_loss_falls_and_files_are_left(finished):
     rows = report.read_metrics(finished)
@@ -60,6 +62,7 @@ def some_steps(tx, recipe, count=2):
     return step, carry, batch
 
 
+@pytest.mark.slow
 def test_rmsprop_with_a_large_eps_is_sgd():
     root, momentum = 1e6, {"momentum": 0.85, "nesterov": True}
     ours = optax_rmsprop.rmsprop(0.1 * root, eps=root**2, **momentum)
@@ -73,7 +76,12 @@ def test_rmsprop_with_a_large_eps_is_sgd():
 
 @pytest.mark.parametrize(
     ("batch", "side", "size", "padding"),
-    [(8, 7, 3, "SAME"), (5, 3, 3, "VALID"), (6, 8, 5, "VALID"), (6, 6, 5, "SAME")],
+    [
+        (8, 7, 3, "SAME"),
+        pytest.param(5, 3, 3, "VALID", marks=pytest.mark.slow),
+        pytest.param(6, 8, 5, "VALID", marks=pytest.mark.slow),
+        pytest.param(6, 6, 5, "SAME", marks=pytest.mark.slow),
+    ],
 )
 def test_conv_has_the_automatic_gradient(batch, side, size, padding):
     keys = jax.random.split(jax.random.key(0), 3)
@@ -112,6 +120,7 @@ def test_network_has_its_published_size(network, parameters):
     assert sum(leaf.size for leaf in leaves) == parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["keras-cnn", "crowded-valley"])
 def test_other_networks_take_a_step(preset):
     recipe = dataclasses.replace(configs.PRESETS[preset], batch_size=4)
@@ -248,6 +257,7 @@ def test_deepobs_crops_and_keeps_the_mean_of_a_grey_image():
     np.testing.assert_allclose([standard.mean(), standard.std()], [0, 1], atol=1e-4)  # of 100
 
 
+@pytest.mark.slow
 def test_growing_images_train(tmp_path):
     sides = configs.Augmentation(sides=(16, 32))
     result = train_small(tmp_path, dataclasses.replace(SMALL, augmentation=sides))

@@ -18,6 +18,7 @@ def losses(workdir) -> list[float]:
     return [row["loss"] for row in report.read_metrics(workdir) if row["kind"] == "train"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_state", [False, True])
 def test_eight_devices_train_as_one_does(shard_state, finished, tmp_path):
     # Several views take as long as the training: once is enough.
@@ -26,6 +27,7 @@ def test_eight_devices_train_as_one_does(shard_state, finished, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_zero1_keeps_an_eighth_of_the_state_on_each_device():
     tx, rate = optimizer.optimizer(SMALL, 32)
     layout = devices.layout(Options(SMALL, devices=8, shard_state=True))
@@ -46,6 +48,7 @@ def test_zero1_keeps_an_eighth_of_the_state_on_each_device():
     assert jax.tree.map(lambda leaf: leaf.sharding, after) == before
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_train_as_one_device_does(finished, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

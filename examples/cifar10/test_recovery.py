@@ -55,6 +55,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(
     finished, tmp_path, monkeypatch
 ):
@@ -77,6 +78,7 @@ def test_stopped_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(
     chex.assert_trees_all_close(latest(tmp_path / "whole"), latest(finished), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stopped_before_its_first_checkpoint_it_starts_again(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(report.Progress, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -85,12 +87,14 @@ def test_stopped_before_its_first_checkpoint_it_starts_again(finished, tmp_path,
     assert rows(tmp_path) == rows(finished)
 
 
+@pytest.mark.slow
 def test_killed_it_ends_with_the_same_bits(tmp_path):
     (line,) = kills.compare(tmp_path, runs=1, kills=1, seed=0)
     assert line.startswith("| 0 |") and line.endswith("| yes |")
 
 
 # Orbax leaves tasks of the failed reading behind, and they fail in its thread at any time later.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_truncated_checkpoint_is_named_and_skipped(finished, tmp_path, capsys):
@@ -148,6 +152,7 @@ def test_metrics_whose_last_line_was_cut_are_read(tmp_path):
         report.read_metrics(tmp_path)
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_with_step_rate_and_advice(tmp_path, capsys):
     flags = [*CLI, "--learning-rate", "1e30", "--workdir", str(tmp_path / "run")]
     assert cli.main(flags) == 1
@@ -159,6 +164,7 @@ def test_loss_that_is_not_finite_stops_with_step_rate_and_advice(tmp_path, capsy
         loop.check_finite(logs, 6, SMALL)
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_what_was_saved_is_whole(tmp_path, capfd):
     workdir, (soft, hard) = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # as good as a full disk

@@ -8,6 +8,7 @@ TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64"
 TINY += ["--epochs", "1"]
 
 
+@pytest.mark.slow
 def test_study_writes_its_table_and_runs_nothing_twice(tmp_path, monkeypatch, capsys):
     few = {name: eps_ladder.TRIALS[name] for name in ("optax.sgd", "eps = 1")}
     monkeypatch.setattr(eps_ladder, "TRIALS", few)
@@ -31,6 +32,7 @@ def made_up_run(seed: int, epochs: int) -> list[dict]:
     return [*rows, result | {"accuracy": 0.5, "accuracy_views": 0.6}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [crowded_valley, tuning, storage])
 def test_table_of_finished_runs(study, tmp_path, monkeypatch):
     runs = {name: [made_up_run(0, 10), made_up_run(1, 10)] for name in study.TRIALS}

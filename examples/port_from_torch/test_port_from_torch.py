@@ -24,6 +24,7 @@ def test_the_recorded_run_goes_on_in_flax():
     assert np.mean(losses) < 0.1
 
 
+@pytest.mark.slow
 def test_the_wrong_number_is_seen():
     settings = Settings()
     run = main.load(main.RECORDED)
@@ -44,6 +45,7 @@ def test_the_program_without_torch(tmp_path, capsys, monkeypatch):
     assert "torch is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_program_with_torch(tmp_path, capsys):
     if importlib.util.find_spec("torch") is None:
         if os.environ.get("OPTAX_RMSPROP_LIVE") == "1":
