@@ -7,13 +7,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
-
-T = TypeVar("T")
-# A group of flags of its own in `--help`, whose names do not repeat the group's.
-Flat = Annotated[T, tyro.conf.arg(name="")]
+from typing import Any, Literal
 
 
 class UserError(Exception):
@@ -105,9 +99,9 @@ class Optimization:
 class Recipe:
     """Everything that decides the numbers; `--resume` insists on an equal one."""
 
-    network: Flat[Network] = Network()
-    augmentation: Flat[Augmentation] = Augmentation()
-    optimization: Flat[Optimization] = Optimization()
+    network: Network = Network()
+    augmentation: Augmentation = Augmentation()
+    optimization: Optimization = Optimization()
     seed: int = 0
     """Where every random number comes from."""
     epochs: int | None = None
@@ -126,7 +120,7 @@ class Recipe:
 class Options:
     """Train a convolutional network with RMSprop, on CIFAR-10 where it can be had."""
 
-    recipe: Flat[Recipe]
+    recipe: Recipe
     preset: Literal[
         "small", "airbench94", "airbench95", "airbench96", "keras-cnn",
         "crowded-valley", "crowded-valley-tuned", "crowded-valley-cosine",
@@ -259,6 +253,8 @@ PRESETS = {
 
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line; exit with code 2 and a message if it is wrong."""
+    import tyro  # Only the command line needs it.
+
     # The preset decides the defaults that the parser shows, so it is read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="small")
@@ -270,7 +266,8 @@ def parse(arguments: Sequence[str]) -> Options:
         args=arguments,
         default=Options(preset, preset=name),
         prog="python -m examples.cifar10.main",
-        config=(tyro.conf.FlagCreatePairsOff,),
+        # A group's flags do not repeat its name.
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
     chosen, usual = options.recipe.optimization, preset.optimization
     if chosen.optimizer != usual.optimizer and chosen.arguments == usual.arguments:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from examples.cifar10 import download
 from examples.cifar10.configs import Options, UserError
@@ -89,6 +88,8 @@ def cifar10(options: Options) -> Dataset:
     """Read CIFAR-10 from `--data-dir` or from the cache, which is filled at the first use."""
     folder = options.data_dir
     if folder is None:
+        import platformdirs  # Only the cache needs it.
+
         folder = platformdirs.user_cache_path("optax_rmsprop") / "cifar-10-batches-bin"
         if not folder.is_dir():
             if options.offline:
