@@ -36,8 +36,9 @@ def _forward(x, kernel, padding):
 
 def _backward(padding, residuals, dy):
     # XLA's CPU compiler brings the convolutions of a gradient to the layout for which it has
-    # fast code, except inside a loop, where they take 17 times as long. So the one for the input
-    # is written in that layout here, and the one for the kernel as matrix products.
+    # fast code, except inside a loop, where a training step takes 26 times as long as alone:
+    # benchmarks/results/scan.md. So the one for the input is written in that layout here, and the
+    # one for the kernel as matrix products.
     x, kernel = residuals
     size = len(kernel)
     margin = size // 2 if padding == "SAME" else 0
