@@ -182,9 +182,8 @@ def _update_rms(
 
     def leaf(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
         g = _saturate(widen(g, nu))
-        new = scale(_abs_sq(g), 1 - decay) + scale(nu, decay)
-        u = _divide(g, scale(new, 1 / correction), eps, hyper.eps_in_sqrt)
-        return u, jnp.where(jnp.isnan(g), nu, new)
+        nu = jnp.where(g == g, _average(nu, _abs_sq(g), decay), nu)
+        return _divide(g, scale(nu, 1 / correction), eps, hyper.eps_in_sqrt), nu
 
     updates, nu = map_leaves("scale_by_rms", leaf, updates, state.nu)
     return updates, ScaleByRmsState(count, nu)
@@ -208,23 +207,23 @@ def _update_stddev(
     eps = value_at("scale_by_stddev", hyper, "eps", state.count)
     count = increment(state.count)
     first = state.count == 0
-    correction = before = ratio = 1.0
+    correction, weight = 1.0, _inverse(decay)
     if hyper.bias_correction:
-        # The corrected mean is mu / before, and before is 0 at the first step, as mu is.
+        # The corrected mean was mu / before, and before is 0 at the first step, as mu is.
         correction, before = _correction(decay, count), _correction(decay, state.count)
-        ratio, before = before / correction, jnp.where(first, 1.0, before)
+        weight = jnp.where(first, 0.0, weight * correction / jnp.where(first, 1.0, before))
 
     def leaf(g: jax.Array, mu: jax.Array, var: jax.Array) -> tuple[jax.Array, ...]:
         g = _saturate(widen(g, mu))
-        deviation = _abs_sq(g - scale(mu, 1 / before))
-        new_mu = mu + scale(g - mu, 1 - decay)
-        new_var = scale(var + scale(deviation, (1 - decay) * ratio), decay)
-        square = scale(new_var, 1 / correction)
+        kept = g == g
+        mu = jnp.where(kept, _average(mu, g, decay), mu)
+        # From the mean as it is stored: g − μ is β times what it was before the step.
+        deviation = _abs_sq(g - scale(mu, 1 / correction))
+        var = jnp.where(kept, _average(var, scale(deviation, weight), decay), var)
+        square = scale(var, 1 / correction)
         if hyper.bias_correction:
             square = jnp.where(first & (square == 0), _abs_sq(g), square)
-        u = _divide(g, square, eps, hyper.eps_in_sqrt)
-        nan = jnp.isnan(g)
-        return u, jnp.where(nan, mu, new_mu), jnp.where(nan, var, new_var)
+        return _divide(g, square, eps, hyper.eps_in_sqrt), mu, var
 
     updates, mu, var = map_leaves(
         "scale_by_stddev", leaf, updates, state.mu, state.var, signed=True
@@ -259,16 +258,35 @@ def _divide(
     if not callable(eps_in_sqrt):
         eps_in_sqrt = eps_inside if eps_in_sqrt else eps_outside
     denominator = eps_in_sqrt(_sqrt, square, jnp.asarray(eps, square.dtype))
-    zero = denominator == 0
-    # Both branches of `where` are differentiated, so the unused one must be finite as well.
-    safe = jnp.where(zero, 1, denominator)
-    return by_parts(lambda part: jnp.where(zero, 0, part / safe), g)
+    # Divided by the largest number nothing is left, and no infinity is there for a debugger.
+    largest = jnp.asarray(np.finfo(denominator.dtype).max, denominator.dtype)
+    divisor = jnp.where(denominator == 0, largest, denominator)
+    return by_parts(lambda part: part / divisor, g)
 
 
 def _sqrt(x: jax.Array) -> jax.Array:
     """The root, with derivative 0 at 0: what it multiplies there, d|g|²/dg, is 0."""
     zero = x == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def _average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
+    """β·old + (1−β)·new, as a step from the one that weighs more: the weights add up to 1 exactly.
+
+    Rounded apart, β and 1−β do not, and a long average is off by their difference over 1−β.
+    """
+    from_old, from_new = old + scale(new - old, 1 - decay), new + scale(old - new, decay)
+    if isinstance(decay, float):
+        return from_old if decay >= 0.5 else from_new
+    return jnp.where(decay >= 0.5, from_old, from_new)
+
+
+def _inverse(decay: Any) -> Any:
+    """1/β, or 0 where β is."""
+    if isinstance(decay, float):
+        return 1 / decay if decay else 0.0
+    zero = decay == 0
+    return jnp.where(zero, 0.0, 1 / jnp.where(zero, 1.0, decay))
 
 
 def _abs_sq(x: jax.Array) -> jax.Array:
