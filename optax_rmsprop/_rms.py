@@ -217,7 +217,7 @@ def _update_stddev(
         g = _saturate(widen(g, mu))
         kept = g == g
         mu = jnp.where(kept, _average(mu, g, decay), mu)
-        # From the mean as it is stored: g − μ is β times what it was before the step.
+        # From the mean as it is stored, so that no other is kept: g − μ is β times what it was.
         deviation = _abs_sq(g - scale(mu, 1 / correction))
         var = jnp.where(kept, _average(var, scale(deviation, weight), decay), var)
         square = scale(var, 1 / correction)

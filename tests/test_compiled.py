@@ -133,8 +133,8 @@ def test_without_a_past_the_average_is_the_last_square(decay):
 
 
 def test_a_decay_below_a_half_is_averaged_as_well():
-    grads = (
-        np.random.default_rng(1).normal(size=(200, 50)) * 10.0 ** -(np.arange(200)[:, None] ** 0.5)
+    grads = np.random.default_rng(1).normal(size=(200, 50)) * 10.0 ** -(
+        np.arange(200)[:, None] ** 0.5
     )
     for decay in (0.01, 0.3, lambda count: 0.3 + 0.0 * count.astype(jnp.float32)):
         tx = ours.scale_by_rms(decay)
