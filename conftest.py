@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(config, items):
     named = any("::" in argument for argument in config.args)
     if config.option.all or named or "slow" in config.option.markexpr:
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
+    slow = {item for item in items if item.get_closest_marker("slow")}
+    config.hook.pytest_deselected(items=[item for item in items if item in slow])
     items[:] = [item for item in items if item not in slow]
 
 
