@@ -1,5 +1,6 @@
 """Two lanes of tests, and what is compiled once for all processes and runs."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -19,16 +20,20 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Empty a cache that has become too large, before any worker starts."""
     if not hasattr(config, "workerinput") and _size(CACHE) > LARGEST:
-        shutil.rmtree(CACHE)
+        shutil.rmtree(CACHE, ignore_errors=True)
+
+
+def pytest_report_header(config):
+    """Say which lane it is."""
+    return "lane: thorough" if _asked_for(config) else "lane: short; --all runs what is slow too"
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is slow, unless it was asked for by a flag, by its marker or by its name."""
+    """Leave out what is slow, unless it was asked for."""
     for item in items:
         if isinstance(item, pytest.DoctestItem):
             item.add_marker(pytest.mark.api)
-    named = any("::" in argument for argument in config.args)
-    if config.option.all or named or "slow" in config.option.markexpr:
+    if _asked_for(config):
         return
     slow = {item for item in items if item.get_closest_marker("slow")}
     config.hook.pytest_deselected(items=[item for item in items if item in slow])
@@ -57,5 +62,14 @@ def compiled_programs_are_let_go():
     jax.clear_caches()
 
 
+def _asked_for(config: pytest.Config) -> bool:
+    """Whether slow tests were: by their flag, their marker, a file, a name, or a failure before."""
+    named = any(".py" in argument for argument in config.args)
+    chosen = config.option.keyword or getattr(config.option, "lf", False)
+    return bool(config.option.all or named or chosen or "slow" in config.option.markexpr)
+
+
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*"))
+    with contextlib.suppress(OSError):  # Another run may empty it.
+        return sum(file.stat().st_size for file in folder.glob("*"))
+    return 0

@@ -1,7 +1,7 @@
 """The names of JAX that change from version to version, each asked for here alone.
 
-JAX promises least about tracers, and about dtypes and shardings as types. A release that moves one
-of these names is met by a change of this file.
+JAX promises least about tracers, and about what a type says beside shape and dtype. A release that
+moves one of these names is met by a change of this file.
 """
 
 from typing import Any
@@ -23,6 +23,11 @@ def is_float0(x: Any) -> bool:
 def canonical(dtype: Any) -> Any:
     """The dtype that arrays of `dtype` have here: float32 for float64, unless 64 bits are on."""
     return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def memory_of(x: Any) -> Any:
+    """Where the type of an array says that it is: in a device's memory, or in its host's."""
+    return jax.typeof(x).memory_space
 
 
 def sharding_of(x: Any) -> Any:

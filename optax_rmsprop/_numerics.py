@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from ._jax import canonical, is_float0, is_traced
+from ._jax import canonical, is_float0, is_traced, memory_of
 
 Hyperparameter: TypeAlias = ArrayLike | optax.Schedule
 
@@ -171,14 +171,14 @@ def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False)
             return jnp.zeros((0,), jnp.float32)
         dtype = wide(jnp.finfo(dtype).dtype if real else dtype)
         dtype = canonical(dtype)  # NumPy's float64, where JAX has none
-        value = jnp.asarray(fill, dtype)
-        filled = jnp.full_like(p, value, dtype=dtype)
-        if is_traced(p):
+        filled = jnp.full_like(p, fill, dtype=dtype)
+        if is_traced(p) and memory_of(p) == memory_of(filled):
             # A constant has no sharding of its own under jit, and XLA would put it on one device.
             # An elementwise operation on p is sharded like p. This one is false by its type, not by
-            # the values of p: XLA shards it, then folds it away, and p is not read.
+            # the values of p: XLA shards it, then folds it away, and p is not read. JAX refuses to
+            # mix memories: beside p in a host's memory the constant stays as it is.
             never = (p != p).astype(jnp.uint8) < 0
-            filled = jnp.where(never, value, filled)
+            filled = jax.lax.select(never, never.astype(dtype), filled)
         return filled
 
     return jax.tree.map(leaf, params)

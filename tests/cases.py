@@ -204,11 +204,14 @@ CASES = [
 ]  # fmt: skip
 
 
-# Together these rows have every link, option, wrapper and kind of hyperparameter.
+# Every link, both wrappers, and momentum, decay and mask are in these.
 ESSENTIAL = {
     "scale_by_rms", "scale_by_stddev-corrected", "trace-nesterov", "scale_by_learning_rate",
     "rmsprop-everything", "rmspropw-masked", "stored-uint8", "dialect-torch",
 }  # fmt: skip
+
+
+assert {case.name for case in CASES} >= ESSENTIAL
 
 
 def cases(**traits: Any) -> pytest.MarkDecorator:

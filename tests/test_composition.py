@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 
 import optax_rmsprop as ours
 from optax_rmsprop import storage
-from tests.cases import cases, crossed, essential
+from tests.cases import cases, crossed
 
 pytestmark = pytest.mark.api
 
@@ -93,7 +93,7 @@ def test_masked_and_partitioned_leaves_follow_their_own_rules(case):
     chex.assert_trees_all_equal(updates["b"], GRADS[0]["b"])
 
 
-@essential()
+@cases()
 def test_accumulated_over_two_micro_batches(case):
     twice = [g for g in GRADS for _ in range(2)]
     # Compiled once: a conditional outside jit is compiled anew at each step.
@@ -101,7 +101,7 @@ def test_accumulated_over_two_micro_batches(case):
     close(params, run(case())[0])
 
 
-@essential()
+@cases()
 def test_a_step_that_is_not_finite_is_skipped(case):
     params = {"w": jnp.asarray(PARAMS["w"], jnp.bfloat16), "b": jnp.asarray(PARAMS["b"])}
     broken = jax.tree.map(lambda p: np.full_like(p, np.nan), PARAMS)
@@ -203,7 +203,7 @@ def test_in_nnx(case):
     close({"w": model.w[...], "b": model.b[...]}, expected)
 
 
-@essential()
+@cases()
 def test_in_linens_train_state(case):
     state = TrainState.create(
         apply_fn=linen.Dense(2).apply, params=jax.tree.map(jnp.asarray, PARAMS), tx=case()
@@ -224,7 +224,7 @@ class Net(eqx.Module):
         return self.activation(self.w @ self.b)
 
 
-@essential()
+@cases()
 def test_in_equinox(case):
     net = Net(jnp.asarray(PARAMS["w"]), jnp.asarray(PARAMS["b"]), 3, jnp.sum)
     tx = case()

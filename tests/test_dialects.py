@@ -27,6 +27,8 @@ from optax_rmsprop._links import (
 )
 from optax_rmsprop._rms import eps_floor, eps_subtracted
 
+pytestmark = pytest.mark.api
+
 rms, stddev = ours.scale_by_rms, ours.scale_by_stddev
 rate, trace, l2 = ours.scale_by_learning_rate, ours.trace, add_decayed_weights
 OUT = {"eps_in_sqrt": False}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from optax_rmsprop import storage
-from tests.cases import cases, crossed, essential
+from tests.cases import cases, crossed
 
 pytestmark = [pytest.mark.api, pytest.mark.device]
 
@@ -153,7 +153,7 @@ def test_donation_reuses_every_byte_of_the_state(case):
     assert aliased == sum(x.nbytes for x in jax.tree.leaves(state))
 
 
-@essential()
+@cases()
 def test_half_precision_follows_float32(case):
     rng = np.random.default_rng(0)
     grads = jnp.asarray(rng.normal(size=(50, 4, 4)), jnp.bfloat16)

@@ -100,10 +100,7 @@ def collectives(compiled: Any) -> list[str]:
 @crossed("kind", KINDS)
 def test_the_state_is_sharded_like_the_parameters_through_init_and_update(case, mesh):
     tx = case()
-    params, grads = (
-        {name: placed(values(scale), mesh)[name] for name in ("both", "columns", "scalar")}
-        for scale in (1.0, 0.5)
-    )
+    params, grads = placed(values(), mesh), placed(values(0.5), mesh)
     eager, jitted = tx.init(params), jax.jit(tx.init)(params)
     assert_shardings(accumulators(eager), params)
     assert_shardings(accumulators(jitted), params)
@@ -338,6 +335,28 @@ def test_init_under_jit_reads_no_parameter_and_does_not_mind_nan(case):
         == (of_constants.compile().cost_analysis()["bytes accessed"])
     )
     assert init.memory_analysis().temp_size_in_bytes == 0
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@cases(divides=True)
+def test_parameters_in_the_hosts_memory_have_a_state_too(case, kind, mesh):
+    place = NamedSharding(mesh, P("x"), memory_kind="pinned_host")
+    params = {"w": jax.device_put(jnp.ones((8, 4)), place)}
+    expected = case().init({"w": jnp.ones((8, 4))})
+    chex.assert_trees_all_equal(jax.device_get(jax.jit(case().init)(params)), expected)
+    abstract = jax.eval_shape(case().init, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, expected)
+    sharding.state_shardings(case(), params)
+
+
+def test_parameters_that_are_summed_over_an_axis_have_a_state_too():
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    if not hasattr(jax, "reshard"):
+        pytest.skip("this JAX cannot say so in a type")
+    with jax.set_mesh(mesh):
+        reduced = jax.jit(lambda p: jax.reshard(p, P(None, None, reduced={"x"})))(jnp.ones((8, 8)))
+        for tx in (optax_rmsprop.rmsprop(0.1, momentum=0.9), optax.rmsprop(0.1, momentum=0.9)):
+            assert optax.tree.get(jax.jit(tx.init)(reduced), "nu").shape == (8, 8)
 
 
 def test_parameters_without_a_mesh_are_named():

@@ -45,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         print("benchmarks.gpu: JAX sees no GPU here; --small runs on a CPU.", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
+    # So that `run` ends what it started before this process ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     failed = []
     for name in options.parts:
         how = run(command(name, arguments), part.SECONDS[name])

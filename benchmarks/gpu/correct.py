@@ -35,7 +35,7 @@ and random bits. `_codecs` encodes once; `stored_as` is an `init` and, dithered,
     "trajectories": f"""\
 The largest difference in {STEPS} steps of {ELEMENTS} elements, in ulp (epsilon times the value),
 and its bound.""",
-    "tests": "`pytest -m device`, by file.",
+    "tests": "`pytest -m 'device and not slow'`, by file.",
     "failures": "What failed.",
 }
 
@@ -147,7 +147,16 @@ def tests(part: Part) -> None:
     small = ["-k", "test_extremes and rmsprop-everything"]
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
         junit = Path(folder, "junit.xml")
-        command = [sys.executable, "-m", "pytest", "-m", "device", "-q", "-p", "no:cacheprovider"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "device and not slow",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
         command += ["-p", "xdist", "-p", "hypothesispytest", f"--junitxml={junit}"]
         command += small if part.options.small else ["-n", "12"]
         # Left out is what needs the packages of the notebooks, and no device. The recordings and
