@@ -282,11 +282,11 @@ def _average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
 
 
 def _inverse(decay: Any) -> Any:
-    """1/β, or 0 where β is."""
+    """1/β, or 0 where β is so small that β·(g − μ) is lost in the rounding of μ."""
+    least = 2.0**-20
     if isinstance(decay, float):
-        return 1 / decay if decay else 0.0
-    zero = decay == 0
-    return jnp.where(zero, 0.0, 1 / jnp.where(zero, 1.0, decay))
+        return 1 / decay if decay >= least else 0.0
+    return jnp.where(decay >= least, 1 / jnp.maximum(decay, least), 0.0)
 
 
 def _abs_sq(x: jax.Array) -> jax.Array:

@@ -115,7 +115,7 @@ def test_a_long_average_is_a_random_walk_of_its_roundings(make, decay):
 
 
 @pytest.mark.parametrize(
-    "decay", [0.0, np.float32(0.0), lambda count: 0.0 * count.astype(jnp.float32)]
+    "decay", [0.0, 1e-40, np.float32(0.0), lambda count: 0.0 * count.astype(jnp.float32)]
 )
 def test_without_a_past_the_average_is_the_last_square(decay):
     def last(make):

@@ -337,9 +337,8 @@ def test_init_under_jit_reads_no_parameter_and_does_not_mind_nan(case):
     assert init.memory_analysis().temp_size_in_bytes == 0
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @cases(divides=True)
-def test_parameters_in_the_hosts_memory_have_a_state_too(case, kind, mesh):
+def test_parameters_in_the_hosts_memory_have_a_state_too(case, mesh):
     place = NamedSharding(mesh, P("x"), memory_kind="pinned_host")
     params = {"w": jax.device_put(jnp.ones((8, 4)), place)}
     expected = case().init({"w": jnp.ones((8, 4))})
