@@ -342,7 +342,7 @@ def test_traced_hyperparameters_pass(case):
     jitted = jax.jit(step)(values)
     # No range is checked here: what is traced is not known.
     batch = jnp.stack([values, values + 2.0])
-    swept = jax.jit(jax.vmap(step))(batch)
+    swept = jax.vmap(step)(batch)
     first = jax.tree.map(lambda u: u[0], swept)
     chex.assert_tree_all_finite(first)
     # Both compute the same ~10 roundings in float32, in an order of the compiler's choice.

@@ -94,7 +94,9 @@ def test_conv_has_the_automatic_gradient(batch, side, size, padding):
     chex.assert_trees_all_close(gradient(dy), gradient_auto(dy), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("side", [7, pytest.param(28, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "side", [7, *(pytest.param(side, marks=pytest.mark.slow) for side in (28, 12, 6))]
+)
 def test_max_pool3_is_the_pool_of_the_library(side):
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, side, side, 3)))
     expected = nnx.max_pool(x, (3, 3), (2, 2), "SAME")
