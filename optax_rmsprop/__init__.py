@@ -1,18 +1,22 @@
 """RMSprop for JAX: small composable Optax transformations, finite in every precision."""
 
+from . import denominators as denominators
 from . import dialects as dialects
 from . import interop as interop
 from . import sharding as sharding
 from . import storage as storage
-from ._chain import ScaleByLearningRateState as ScaleByLearningRateState
-from ._chain import TraceState as TraceState
-from ._chain import scale_by_learning_rate as scale_by_learning_rate
-from ._chain import trace as trace
-from ._rms import ScaleByRmsState as ScaleByRmsState
-from ._rms import ScaleByStddevState as ScaleByStddevState
-from ._rms import scale_by_rms as scale_by_rms
-from ._rms import scale_by_stddev as scale_by_stddev
 from ._rmsprop import rmsprop as rmsprop
 from ._rmsprop import rmspropw as rmspropw
+from .links import AddDecayedWeightsState as AddDecayedWeightsState
+from .links import ScaleByLearningRateState as ScaleByLearningRateState
+from .links import ScaleByRmsState as ScaleByRmsState
+from .links import ScaleByStddevState as ScaleByStddevState
+from .links import TraceState as TraceState
+from .links import add_decayed_weights as add_decayed_weights
+from .links import chain as chain
+from .links import scale_by_learning_rate as scale_by_learning_rate
+from .links import scale_by_rms as scale_by_rms
+from .links import scale_by_stddev as scale_by_stddev
+from .links import trace as trace
 
 __version__ = "0.1.0"

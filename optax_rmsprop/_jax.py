@@ -4,10 +4,12 @@ JAX promises least about tracers, and about what a type says beside shape and dt
 moves one of these names is met by a change of this file.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.core import Tracer
+
+T = TypeVar("T")
 
 
 def is_traced(x: Any) -> bool:
@@ -33,3 +35,15 @@ def memory_of(x: Any) -> Any:
 def sharding_of(x: Any) -> Any:
     """The sharding of an array, or what the type of a traced one says of it."""
     return jax.typeof(x).sharding if is_traced(x) else x.sharding
+
+
+def again(arrays: T) -> T:
+    """The same arrays, of which XLA does not know on a CPU that they are the same.
+
+    What is made from them is then computed again where it is needed, instead of being written to
+    memory for a second use. Other compilers make all results of an update in one loop by
+    themselves, and are not hindered.
+    """
+    return jax.lax.platform_dependent(
+        arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays
+    )

@@ -3,9 +3,17 @@
 import optax
 from jax.typing import ArrayLike
 
-from ._chain import Mask, add_decayed_weights, chain, scale_by_learning_rate, trace
-from ._numerics import Hyperparameter, checked
-from ._rms import Denominator, scale_by_rms, scale_by_stddev
+from ._link import Hyperparameter, checked
+from ._rule import Denominator
+from .links import (
+    Mask,
+    add_decayed_weights,
+    chain,
+    scale_by_learning_rate,
+    scale_by_rms,
+    scale_by_stddev,
+    trace,
+)
 
 
 def rmsprop(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._codecs import StoredAsState, decoded, encoded_like
+from .storage import StoredAsState, decoded, encoded_like
 
 _FIELDS = {"count", "nu", "mu", "var", "trace", "learning_rate"}
 

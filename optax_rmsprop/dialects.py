@@ -24,19 +24,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from ._chain import add_decayed_weights, chain, scale_by_learning_rate, trace
+from .links import add_decayed_weights, chain, scale_by_learning_rate, trace
 from ._jax import is_traced
-from ._links import cautious, clip, clip_by_norm, clip_weights, multiply, split_complex
-from ._numerics import Hyperparameter, checked
-from ._rms import (
-    Denominator,
-    eps_floor,
-    eps_inside,
-    eps_outside,
-    eps_subtracted,
-    scale_by_rms,
-    scale_by_stddev,
-)
+from ._framework_links import cautious, clip, clip_by_norm, clip_weights, multiply, split_complex
+from ._link import Hyperparameter, checked
+from ._rule import Denominator, eps_floor, eps_inside, eps_outside, eps_subtracted
+from .links import scale_by_rms, scale_by_stddev
 
 _Transformation = optax.GradientTransformationExtraArgs
 

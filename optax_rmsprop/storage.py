@@ -13,20 +13,31 @@ and the step. No key is in the state, and the same run gives the same bits on an
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ._codecs import Choice as Choice
-from ._codecs import Codec as Codec
-from ._codecs import Stored as Stored
-from ._codecs import StoredAsState as StoredAsState
-from ._codecs import UInt8, UInt16, encoded_like, second_moments, start, words
-from ._codecs import decoded as decoded
+from ._formats import Codec as Codec
+from ._formats import Stored as Stored
+from ._formats import UInt8, UInt16, format_of, no_base, number_of, words
 from ._jax import sharding_of
-from ._numerics import check_state, increment, transformation
+from ._link import Part, Treewise, check_state, link, parts_of, whole_of
+from ._tree import increment, zero
+
+Choice: TypeAlias = Callable[[str, Any], Codec | None]
+State = TypeVar("State")
+
+_FIELDS = {"nu", "var"}  # the second moments of this package and of Optax
+
+
+class StoredAsState(NamedTuple):
+    """The state of `stored_as`."""
+
+    count: jax.Array  # int32 []: updates made so far
+    inner_state: Any  # the wrapped state, with a `Stored` in the place of every second moment
 
 
 def uint16() -> Codec:
@@ -58,9 +69,8 @@ def uint8(block: int = 128) -> Codec:
     return UInt8(block)
 
 
-def stored_as(
-    inner: optax.GradientTransformation, codec: Codec | Choice
-) -> optax.GradientTransformationExtraArgs:
+@link(StoredAsState, "storage")
+def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Treewise:
     """Hold the second moments of a transformation or a whole chain in a codec between steps.
 
         ν ← decode(code),    u, ν ← inner(g, ν),    code ← encode(ν)
@@ -106,8 +116,34 @@ def stored_as(
     if not isinstance(codec, (UInt16, UInt8)) and not callable(codec):
         raise TypeError(f"stored_as: codec must be uint16(), uint8() or a function, got {codec}")
     choice = codec if callable(codec) else _Default(codec)
-    hyper = _StoredAs(optax.with_extra_args_support(inner), choice)
-    return transformation("stored_as", _init, _update, hyper)
+    adapted = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> StoredAsState:
+        return StoredAsState(zero(), _start(choice, inner.init(params)))
+
+    def parts(state: Any) -> list[Part] | None:
+        check_state("stored_as", state, StoredAsState)
+        for moments in second_moments(state.inner_state):
+            check_state("stored_as", moments, Stored)
+        found = parts_of(inner.update, state.inner_state)
+        return found and [dataclasses.replace(part, dither=state.count) for part in found]
+
+    def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
+        inner_state = whole_of(inner.update, state.inner_state, states)
+        return StoredAsState(increment(state.count), inner_state)
+
+    def update(
+        updates: optax.Updates,
+        state: StoredAsState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, StoredAsState]:
+        inner_state = decoded(state.inner_state)
+        updates, inner_state = adapted.update(updates, inner_state, params, **extra_args)
+        inner_state = encoded_like(inner_state, state.inner_state, state.count)
+        return updates, StoredAsState(increment(state.count), inner_state)
+
+    return Treewise(init, update, parts, whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,32 +166,6 @@ def _last_of_shard(leaf: Any) -> int:
     """The length of the last axis on a device, if the array or its type knows its sharding."""
     place = sharding_of(leaf)
     return leaf.shape[-1] if place is None else place.shard_shape(tuple(leaf.shape))[-1]
-
-
-class _StoredAs(NamedTuple):
-    inner: optax.GradientTransformationExtraArgs
-    codec: Choice
-
-
-def _init(hyper: _StoredAs, params: optax.Params) -> StoredAsState:
-    state = start(hyper.codec, hyper.inner.init(params))
-    return StoredAsState(jnp.zeros([], jnp.int32), state)
-
-
-def _update(
-    hyper: _StoredAs,
-    updates: optax.Updates,
-    state: StoredAsState,
-    params: optax.Params | None = None,
-    **extra_args: Any,
-) -> tuple[optax.Updates, StoredAsState]:
-    check_state("stored_as", state, StoredAsState)
-    for moments in second_moments(state.inner_state):
-        check_state("stored_as", moments, Stored)
-    inner_state = decoded(state.inner_state)
-    updates, inner_state = hyper.inner.update(updates, inner_state, params, **extra_args)
-    inner_state = encoded_like(inner_state, state.inner_state, state.count)
-    return updates, StoredAsState(increment(state.count), inner_state)
 
 
 def apply_updates(params: optax.Params, updates: optax.Updates, count: jax.Array) -> optax.Params:
@@ -192,7 +202,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: jax.Array
         if getattr(p, "dtype", None) != jnp.bfloat16:
             return optax.apply_updates(p, u)
         exact = p.astype(jnp.float32) + u.astype(jnp.float32)
-        word = words(p.shape, jax.tree_util.keystr(path), count)
+        word = words(p.shape, number_of(jax.tree_util.keystr(path)), count)
         bits = jax.lax.bitcast_convert_type(exact, jnp.uint32) + (word >> 16)
         rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
         safe = jnp.isfinite(exact) & jnp.isfinite(rounded)
@@ -203,3 +213,92 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: jax.Array
 
 def _is_none(x: Any) -> bool:
     return x is None
+
+
+def _start(choice: Choice, state: State) -> State:
+    """A new state whose second moments are held in the format that `choice` finds for a leaf."""
+
+    def leaf(path: str, v: Any) -> tuple[Any, Any]:
+        encodable = v.dtype == jnp.float32 and v.size
+        codec = choice(path, v) if encodable else None
+        if codec is None:
+            return v, no_base()
+        # XLA would encode a constant while it compiles, element by element.
+        v = jax.lax.optimization_barrier(v)
+        return codec.encode(lambda *_: v, None)
+
+    return _with_moments(lambda tree: _stored(leaf, tree), state)
+
+
+def decoded(state: State) -> State:
+    """The state with every second moment as float32, to look at or to carry elsewhere.
+
+    Where it stands in a `StoredAsState`, its `inner_state` continues without `stored_as`.
+    """
+    return _with_moments(lambda tree: _plain(tree) if isinstance(tree, Stored) else tree, state)
+
+
+def encoded_like(state: State, like: Any, count: jax.Array | None = None) -> State:
+    """The state with its second moments in the formats of those of `like`.
+
+    To nearest, or with a count dithered as at that step.
+    """
+    left = iter(second_moments(like))
+
+    def change(tree: Any) -> Any:
+        found = next(left)
+        if not isinstance(found, Stored):
+            return tree
+        pairs = iter(_pairs(found))
+
+        def leaf(path: str, v: Any) -> tuple[Any, Any]:
+            codec = format_of(*next(pairs))
+            if codec is None:
+                return v, no_base()
+            word = None if count is None else words(v.shape, number_of(path), count)
+            return codec.encode(lambda *_: v, word)
+
+        return _stored(leaf, tree)
+
+    return _with_moments(change, state)
+
+
+def _stored(leaf: Callable[[str, Any], tuple[Any, Any]], tree: Any) -> Stored:
+    leaves, structure = cast(Any, jax.tree_util.tree_flatten_with_path(tree))
+    pairs = [leaf(jax.tree_util.keystr(path), v) for path, v in leaves]
+    return Stored(*(structure.unflatten([pair[i] for pair in pairs]) for i in (0, 1)))
+
+
+def _pairs(stored: Stored) -> list[tuple[Any, Any]]:
+    leaves, structure = cast(Any, jax.tree.flatten(stored.code_v1))
+    return list(zip(leaves, structure.flatten_up_to(stored.base_v1), strict=True))
+
+
+def _plain(stored: Stored) -> Any:
+    def leaf(code: Any, base: Any) -> Any:
+        codec = format_of(code, base)
+        return code if codec is None else codec.decode(code, base)
+
+    structure = cast(Any, jax.tree.structure(stored.code_v1))
+    return structure.unflatten([leaf(*pair) for pair in _pairs(stored)])
+
+
+def second_moments(state: Any) -> list[Any]:
+    """Every tree of second moments in a state."""
+    parts = jax.tree.leaves(state, is_leaf=_has_moments)
+    return [getattr(x, f) for x in parts if _has_moments(x) for f in x._fields if f in _FIELDS]
+
+
+def _has_moments(x: Any) -> bool:
+    return isinstance(x, tuple) and not _FIELDS.isdisjoint(getattr(cast(Any, x), "_fields", ()))
+
+
+def _with_moments(change: Callable[[Any], Any], state: State) -> State:
+    """The state with every tree of second moments changed, in their order."""
+
+    def part(x: Any) -> Any:
+        if not _has_moments(x):
+            return x
+        return x._replace(**{f: change(getattr(x, f)) for f in x._fields if f in _FIELDS})
+
+    return cast(State, jax.tree.map(part, state, is_leaf=_has_moments))

@@ -1,0 +1,167 @@
+"""Links that frameworks have inside their optimizers: scaling, clipping, caution, complex parts.
+
+They keep no state of their own. `dialects` has them for users, with the dialects made of them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import _rule as rule
+from ._link import Leafwise, Rule, Treewise, link
+from ._tree import is_gradient, map_leaves, widen
+
+
+@link(optax.EmptyState, "dialects")
+def multiply(factor: float) -> Leafwise:
+    """Multiply each gradient: by -1 to climb, by 1/n for a sum over n examples."""
+    return _stateless(lambda g: rule.scale(g, factor))
+
+
+@link(optax.EmptyState, "dialects")
+def clip(bound: float) -> Leafwise:
+    """Clip each entry to [-bound, bound]."""
+    return _stateless(lambda g: _clip(g, bound))
+
+
+@link(optax.EmptyState, "dialects")
+def clip_weights(bound: float) -> Leafwise:
+    """End a step so that no parameter leaves [-bound, bound].
+
+    returns clip(p + u) − p
+    """
+
+    def inputs(params: optax.Params | None) -> tuple[optax.Params]:
+        if params is None:
+            raise ValueError("clip_weights: needs update(grads, state, params)")
+        return (params,)
+
+    def step(u: jax.Array, p: jax.Array) -> jax.Array:
+        at = widen(p, u)
+        return _clip(at + u, bound) - at
+
+    return Leafwise(_init, lambda at: Rule(step), inputs, signed=True)
+
+
+@link(optax.EmptyState, "dialects")
+def clip_by_norm(norm: float, together: bool) -> Treewise:
+    """Shorten each gradient, or all of them together, to at most a length.
+
+    returns g · c / max(‖g‖, c)
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del params, extra_args
+        leaves = [g for g in jax.tree.leaves(updates) if _is_inexact(g)]
+        length = _norm(leaves) if together else None
+
+        def leaf(g: jax.Array) -> jax.Array:
+            longest = _norm([g]) if length is None else length
+            return rule.scale(widen(g), norm / jnp.maximum(longest, norm))
+
+        return map_leaves("clip_by_norm", leaf, updates), state
+
+    return Treewise(_init, update)
+
+
+@link(tuple, "dialects")
+def cautious(inner: optax.GradientTransformation) -> Treewise:
+    """Take only the entries of a step that go against the gradient, and make up for the others.
+
+        returns u · M / max(mean(M), 10⁻³),    M = [u·g < 0]
+
+    The mean is taken over each leaf. Source: Liang et al., Cautious Optimizers, arXiv 2411.16085,
+    2024.
+    """
+    adapted = optax.with_extra_args_support(inner)
+
+    def leaf(u: jax.Array, g: jax.Array) -> jax.Array:
+        against = (u * jnp.conj(widen(g, u))).real < 0
+        taken = against.astype(u.real.dtype)
+        share = jnp.mean(taken) if u.size else jnp.ones([], taken.dtype)
+        return rule.scale(u, taken / jnp.maximum(share, 1e-3))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        steps, state = adapted.update(updates, state, params, **extra_args)
+        return map_leaves("cautious", leaf, steps, updates), state
+
+    return Treewise(inner.init, update)
+
+
+@link(tuple, "dialects")
+def split_complex(inner: optax.GradientTransformation) -> Treewise:
+    """Treat the real and the imaginary part of a complex parameter as two real ones.
+
+    The state is that of `inner` for parameters with a last axis of two in place of complex ones.
+    """
+    adapted = optax.with_extra_args_support(inner)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(jax.tree.map(_as_real, params))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        reals, params = jax.tree.map(_as_real, (updates, params))
+        reals, state = adapted.update(reals, state, params, **extra_args)
+        return jax.tree.map(_as_complex, reals, updates), state
+
+    return Treewise(init, update)
+
+
+def _init(params: optax.Params) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+
+def _stateless(step: Any) -> Leafwise:
+    return Leafwise(_init, lambda at: Rule(step))
+
+
+def _clip(g: jax.Array, bound: float) -> jax.Array:
+    return rule.by_parts(lambda part: jnp.clip(part, -bound, bound), g)
+
+
+def _is_inexact(g: Any) -> bool:
+    return is_gradient(g) and jnp.issubdtype(_dtype(g), jnp.inexact)
+
+
+def _norm(leaves: list[jax.Array]) -> jax.Array:
+    norm: Any = jnp.linalg.norm
+    norms = [norm(widen(g)) for g in leaves]
+    widest = jnp.float64 if any(n.dtype == jnp.float64 for n in norms) else jnp.float32
+    return norm(jnp.array([n.astype(widest) for n in norms], widest))
+
+
+def _as_real(x: Any) -> Any:
+    if not jnp.issubdtype(_dtype(x), jnp.complexfloating):
+        return x
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((*x.shape, 2), jnp.finfo(x.dtype).dtype)
+    x = jnp.asarray(x)
+    return jnp.stack([x.real, x.imag], axis=-1)
+
+
+def _as_complex(real: Any, like: Any) -> Any:
+    if not jnp.issubdtype(_dtype(like), jnp.complexfloating):
+        return real
+    return jax.lax.complex(real[..., 0], real[..., 1])
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

@@ -1,0 +1,128 @@
+"""The rule, as functions of arrays: no tree, no state and no check is here.
+
+    ν ← β·ν + (1−β)·|g|²                                  average(ν, |g|²)
+    V ← β·(V + (1−β)·|g−μ|²),  μ ← μ + (1−β)·(g−μ)        average(μ, g), variance(V, g, μ)
+    u = g / √(ν+ε)   or   g / (√ν+ε)                      divide, with any denominator of ν and ε
+    b ← μ·b + u                                           momentum
+
+V equals ν − μ² in exact arithmetic, and is a sum of squares: rounding cannot make it negative.
+`divide` is the one place of the package that takes a root and divides by it.
+
+What is not a number is not kept: an average stays as it is where a NaN comes in, and so does a
+momentum buffer where the sum is not finite. A gradient saturates before it is squared.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+Root: TypeAlias = Callable[[jax.Array], jax.Array]
+Denominator: TypeAlias = Callable[[Root, jax.Array, jax.Array], jax.Array]
+
+
+def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
+    """β·old + (1−β)·new, or the old average where the new value is NaN.
+
+    It is a step from the one that weighs more, so that the weights add up to 1 exactly. Rounded
+    apart, β and 1−β do not, and a long average is off by their difference over 1−β.
+    """
+    from_old, from_new = old + scale(new - old, 1 - decay), new + scale(old - new, decay)
+    if isinstance(decay, float):
+        step = from_old if decay >= 0.5 else from_new
+    else:
+        step = jnp.where(decay >= 0.5, from_old, from_new)
+    return jnp.where(new == new, step, old)
+
+
+def variance(
+    old: jax.Array, g: jax.Array, mean: jax.Array, decay: Any, weight: ArrayLike = 1.0
+) -> jax.Array:
+    """β·(V + (1−β)·|g−μ|²), from the mean as it is stored, in which g is averaged already.
+
+    There g − μ is β times what it was. `weight` is a further factor of the deviation.
+    """
+    return average(old, scale(abs_sq(g - mean), weight * inverse(decay)), decay)
+
+
+def momentum(buffer: jax.Array, u: jax.Array, decay: ArrayLike) -> jax.Array:
+    """μ·b + u, or the old buffer where that is not finite."""
+    new = u + scale(buffer, decay)
+    return jnp.where(jnp.isfinite(new), new, buffer)
+
+
+def eps_inside(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """√(ν+ε)."""
+    return root(square + eps)
+
+
+def eps_outside(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """√ν+ε."""
+    return root(square) + eps
+
+
+def eps_floor(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """max(√ν, ε)."""
+    return jnp.maximum(root(square), eps)
+
+
+def eps_subtracted(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
+    """√(ν−ε); 0, and so no step, where ν is smaller."""
+    return root(jnp.maximum(square - eps, 0))
+
+
+def divide(
+    g: jax.Array, square: jax.Array, eps: ArrayLike, eps_in_sqrt: bool | Denominator
+) -> jax.Array:
+    """g over the root of its square and ε; 0/0 is 0, and so is its derivative."""
+    if not callable(eps_in_sqrt):
+        eps_in_sqrt = eps_inside if eps_in_sqrt else eps_outside
+    denominator = eps_in_sqrt(_sqrt, square, jnp.asarray(eps, square.dtype))
+    # Divided by the largest number nothing is left, and no infinity is there for a debugger.
+    largest = jnp.asarray(np.finfo(denominator.dtype).max, denominator.dtype)
+    divisor = jnp.where(denominator == 0, largest, denominator)
+    return by_parts(lambda part: part / divisor, g)
+
+
+def _sqrt(x: jax.Array) -> jax.Array:
+    """The root, with derivative 0 at 0: what it multiplies there, d|g|²/dg, is 0."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def correction(decay: Any, count: jax.Array) -> jax.Array:
+    """1 - decay**count, without the cancellation when decay is near 1."""
+    steps = count.astype(jnp.result_type(float))
+    return jnp.where(count == 0, 0.0, -jnp.expm1(steps * jnp.log1p(decay - 1)))
+
+
+def inverse(decay: Any) -> Any:
+    """1/β, or 0 where β is so small that β·(g − μ) is lost in the rounding of μ."""
+    least = 2.0**-20
+    if isinstance(decay, float):
+        return 1 / decay if decay >= least else 0.0
+    return jnp.where(decay >= least, 1 / jnp.maximum(decay, least), 0.0)
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """|x|², which is real."""
+    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
+
+
+def saturate(g: jax.Array) -> jax.Array:
+    """Bound |g| so that no sum of squares of two of them overflows."""
+    limit = 2.0 ** (np.finfo(g.dtype).maxexp // 2 - 2)
+    return by_parts(lambda part: jnp.clip(part, -limit, limit), g)
+
+
+def scale(x: jax.Array, factor: ArrayLike) -> jax.Array:
+    """`factor * x` in the dtype of `x`, for a real factor."""
+    return by_parts(lambda part: jnp.asarray(factor, part.dtype) * part, x)
+
+
+def by_parts(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Apply a real function; to the real and imaginary part apart if `x` is complex."""
+    return jax.lax.complex(f(x.real), f(x.imag)) if jnp.iscomplexobj(x) else f(x)

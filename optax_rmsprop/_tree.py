@@ -1,0 +1,146 @@
+"""Leaves: their widths, their errors by path, and accumulators like the parameters."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from ._jax import canonical, is_float0, is_traced, memory_of
+from ._rule import by_parts
+
+
+def wide(dtype: Any) -> np.dtype[Any]:
+    """An inexact dtype itself, or float32 where it is narrower."""
+    return np.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)
+
+
+def widen(x: jax.Array, like: Any = None) -> jax.Array:
+    """`x` in float32 or wider, or in the width of an accumulator; complex stays complex."""
+    if like is None:
+        return x.astype(wide(x.dtype))
+    dtype = np.dtype(like.dtype)
+    return x.astype(np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)
+
+
+def narrow(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` rounded to `dtype`, to its largest number rather than to infinity."""
+    if jnp.finfo(dtype).bits < jnp.finfo(x.dtype).bits:
+        largest = float(cast(Any, jnp.finfo(dtype)).max)
+        x = by_parts(lambda part: jnp.clip(part, -largest, largest), x)
+    return x.astype(dtype)
+
+
+def zero() -> jax.Array:
+    """A count of no updates."""
+    return jnp.zeros([], jnp.int32)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """One more update; stays at the largest integer instead of overflowing."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False) -> Any:
+    """Arrays of `fill` with the shapes and shardings of `params`, in float32 or wider.
+
+    Complex parameters get complex ones unless `real`. A leaf that no gradient can reach (an
+    integer, a key) gets an empty one: it costs nothing and no gradient fits it.
+    """
+
+    def leaf(p: Any) -> jax.Array:
+        dtype = p.dtype if hasattr(p, "dtype") else jnp.result_type(p)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return jnp.zeros((0,), jnp.float32)
+        dtype = wide(jnp.finfo(dtype).dtype if real else dtype)
+        dtype = canonical(dtype)  # NumPy's float64, where JAX has none
+        filled = jnp.full_like(p, fill, dtype=dtype)
+        if is_traced(p) and memory_of(p) == memory_of(filled):
+            # A constant has no sharding of its own under jit, and XLA would put it on one device.
+            # An elementwise operation on p is sharded like p. This one is false by its type, not by
+            # the values of p: XLA shards it, then folds it away, and p is not read. JAX refuses to
+            # mix memories: beside p in a host's memory the constant stays as it is.
+            never = (p != p).astype(jnp.uint8) < 0
+            filled = jax.lax.select(never, never.astype(dtype), filled)
+        return filled
+
+    return jax.tree.map(leaf, params)
+
+
+def map_leaves(link: str, leaf: Callable[..., Any], updates: Any, *inputs: Any) -> Any:
+    """The tree of `leaf(g, *inputs)` for each gradient, in its dtype; None and float0 stay."""
+    leaves, tree = flatten(updates)
+    columns = [flatten_up_to(link, tree, updates, x) for x in inputs]
+    rows = list[Any]()
+    for i, (g, *rest) in enumerate(zip(leaves, *columns, strict=True)):
+        if is_gradient(g):
+            g = checked_leaf(g, rest, lambda i=i: place(link, updates, i))
+            rows.append(narrow(leaf(g, *rest), g.dtype))
+        else:
+            rows.append(g)
+    return tree.unflatten(rows)
+
+
+def flatten(updates: Any) -> tuple[list[Any], Any]:
+    """The leaves, None being one, and the structure."""
+    return cast(Any, jax.tree.flatten(updates, is_leaf=_is_none))
+
+
+def is_gradient(g: Any) -> bool:
+    """Whether there is one: None and float0 say that there is none."""
+    return g is not None and not is_float0(g)
+
+
+def flatten_up_to(link: str, tree: Any, updates: Any, other: Any) -> list[Any]:
+    """What stands in another tree where the gradients have their leaves."""
+    try:
+        return tree.flatten_up_to(other)
+    except ValueError as error:
+        differ = sorted(set(paths(updates)) ^ set(paths(other)))
+        where = f"first difference at {differ[0] or 'the root'}" if differ else str(error)
+        raise ValueError(
+            f"{link}: the gradients have another tree structure than at init: {where}"
+        ) from error
+
+
+def place(link: str, updates: Any, index: int) -> str:
+    """The words for a leaf in an error: its path is looked for only then."""
+    return f"{link}: the gradient at {paths(updates)[index] or 'the root'}"
+
+
+def paths(tree: Any) -> list[str]:
+    """The path of each leaf, None being one."""
+    leaves = cast(list[Any], jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none))
+    return [jax.tree_util.keystr(path) for path, _ in leaves]
+
+
+def checked_leaf(
+    g: Any, others: list[Any], where: Callable[[], str], signed: bool = False
+) -> jax.Array:
+    """A gradient as an array: floating point, and of the shape that all the others have.
+
+    `signed` says that the first of these must be complex where the gradient is.
+    """
+    g = jnp.asarray(g)
+    if not jnp.issubdtype(g.dtype, jnp.inexact):
+        raise TypeError(f"{where()} has dtype {g.dtype}")
+    for other in others:
+        if not jax.tree_util.all_leaves([other]):
+            found = "a branch" if jax.tree.leaves(other) else "no parameter"
+            raise ValueError(f"{where()} has shape {g.shape}, init saw {found} there")
+        shape = np.shape(other)
+        if shape != g.shape and not isinstance(other, bool):
+            hint = "; was this parameter an integer at init?" if shape == (0,) else ""
+            raise ValueError(f"{where()} has shape {g.shape}, expected {shape} from init{hint}")
+    kinds = ["complex" if jnp.iscomplexobj(x) else "real" for x in (g, *others[:1])]
+    if signed and kinds[0] != kinds[-1]:
+        raise TypeError(f"{where()} is {kinds[0]}, its parameter was {kinds[1]} at init")
+    return g
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
