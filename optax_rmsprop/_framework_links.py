@@ -3,6 +3,7 @@
 They keep no state of their own. `dialects` has them for users, with the dialects made of them.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from . import _rule as rule
-from ._link import Leafwise, Rule, Treewise, link
+from ._link import Leafwise, Part, Rule, Treewise, link, parts_of, whole_of
 from ._tree import is_gradient, map_leaves, widen
 
 
@@ -82,11 +83,14 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
     """
     adapted = optax.with_extra_args_support(inner)
 
-    def leaf(u: jax.Array, g: jax.Array) -> jax.Array:
-        against = (u * jnp.conj(widen(g, u))).real < 0
-        taken = against.astype(u.real.dtype)
-        share = jnp.mean(taken) if u.size else jnp.ones([], taken.dtype)
-        return rule.scale(u, taken / jnp.maximum(share, 1e-3))
+    def parts(updates: Any, state: Any) -> list[Part] | None:
+        found = parts_of(inner.update, updates, state)
+        return found and [*found, Part(caution().update.call, optax.EmptyState(), span=len(found))]
+
+    def whole(state: Any, states: Iterator[Any]) -> Any:
+        state = whole_of(inner.update, state, states)
+        next(states)  # that of the caution, which is empty
+        return state
 
     def update(
         updates: optax.Updates,
@@ -95,9 +99,22 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         steps, state = adapted.update(updates, state, params, **extra_args)
-        return map_leaves("cautious", leaf, steps, updates), state
+        return map_leaves("cautious", _against, steps, updates), state
 
-    return Treewise(inner.init, update)
+    return Treewise(inner.init, update, parts, whole)
+
+
+@link(optax.EmptyState, "dialects")
+def caution() -> Leafwise:
+    """Take only what goes against the gradient that came in some links before."""
+    return _stateless(_against)
+
+
+def _against(u: jax.Array, g: jax.Array) -> jax.Array:
+    against = (u * jnp.conj(widen(g, u))).real < 0
+    taken = against.astype(u.real.dtype)
+    share = jnp.mean(taken) if u.size else jnp.ones([], taken.dtype)
+    return rule.scale(u, taken / jnp.maximum(share, 1e-3))
 
 
 @link(tuple, "dialects")
@@ -111,6 +128,15 @@ def split_complex(inner: optax.GradientTransformation) -> Treewise:
     def init(params: optax.Params) -> optax.OptState:
         return inner.init(jax.tree.map(_as_real, params))
 
+    def parts(updates: Any, state: Any) -> list[Part] | None:
+        """Those of the inner transformation, where nothing is complex."""
+        if any(jnp.issubdtype(_dtype(g), jnp.complexfloating) for g in jax.tree.leaves(updates)):
+            return None
+        return parts_of(inner.update, updates, state)
+
+    def whole(state: Any, states: Iterator[Any]) -> Any:
+        return whole_of(inner.update, state, states)
+
     def update(
         updates: optax.Updates,
         state: optax.OptState,
@@ -121,7 +147,7 @@ def split_complex(inner: optax.GradientTransformation) -> Treewise:
         reals, state = adapted.update(reals, state, params, **extra_args)
         return jax.tree.map(_as_complex, reals, updates), state
 
-    return Treewise(init, update)
+    return Treewise(init, update, parts, whole)
 
 
 def _init(params: optax.Params) -> optax.EmptyState:

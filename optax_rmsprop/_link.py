@@ -65,6 +65,7 @@ class Leafwise(NamedTuple):
     signed: bool = False  # accumulators or inputs are complex where the gradient is
     saturates: bool = False  # an infinite gradient is a large one
     reuses: bool = False  # the step needs what came in beside the accumulators made from it
+    hides: bool = False  # the step does not show what came in and was not kept
 
 
 class Treewise(NamedTuple):
@@ -72,8 +73,9 @@ class Treewise(NamedTuple):
 
     init: Callable[[Any], Any]
     update: Callable[..., tuple[optax.Updates, Any]]
-    # The links that it consists of, if it is nothing else, and the new state made of theirs.
-    parts: "Callable[[Any], list[Part] | None] | None" = None
+    # The links that it consists of, if it is nothing else for these updates and this state, and the
+    # new state made of theirs.
+    parts: "Callable[[Any, Any], list[Part] | None] | None" = None
     whole: Callable[[Any, Iterator[Any]], Any] | None = None
 
 
@@ -176,7 +178,7 @@ class Update:
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         """Return the updates made from gradients, and the new state."""
-        parts = parts_of(self, state)
+        parts = parts_of(self, updates, state)
         if parts is None:
             return cast(Treewise, self.call.definition).update(updates, state, params, **extra_args)
         updates, states = run(parts, updates, params)
@@ -317,11 +319,12 @@ def check_state(link: str, state: Any, expected: type) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A link in a chain, with its state, and with the count of the state that stores it in codes."""
+    """A link in a chain with its state, and with the count of the state that stores it in codes."""
 
     call: Call
     state: Any
     dither: jax.Array | None = None
+    span: int = 0  # links before this one whose input is one of its inputs too
 
     @property
     def name(self) -> str:
@@ -337,7 +340,7 @@ class Part:
         return self.call.numbers(count) | counted | dithered
 
 
-def parts_of(update: Any, state: Any) -> list[Part] | None:
+def parts_of(update: Any, updates: Any, state: Any) -> list[Part] | None:
     """The links that a transformation consists of with their states; None if not only of links."""
     if not isinstance(update, Update):
         return None
@@ -345,7 +348,7 @@ def parts_of(update: Any, state: Any) -> list[Part] | None:
     if isinstance(definition, Leafwise):
         update.call.check(state)
         return [Part(update.call, state)]
-    return definition.parts(state) if definition.parts else None
+    return definition.parts(updates, state) if definition.parts else None
 
 
 def whole_of(update: Any, state: Any, states: Iterator[Any]) -> Any:
@@ -361,7 +364,8 @@ class _Step:
         known = {k: v for k, v in part.numbers.items() if isinstance(v, float)}
         options = [v for k, v in part.call.arguments.items() if k not in part.numbers]
         self.definition, self.known = cast(Leafwise, part.call.definition), known
-        self.key: Any = (part.call.name, *options, *known.items())
+        self.span = part.span
+        self.key: Any = (part.call.name, part.span, *options, *known.items())
         try:
             hash(self.key)
         except TypeError:  # of a mask that is a tree, or an initial scale that is traced
@@ -487,10 +491,12 @@ def _update_leaf(
         return saturate(u) if definitions[k].saturates else u
 
     def incoming(k: int, g: jax.Array, inputs: list[list[Any]], stored: list[list[Any]]) -> Any:
-        u = widen(g)
+        us = [widen(g)]
         for j, rule in enumerate(rules[:k]):
-            u = rule.step(entering(j, u), *map(_read, stored[j]), *inputs[j], *flags[j])
-        return u
+            before = us[j - steps[j].span :][: steps[j].span > 0]
+            own = (*map(_read, stored[j]), *inputs[j], *before, *flags[j])
+            us.append(rule.step(entering(j, us[j]), *own))
+        return us[-1]
 
     def sources(*more: Any) -> Any:
         have = (g, inputs, [list(row) for row in stored], more)
@@ -510,8 +516,7 @@ def _update_leaf(
             stored[k].append(_written(value, cells[k][j], salt, arrays[k].get("dither")))
     g, *have, _ = sources()
     u = incoming(len(rules), g, *have)
-    if any(cells):
-        # A buffer that did not take in what is broken does not show it.
+    if any(definition.hides for definition in definitions):
         saturates = any(definition.saturates for definition in definitions)
         u = jnp.where(g == g if saturates else jnp.isfinite(g), u, jnp.nan)
     return narrow(u, g.dtype), stored

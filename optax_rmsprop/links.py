@@ -247,7 +247,7 @@ def trace(decay: Hyperparameter, nesterov: bool = False) -> Leafwise:
 
         return Rule(step, trace=buffer)
 
-    return Leafwise(init, update, signed=True, reuses=nesterov)
+    return Leafwise(init, update, signed=True, reuses=nesterov, hides=not nesterov)
 
 
 @link(ScaleByLearningRateState)
@@ -365,9 +365,10 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
     def init(params: optax.Params) -> tuple[Any, ...]:
         return tuple(link.init(params) for link in links)
 
-    def parts(state: Any) -> list[Part] | None:
+    def parts(updates: Any, state: Any) -> list[Part] | None:
         _check_parts(links, state)
-        found = [parts_of(link.update, part) for link, part in zip(links, state, strict=True)]
+        pairs = zip(links, state, strict=True)
+        found = [parts_of(link.update, updates, part) for link, part in pairs]
         return None if None in found else [part for row in found for part in row or ()]
 
     def whole(state: tuple[Any, ...], states: Iterator[Any]) -> tuple[Any, ...]:
@@ -382,7 +383,11 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
     ) -> tuple[optax.Updates, tuple[Any, ...]]:
         gradients, new_state = updates, list[Any]()
         updates = jax.tree.map(_widened, updates)
-        for ours, row in itertools.groupby(zip(links, state, strict=True), _is_of_links):
+
+        def is_of_links(pair: tuple[optax.GradientTransformation, Any]) -> bool:
+            return parts_of(pair[0].update, gradients, pair[1]) is not None
+
+        for ours, row in itertools.groupby(zip(links, state, strict=True), is_of_links):
             members, states = zip(*row, strict=True)
             if ours:
                 updates, states = chain(*members).update(updates, states, params)
@@ -407,10 +412,6 @@ def _mask(mask: Mask | None, params: optax.Params) -> Any:
         raise ValueError(
             f"add_decayed_weights: mask must be a tree like the parameters, or a prefix: {error}"
         ) from error
-
-
-def _is_of_links(pair: tuple[optax.GradientTransformation, Any]) -> bool:
-    return parts_of(pair[0].update, pair[1]) is not None
 
 
 def _check_parts(links: tuple[optax.GradientTransformation, ...], state: Any) -> None:

@@ -121,11 +121,11 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
     def init(params: optax.Params) -> StoredAsState:
         return StoredAsState(zero(), _start(choice, inner.init(params)))
 
-    def parts(state: Any) -> list[Part] | None:
+    def parts(updates: Any, state: Any) -> list[Part] | None:
         check_state("stored_as", state, StoredAsState)
         for moments in second_moments(state.inner_state):
             check_state("stored_as", moments, Stored)
-        found = parts_of(inner.update, state.inner_state)
+        found = parts_of(inner.update, updates, state.inner_state)
         return found and [dataclasses.replace(part, dither=state.count) for part in found]
 
     def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
