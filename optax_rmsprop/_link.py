@@ -501,7 +501,7 @@ def _update_leaf(
     def sources(*more: Any) -> Any:
         have = (g, inputs, [list(row) for row in stored], more)
         # A second use of the same arrays must look like the use of others.
-        return again(have) if is_traced(g) and (more or (reuses and any(stored))) else have
+        return (g, *again(have[1:])) if is_traced(g) and (more or (reuses and any(stored))) else have
 
     for k, rule in enumerate(rules):
         stored.append([])
