@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, cast
 
@@ -197,7 +197,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
 
 def link(
-    state: type, where: str = "", *, below_one: tuple[str, ...] = ()
+    state: type, where: str = "", *, below_one: Collection[str] = ()
 ) -> Callable[
     [Callable[Arguments, Leafwise | Treewise]],
     Callable[Arguments, optax.GradientTransformationExtraArgs],
@@ -222,7 +222,7 @@ def link(
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             arguments = {
-                key: _checked(name, signature.parameters[key], value, below_one)
+                key: checked_argument(name, signature.parameters[key], value, below_one)
                 for key, value in bound.arguments.items()
             }
             call = Call(make, f"{where}.{name}" if where else name, state, arguments)
@@ -235,31 +235,28 @@ def link(
     return decorate
 
 
-def _checked(
-    link: str, parameter: inspect.Parameter, value: Any, below_one: tuple[str, ...]
+def checked_argument(
+    link: str, parameter: inspect.Parameter, value: Any, below_one: Collection[str]
 ) -> Any:
-    name, annotation = parameter.name, parameter.annotation
-    if _is_hyperparameter(parameter) and not (value is None is parameter.default):
+    """An argument, if its annotation says what it must be: a hyperparameter, a number, a switch."""
+    name, kind = parameter.name, parameter.annotation
+    if value is None is parameter.default:
+        return None
+    if _is_hyperparameter(parameter):
         return checked(link, name, value, below=1.0 if name in below_one else math.inf)
-    if annotation == ArrayLike:
+    if kind == ArrayLike:
         return checked(link, name, value, schedule=False)
-    if annotation is bool or annotation == bool | Denominator:
-        return checked_bool(link, name, value, function=annotation is not bool)
+    if kind in (bool, bool | Denominator):
+        if isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if kind is bool or not callable(value):
+            kinds = "True or False" if kind is bool else "True, False or a function"
+            raise TypeError(f"{link}: {name} must be {kinds}, got {value!r}")
     return value
 
 
 def _is_hyperparameter(parameter: inspect.Parameter) -> bool:
     return parameter.annotation in (Hyperparameter, Hyperparameter | None)
-
-
-def checked_bool(link: str, name: str, value: Any, *, function: bool = False) -> Any:
-    """Refuse what is no boolean, and where it may be one, no function."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if not (function and callable(value)):
-        kinds = "a boolean or a function" if function else "a boolean"
-        raise TypeError(f"{link}: {name} must be {kinds}, got {value!r}")
-    return value
 
 
 def checked(
@@ -283,7 +280,7 @@ def checked(
         return value
     if not 0 <= float(value) < below:
         raise ValueError(f"{link}: {name} must be in [0, {below}), got {value}")
-    return float(cast(Any, value)) if isinstance(value, (np.ndarray, jax.Array)) else value
+    return value if isinstance(value, (int, float)) else float(cast(Any, value))
 
 
 def number(link: str, name: str, value: Any, count: Any) -> Any:
@@ -386,9 +383,7 @@ def run(
 ) -> tuple[optax.Updates, Iterator[Any]]:
     """Lead each gradient through the links; return the updates and the links' new states."""
     steps = tuple(map(_Step, parts))
-    arrays = [
-        {k: v for k, v in part.numbers.items() if not isinstance(v, float)} for part in parts
-    ]
+    arrays = [{k: v for k, v in part.numbers.items() if not isinstance(v, float)} for part in parts]
     leaves, tree = flatten(updates)
     columns = [
         _Column(part, tuple(step.rule(numbers).accumulators), tree, updates, params)
@@ -425,7 +420,9 @@ class _Column:
         self.part, self.fields, self.updates = part, fields, updates
         name, definition = part.name, cast(Leafwise, part.call.definition)
         inputs = definition.inputs(params) if definition.inputs else ()
-        self.inputs = _rows(tree.num_leaves, [flatten_up_to(name, tree, updates, x) for x in inputs])
+        self.inputs = _rows(
+            tree.num_leaves, [flatten_up_to(name, tree, updates, x) for x in inputs]
+        )
         self.cells = _rows(tree.num_leaves, [self._field(tree, field) for field in fields])
         self.signed = definition.signed
 
@@ -501,7 +498,9 @@ def _update_leaf(
     def sources(*more: Any) -> Any:
         have = (g, inputs, [list(row) for row in stored], more)
         # A second use of the same arrays must look like the use of others.
-        return (g, *again(have[1:])) if is_traced(g) and (more or (reuses and any(stored))) else have
+        return (
+            (g, *again(have[1:])) if is_traced(g) and (more or (reuses and any(stored))) else have
+        )
 
     for k, rule in enumerate(rules):
         stored.append([])

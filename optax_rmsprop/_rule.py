@@ -77,7 +77,7 @@ def eps_subtracted(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
 def divide(
     g: jax.Array, square: jax.Array, eps: ArrayLike, eps_in_sqrt: bool | Denominator
 ) -> jax.Array:
-    """g over the root of its square and ε; 0/0 is 0, and so is its derivative."""
+    """G over the root of its square and ε; 0/0 is 0, and so is its derivative."""
     if not callable(eps_in_sqrt):
         eps_in_sqrt = eps_inside if eps_in_sqrt else eps_outside
     denominator = eps_in_sqrt(_sqrt, square, jnp.asarray(eps, square.dtype))

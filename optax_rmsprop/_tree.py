@@ -143,4 +143,3 @@ def checked_leaf(
 
 def _is_none(x: Any) -> bool:
     return x is None
-

@@ -1,39 +1,103 @@
 """Other frameworks' RMSprop, with their own argument names, defaults and order of links.
 
-A config of the framework pastes in unchanged; what follows an argument that is left out, since it
-has no meaning here, is by keyword. Nothing is computed here: a dialect is constants and an order.
+A dialect is one rule as a function. It computes nothing: it is constants and an order of links.
 
     torch         [L2] → rms(eps outside) → trace → rate
     tensorflow1   rms(eps inside, ν starts at 1) → rate → trace
     keras         [clip] → rms(eps inside) → rate → trace → [decoupled decay]
 
-Every learning rate, decay, eps, momentum and weight decay is a number or a schedule `count ->
-value` whose first call sees 0. A momentum or weight decay that is the number 0 makes no link, and
-no state. Where a framework turns to NaN, or accepts an option and ignores it, the dialect follows
-its formula and not its defect; like all of the package it keeps accumulators in float32 at least.
+A call or a config of the framework pastes in unchanged. Arguments that have no meaning here are
+left out, and those that follow one of them are keyword-only. The table of frameworks and versions,
+with the call that reproduces each, is `docs/dialects.md`.
 
-The table of frameworks and versions, with the call that reproduces each, is `docs/dialects.md`.
+In the formulas g is the gradient, ν the average of g², m the average of g, b the momentum buffer
+and p the parameter. η is the learning rate, μ the momentum, ε epsilon and λ the weight decay; the
+weight of the past is α, β, γ or ρ, as the framework has it. All averages and buffers start at 0
+where no ν₀ is given.
+
+Every learning rate, decay, epsilon, momentum and weight decay is a number or a schedule `count ->
+value` whose first call sees 0. A momentum or weight decay that is the number 0, or None, makes no
+link and no state.
+
+Where a framework turns to NaN, or accepts an option and ignores it, the dialect follows the formula
+and not the defect. Like all of the package, a dialect keeps its accumulators in float32 at least.
+
+Every dialect returns a transformation whose state is the tuple of its links' states, in the order
+of the chain: `ScaleByRmsState` (centred: `ScaleByStddevState`) for the average,
+`ScaleByLearningRateState` for the rate, `TraceState` for momentum, `AddDecayedWeightsState` for
+weight decay, and an `EmptyState` for what scales or clips. `update` needs `params` where weights
+decay or are clipped.
+
+Every dialect raises a ValueError if a number is out of its range, or if a gradient's shape or tree
+is not init's. It raises a TypeError if a number is no scalar, a switch is neither True nor False,
+or a gradient is not floating point.
 """
 
 import dataclasses
-import math
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, cast
 
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from .links import add_decayed_weights, chain, scale_by_learning_rate, trace
+from ._framework_links import cautious as cautious
+from ._framework_links import clip as clip
+from ._framework_links import clip_by_norm as clip_by_norm
+from ._framework_links import clip_weights as clip_parameters
+from ._framework_links import multiply as multiply
+from ._framework_links import split_complex as split_complex
 from ._jax import is_traced
-from ._framework_links import cautious, clip, clip_by_norm, clip_weights, multiply, split_complex
-from ._link import Hyperparameter, checked
-from ._rule import Denominator, eps_floor, eps_inside, eps_outside, eps_subtracted
-from .links import scale_by_rms, scale_by_stddev
+from ._link import Hyperparameter, checked, checked_argument
+from ._rule import Denominator, eps_floor, eps_subtracted
+from .links import (
+    add_decayed_weights,
+    chain,
+    scale_by_learning_rate,
+    scale_by_rms,
+    scale_by_stddev,
+    trace,
+)
 
 _Transformation = optax.GradientTransformationExtraArgs
+_Arguments = ParamSpec("_Arguments")
 
 
+def _dialect(
+    factory: Callable[_Arguments, _Transformation],
+) -> Callable[_Arguments, _Transformation]:
+    """Refuse wrong arguments by the names that the user gave them, then make the chain.
+
+    The annotation says what a parameter takes:
+
+        bool              True or False
+        Hyperparameter    a number >= 0 or a schedule; below 1 if its name is in `_BELOW_ONE`
+        ArrayLike         a number >= 0
+        float             a number > 0
+
+    None stands for itself where it is the default, and for 0 in a momentum or weight decay. Other
+    annotations are the dialect's own to check. The chain is returned as it is, so that a dialect is
+    equal to its chain.
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def checked_first(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Transformation:
+        name = checked_first.__name__
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        for argument, value in given.arguments.items():
+            given.arguments[argument] = _checked(name, signature.parameters[argument], value)
+        return cast(Any, factory)(*given.args, **given.kwargs)
+
+    return checked_first
+
+
+@_dialect
 def torch(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
@@ -48,29 +112,20 @@ def torch(
 
         g ← g + λ·p,    ν ← α·ν + (1−α)·g²,    b ← μ·b + g / (√ν+ε),    p ← p − η·b
 
-    Also LuaTorch's, MLX's, Caffe's, bitsandbytes' (32 bit), Burn's, candle's and R torch's: what
-    differs is defaults. The real and the imaginary part of a complex parameter are averaged apart.
-    A scheduled `lr` acts at once, since the buffer holds directions. `torch.optim.RMSprop` gives
-    NaN on constant gradients in centred mode, and for 0/0; this does not.
+    LuaTorch, MLX, Caffe, bitsandbytes (32 bit), Burn, candle and R torch have this rule too; what
+    differs is defaults. The buffer holds directions, so that a scheduled `lr` acts at once. The
+    real and the imaginary part of a complex parameter are averaged apart, and its state has a last
+    axis of two. `torch.optim.RMSprop` gives NaN on constant gradients in centred mode, and for 0/0;
+    this does not.
 
     Args:
         lr: η >= 0, the learning rate.
         alpha: α in [0, 1), the weight of the past in the average.
         eps: ε >= 0, in units of |g|.
-        weight_decay: λ >= 0, coupled: a part of the gradient, averaged and divided with it.
+        weight_decay: λ >= 0, coupled: it is part of the gradient, averaged and divided with it.
         momentum: μ in [0, 1).
-        centered: Divide by the standard deviation instead of the root mean square.
-        maximize: Climb; the decay still shrinks.
-
-    Returns:
-        A transformation with the states ([`AddDecayedWeightsState`], `ScaleByRmsState` or
-        `ScaleByStddevState`, [`TraceState`], `ScaleByLearningRateState`), in brackets where the
-        number is 0, after an `EmptyState` if `maximize`. Those for complex parameters have a last
-        axis of two. `update` needs `params` if there is weight decay.
-
-    Raises:
-        ValueError: if a number is out of its range, or a gradient's shape or tree is not init's.
-        TypeError: if a hyperparameter is no scalar, or a gradient is not floating point.
+        centered: Divide by the standard deviation, √(ν−m²), instead of the root mean square √ν.
+        maximize: Climb. The weight decay still shrinks the parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,20 +137,18 @@ def torch(
 
     Source: PyTorch 2.13, torch/optim/rmsprop.py.
     """
-    lr, alpha, eps, weight_decay, momentum = _checked(
-        "torch", lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum
-    )
     return split_complex(
         _chain(
             multiply(-1.0) if maximize else None,
             _l2(weight_decay),
-            _scale(centered, alpha, eps, eps_outside),
+            _scale(centered, alpha, eps, eps_in_sqrt=False),
             _trace(momentum),
             scale_by_learning_rate(lr),
         )
     )
 
 
+@_dialect
 def tensorflow1(
     learning_rate: Hyperparameter,
     decay: Hyperparameter = 0.9,
@@ -108,24 +161,17 @@ def tensorflow1(
 
         ν ← ρ·ν + (1−ρ)·g²,    b ← μ·b + η·g / √(ν+ε),    p ← p − b,    ν₀ = 1
 
-    With ν₀ = 1 the first 1/(1−ρ) steps are a warm-up that is proportional to the gradient. A drop
-    of the rate takes 1/(1−μ) steps to act. IMPALA's and several A3Cs' optimizer. TensorFlow takes
-    the square of a complex gradient without conjugation, so that its steps can point anywhere; this
-    takes |g|².
+    IMPALA and several A3Cs have this optimizer. Since ν starts at 1, the first 1/(1−ρ) steps are a
+    warm-up, proportional to the gradient. The buffer holds steps, so that a drop of the rate takes
+    1/(1−μ) steps to act. TensorFlow squares a complex gradient without conjugation, so that its
+    steps can point anywhere; this takes |g|².
 
     Args:
         learning_rate: η >= 0.
         decay: ρ in [0, 1), the weight of the past in the average.
         momentum: μ in [0, 1).
         epsilon: ε >= 0, in units of |g|².
-        centered: As in `torch`.
-
-    Returns:
-        A transformation with the states (`ScaleByRmsState` or `ScaleByStddevState`,
-        `ScaleByLearningRateState`, [`TraceState`]), the last not if `momentum` is 0.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
+        centered: Divide by the standard deviation, √(ν−m²), instead of the root mean square √ν.
 
     Example:
         >>> import jax.numpy as jnp
@@ -137,16 +183,14 @@ def tensorflow1(
 
     Source: TensorFlow 2.21, tensorflow/python/training/rmsprop.py (tf.compat.v1.train).
     """
-    learning_rate, decay, momentum, epsilon = _checked(
-        "tensorflow1", learning_rate=learning_rate, decay=decay, momentum=momentum, epsilon=epsilon
-    )
     return _chain(
-        _scale(centered, decay, epsilon, eps_inside, initial_scale=1.0),
+        _scale(centered, decay, epsilon, initial_scale=1.0),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
     )
 
 
+@_dialect
 def keras(
     learning_rate: Hyperparameter = 1e-3,
     rho: Hyperparameter = 0.9,
@@ -162,29 +206,21 @@ def keras(
 
         ν ← ρ·ν + (1−ρ)·g²,    b ← μ·b + η·g / √(ν+ε),    p ← p − η·λ·p − b
 
-    Its documentation shows epsilon outside the root; its code has it inside. Of its other
-    arguments, `optax.ema` averages weights, `optax.MultiSteps` accumulates gradients, and a
-    `loss_scale_factor` is a factor of the gradients.
+    Keras's documentation shows epsilon outside the root; its code has it inside. In place of its
+    other arguments, `optax.ema` averages weights, `optax.MultiSteps` accumulates gradients, and a
+    `loss_scale_factor` is a factor of the gradients. More than one kind of clipping raises a
+    ValueError.
 
     Args:
         learning_rate: η >= 0.
         rho: ρ in [0, 1), the weight of the past in the average.
         momentum: μ in [0, 1).
         epsilon: ε >= 0, in units of |g|².
-        centered: As in `torch`.
+        centered: Divide by the standard deviation, √(ν−m²), instead of the root mean square √ν.
         weight_decay: λ >= 0, decoupled: it follows the rate and enters no buffer.
         clipnorm: Shorten the gradient of each parameter to this length, > 0.
         clipvalue: Clip each entry of the gradients to ± this, > 0.
         global_clipnorm: Shorten all gradients together to this length, > 0.
-
-    Returns:
-        A transformation with the states ([`EmptyState`], `ScaleByRmsState` or `ScaleByStddevState`,
-        `ScaleByLearningRateState`, [`TraceState`], [`AddDecayedWeightsState`]), in brackets what
-        is there only with clipping, momentum, weight decay. `update` needs `params` for the last.
-
-    Raises:
-        ValueError: as `torch`, and if more than one kind of clipping is asked for.
-        TypeError: as `torch`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -196,26 +232,22 @@ def keras(
 
     Source: Keras 3.15, keras/src/optimizers/rmsprop.py.
     """
-    learning_rate, rho, momentum, epsilon, weight_decay = _checked(
-        "keras", learning_rate=learning_rate, rho=rho, momentum=momentum, epsilon=epsilon,
-        weight_decay=weight_decay,
-    )  # fmt: skip
-    clips = _positive(
-        "keras", clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm
-    )
+    clips = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
+    clips = {name: bound for name, bound in clips.items() if bound is not None}
     if len(clips) > 1:
         raise ValueError(f"keras: only one kind of clipping can be used, got {clips}")
     return _chain(
-        _if("clipnorm" in clips, clip_by_norm, clipnorm, together=False),
-        _if("clipvalue" in clips, clip, clipvalue),
-        _if("global_clipnorm" in clips, clip_by_norm, global_clipnorm, together=True),
-        _scale(centered, rho, epsilon, eps_inside),
+        _if(clipnorm, clip_by_norm, together=False),
+        _if(clipvalue, clip),
+        _if(global_clipnorm, clip_by_norm, together=True),
+        _scale(centered, rho, epsilon),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
         _decoupled(weight_decay, learning_rate),
     )
 
 
+@_dialect
 def keras2(
     learning_rate: Hyperparameter = 1e-3,
     rho: Hyperparameter = 0.9,
@@ -223,55 +255,33 @@ def keras2(
     epsilon: Hyperparameter = 1e-7,
     centered: bool = False,
     *,
-    decay: float = 0.0,
+    decay: ArrayLike = 0.0,
 ) -> _Transformation:
     """RMSprop of tf.keras 2.0 to 2.10: epsilon outside, or inside with momentum.
 
         μ = 0:    p ← p − η·g / (√ν+ε)        μ > 0:    b ← μ·b + η·g / √(ν+ε),    p ← p − b
 
-    Also Keras 2.3's, which ignored `centered` without momentum. With ε = 1e-7 the smallest
-    denominator is 1e-7 without momentum and 3e-4 with it. A `momentum` that is not a number known
-    now counts as momentum.
+    With ε = 1e-7 the smallest denominator is 1e-7 without momentum and 3e-4 with it. A `momentum`
+    that is scheduled or traced counts as μ > 0. Keras 2.3 has this rule, but ignored `centered`
+    without momentum.
 
     Args:
-        learning_rate: η >= 0.
-        rho: ρ in [0, 1), the weight of the past in the average.
-        momentum: μ in [0, 1).
+        learning_rate, rho, momentum, centered: As in `keras`.
         epsilon: ε >= 0, in units of |g| without momentum and of |g|² with it; 0 means 1e-7.
-        centered: As in `torch`.
-        decay: Divide the rate by 1 + decay·count; >= 0.
-
-    Returns:
-        A transformation with the states of `tensorflow1`.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> for momentum, epsilon in [(0.0, 6.0), (0.9, 12.0)]:
-        ...     tx = dialects.keras2(1.0, rho=0.75, momentum=momentum, epsilon=epsilon)
-        ...     update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        ...     print(update)  # -4 / (2 + 6), and -4 / sqrt(4 + 12)
-        -0.5
-        -1.0
+        decay: A number >= 0; the rate is divided by 1 + decay·count.
 
     Source: tf_keras 2.21, tf_keras/optimizers/legacy/rmsprop.py.
     """
-    learning_rate, rho, momentum, epsilon = _checked(
-        "keras2", learning_rate=learning_rate, rho=rho, momentum=momentum, epsilon=epsilon
-    )
-    decay = checked("keras2", "decay", decay, schedule=False)
-    rate = learning_rate if _is_zero(decay) else _InverseTime(learning_rate, decay)
-    epsilon = 1e-7 if _is_zero(epsilon) else epsilon
+    rate = learning_rate if _is(decay, 0) else _InverseTime(learning_rate, decay)
+    epsilon = 1e-7 if _is(epsilon, 0) else epsilon
     return _chain(
-        _scale(centered, rho, epsilon, eps_outside if _is_zero(momentum) else eps_inside),
+        _scale(centered, rho, epsilon, eps_in_sqrt=not _is(momentum, 0)),
         scale_by_learning_rate(rate),
         _trace(momentum),
     )
 
 
+@_dialect
 def timm(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.9,
@@ -290,63 +300,35 @@ def timm(
 
         g ← g + λ·p,    ν ← α·ν + (1−α)·g²,    b ← μ·b + η·g / √(ν+ε),    p ← p − b,    ν₀ = 1
 
-    Its names `rmsproptf`, `rmsproptfw`, `rmsproptfc` and `crmsproptf` are this with L2, decoupled
-    and corrected decay, and with caution. Its name `rmsprop` is `torch` with alpha 0.9.
+    timm's `rmsproptf` is this with L2 decay, `rmsproptfw` with decoupled decay, `rmsproptfc` with
+    corrected decay, and `crmsproptf` with caution. Its `rmsprop` is `torch` with alpha 0.9. The
+    states of the average, the rate and the buffer are a tuple within the state.
 
     Args:
         lr, alpha, weight_decay, momentum, centered: As in `torch`.
         eps: ε >= 0, in units of |g|².
         decoupled_decay: p ← p − η·λ·p, outside the averages, instead of L2.
-        corrected_weight_decay: With `decoupled_decay`, p ← p − (η²/η_max)·λ·p for the largest rate.
+        corrected_weight_decay: With `decoupled_decay`, p ← p − (η²/η_max)·λ·p.
         lr_in_momentum: The rate in the momentum buffer (TensorFlow), not after it (PyTorch).
         caution: Take no step where the buffer and the gradient disagree in sign, and larger ones
-            elsewhere; without momentum it does nothing.
-        lr_max: η_max, where `lr` is a schedule: the rate that timm's constructor would get.
-
-    Returns:
-        A transformation with the states ([`AddDecayedWeightsState`], `ScaleByRmsState` or
-        `ScaleByStddevState`, `ScaleByLearningRateState`, [`TraceState`]), nested if there is
-        caution; decoupled decay comes last. `update` needs `params` if there is weight decay.
-
-    Raises:
-        ValueError: as `torch`, and if `corrected_weight_decay` lacks an `lr_max`.
-        TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.timm(lr=0.5, alpha=0.75, eps=2.0, weight_decay=0.5)
-        >>> p = jnp.array(2.0)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(p), p)
-        >>> print(update)  # g = 4 + 0.5 * 2 = 5, nu = 0.75 + 0.25 * 5² = 7, -0.5 * 5 / sqrt(7 + 2)
-        -0.8333333
+            elsewhere. Without momentum it does nothing.
+        lr_max: η_max > 0, the largest rate: the `lr` that timm's constructor would get. A corrected
+            decay needs it if `lr` is a schedule.
 
     Source: timm 1.0.31, timm/optim/rmsprop_tf.py.
     """
-    lr, alpha, eps, weight_decay, momentum = _checked(
-        "timm", lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum
-    )
-    _positive("timm", lr_max=lr_max)
-    decay_rate, corrected = lr, decoupled_decay and corrected_weight_decay
-    if corrected and lr_max is not None:
-        decay_rate = _Corrected(lr, lr_max)
-    elif corrected and callable(lr):
-        raise ValueError(
-            "timm: corrected_weight_decay with a schedule needs lr_max, the lr that timm's "
-            "constructor would get"
-        )
     rate, buffer = scale_by_learning_rate(lr), _trace(momentum)
-    step = _chain(
-        _scale(centered, alpha, eps, eps_inside, initial_scale=1.0),
-        *((rate, buffer) if lr_in_momentum else (buffer, rate)),
-    )
-    return _chain(
-        None if decoupled_decay else _l2(weight_decay),
-        cautious(step) if caution and buffer is not None else step,
-        _decoupled(weight_decay, decay_rate) if decoupled_decay else None,
-    )
+    order = (rate, buffer) if lr_in_momentum else (buffer, rate)
+    step = _chain(_scale(centered, alpha, eps, initial_scale=1.0), *order)
+    if caution and buffer is not None:
+        step = cautious(step)
+    if not decoupled_decay:
+        return _chain(_l2(weight_decay), step)
+    decay_rate = _corrected(lr, lr_max) if corrected_weight_decay else lr
+    return _chain(step, _decoupled(weight_decay, decay_rate))
 
 
+@_dialect
 def stable_baselines3(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
@@ -359,41 +341,24 @@ def stable_baselines3(
 
         g ← g + λ·p,    ν ← α·ν + (1−α)·g²,    b ← μ·b + g / √(ν+ε),    p ← p − η·b,    ν₀ = 1
 
-    TensorFlow's denominator and start with PyTorch's momentum: with a schedule and momentum it is
-    not `tensorflow1`. Also dfdx's, with alpha 0.9.
+    The denominator and the start are TensorFlow's, the momentum is PyTorch's. With a schedule and
+    momentum it is therefore not `tensorflow1`. dfdx has this rule, with alpha 0.9.
 
     Args:
         lr, alpha, weight_decay, momentum, centered: As in `torch`.
         eps: ε >= 0, in units of |g|².
 
-    Returns:
-        A transformation with the states of `torch`.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.stable_baselines3(lr=0.5, alpha=0.75, eps=2.0)
-        >>> update, _ = tx.update(jnp.array(5.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.75 * 1 + 0.25 * 5² = 7, and -0.5 * 5 / sqrt(7 + 2)
-        -0.8333333
-
     Source: Stable-Baselines3 2.9.2, common/sb2_compat/rmsprop_tf_like.py.
     """
-    lr, alpha, eps, weight_decay, momentum = _checked(
-        "stable_baselines3",
-        lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum,
-    )  # fmt: skip
     return _chain(
         _l2(weight_decay),
-        _scale(centered, alpha, eps, eps_inside, initial_scale=1.0),
+        _scale(centered, alpha, eps, initial_scale=1.0),
         _trace(momentum),
         scale_by_learning_rate(lr),
     )
 
 
+@_dialect
 def pfrl(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
@@ -406,40 +371,24 @@ def pfrl(
 
         g ← g + λ·p,    ν ← α·ν + (1−α)·g²,    b ← μ·b + g / √(ν+ε),    p ← p − η·b
 
-    The A3C paper's shared RMSProp, with lr 7e-4, alpha 0.99 and eps 0.1, as pfrl and chainerrl
-    have it; other implementations start ν at 1 (`tensorflow1`).
+    With lr 7e-4, alpha 0.99 and eps 0.1 it is the A3C paper's shared RMSProp, as pfrl and chainerrl
+    have it. Other implementations of that paper start ν at 1 (`tensorflow1`).
 
     Args:
         lr, alpha, weight_decay, momentum, centered: As in `torch`.
         eps: ε >= 0, in units of |g|².
 
-    Returns:
-        A transformation with the states of `torch`.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.pfrl(lr=0.5, alpha=0.75, eps=12.0)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.25 * 4², and -0.5 * 4 / sqrt(4 + 12)
-        -0.5
-
     Source: pfrl 0.4.0, pfrl/optimizers/rmsprop_eps_inside_sqrt.py.
     """
-    lr, alpha, eps, weight_decay, momentum = _checked(
-        "pfrl", lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum
-    )
     return _chain(
         _l2(weight_decay),
-        _scale(centered, alpha, eps, eps_inside),
+        _scale(centered, alpha, eps),
         _trace(momentum),
         scale_by_learning_rate(lr),
     )
 
 
+@_dialect
 def graves(
     lr: Hyperparameter = 1e-4,
     alpha: Hyperparameter = 0.95,
@@ -451,37 +400,19 @@ def graves(
         ν ← α·ν + (1−α)·g²,    m ← α·m + (1−α)·g,    b ← μ·b + η·g / √(ν−m²+ε),    p ← p − b
 
     DQN's (Nature, 2015) is `graves(lr=2.5e-4, alpha=0.95, momentum=0.0, eps=0.01)`: the "gradient
-    momentum" of that paper is α of m, not a momentum buffer. Names as in Chainer's RMSpropGraves.
+    momentum" of that paper is the α of m, not a momentum buffer. The names of the arguments are
+    those of Chainer's RMSpropGraves.
 
     Args:
         lr, alpha, momentum: As in `torch`.
         eps: ε >= 0, in units of |g|².
 
-    Returns:
-        A transformation with the states (`ScaleByStddevState`, `ScaleByLearningRateState`,
-        [`TraceState`]), the last not if `momentum` is 0.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.graves(lr=0.5, alpha=0.5, eps=9.0)
-        >>> update, _ = tx.update(jnp.array(8.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 32, m = 4, and -0.5 * 8 / sqrt(32 - 16 + 9)
-        -0.8
-
     Source: Graves, Generating Sequences With Recurrent Neural Networks, 2013, equations 38-41.
     """
-    lr, alpha, momentum, eps = _checked("graves", lr=lr, alpha=alpha, momentum=momentum, eps=eps)
-    return _chain(
-        scale_by_stddev(alpha, eps),
-        scale_by_learning_rate(lr),
-        _trace(momentum),
-    )
+    return _chain(scale_by_stddev(alpha, eps), scale_by_learning_rate(lr), _trace(momentum))
 
 
+@_dialect
 def hinton(
     learning_rate: Hyperparameter, decay: Hyperparameter = 0.9, momentum: Hyperparameter = 0.0
 ) -> _Transformation:
@@ -489,41 +420,25 @@ def hinton(
 
         ν ← ρ·ν + (1−ρ)·g²,    d = η·g / √ν,    b ← μ·b + d,    p ← p − (d + μ·b)
 
-    The lecture found that the root mean square should divide the correction and not the jump. The
-    gradient is taken where the jump leads, and that point is the parameter here: with s the buffer
-    and w the point before the jump, p = w − μ·s. 0/0 is no step.
+    In the lecture the root mean square divides the correction, not the jump, and the gradient is
+    evaluated after the momentum jump. Here `params` is that look-ahead point: if w is the lecture's
+    weight and s the buffer, then p = w − μ·s. 0/0 is no step.
 
     Args:
         learning_rate: η >= 0; the lecture names none.
         decay: ρ in [0, 1), the weight of the past in the average.
         momentum: μ in [0, 1); the lecture names none.
 
-    Returns:
-        A transformation with the states of `tensorflow1`.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.hinton(learning_rate=0.5, decay=0.75, momentum=0.5)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # d = 0.5 * 4 / sqrt(0.25 * 4²) = 1, and -(d + 0.5 * d)
-        -1.5
-
     Source: Hinton, Coursera lecture 6e, 2012, as lecture notes give it.
     """
-    learning_rate, decay, momentum = _checked(
-        "hinton", learning_rate=learning_rate, decay=decay, momentum=momentum
-    )
     return _chain(
-        _scale(False, decay, 0.0, eps_inside),
+        scale_by_rms(decay, eps=0.0),
         scale_by_learning_rate(learning_rate),
         _trace(momentum, nesterov=True),
     )
 
 
+@_dialect
 def mxnet(
     learning_rate: Hyperparameter = 1e-3,
     gamma1: Hyperparameter = 0.9,
@@ -540,47 +455,34 @@ def mxnet(
 
         g ← clip(c·g + λ·p),    ν ← γ₁·ν + (1−γ₁)·g²,    p ← clip(p − η·g / √(ν+ε))
 
-    For versions 0.10 to 1.9. Centred it is `graves`, and only then has `gamma2` an effect. A
-    schedule is called with 1 at the first update, as MXNet's are.
+    This is the rule of versions 0.10 to 1.9. Centred it is `graves`, with γ₂ as the momentum. A
+    scheduled rate is called with 1 at the first update, as in MXNet.
 
     Args:
         learning_rate: η >= 0.
         gamma1: γ₁ in [0, 1), the weight of the past in the average.
-        gamma2: γ₂ in [0, 1), the momentum, if `centered`.
+        gamma2: γ₂ in [0, 1), the momentum if `centered`; else it has no effect.
         epsilon: ε >= 0, in units of |g|².
         centered: As in `torch`, and with momentum.
         clip_weights: Keep the parameters in ± this, > 0.
         wd: λ >= 0, coupled.
-        rescale_grad: c, a factor of the gradients, > 0.
+        rescale_grad: c > 0, a factor of the gradients.
         clip_gradient: Clip each entry of the gradients, decay included, to ± this, > 0.
-
-    Returns:
-        A transformation with the states ([`EmptyState`], [`AddDecayedWeightsState`],
-        [`EmptyState`], `ScaleByRmsState` or `ScaleByStddevState`, `ScaleByLearningRateState`,
-        [`TraceState`], [`EmptyState`]): rescaling, decay, clipping, the rest, clipping of weights.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.mxnet(0.5, gamma1=0.75, epsilon=12.0, rescale_grad=0.25)
-        >>> update, _ = tx.update(jnp.array(16.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # g = 0.25 * 16, nu = 0.25 * 4², and -0.5 * 4 / sqrt(4 + 12)
-        -0.5
 
     Source: MXNet 1.9.1, python/mxnet/optimizer/optimizer.py.
     """
-    learning_rate, gamma1, gamma2, epsilon, wd = _checked(
-        "mxnet", learning_rate=learning_rate, gamma1=gamma1, gamma2=gamma2, epsilon=epsilon, wd=wd
+    return _chain(
+        _multiply(rescale_grad),
+        _l2(wd),
+        _if(clip_gradient, clip),
+        _scale(centered, gamma1, epsilon),
+        scale_by_learning_rate(_one_ahead(learning_rate)),
+        _trace(gamma2) if centered else None,
+        _if(clip_weights, clip_parameters),
     )
-    return _mxnet(
-        "mxnet", centered, learning_rate, gamma1, gamma2, epsilon, eps_inside, rescale_grad,
-        clip_weights, [_l2(wd), _clip("mxnet", clip_gradient=clip_gradient)],
-    )  # fmt: skip
 
 
+@_dialect
 def mxnet2(
     learning_rate: Hyperparameter = 1e-3,
     rho: Hyperparameter = 0.9,
@@ -597,41 +499,29 @@ def mxnet2(
 
         g ← clip(c·g) + λ·p,    ν ← ρ·ν + (1−ρ)·g²,    p ← clip(p − η·g / (√ν+ε))
 
-    Centred it is `graves`, and only then has `momentum` an effect.
+    Centred it is `graves`. A scheduled rate is called with 1 at the first update, as in `mxnet`.
 
     Args:
         learning_rate, centered, clip_weights, wd, rescale_grad: As in `mxnet`.
         rho: ρ in [0, 1), the weight of the past in the average.
-        momentum: μ in [0, 1), if `centered`.
+        momentum: μ in [0, 1), if `centered`; else it has no effect.
         epsilon: ε >= 0, in units of |g|, or of |g|² if `centered`.
         clip_gradient: Clip each entry of the gradients, without the decay, to ± this, > 0.
 
-    Returns:
-        A transformation with the states of `mxnet`, clipping before the decay.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.mxnet2(0.5, rho=0.75, epsilon=2.0)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.25 * 4², and -0.5 * 4 / (2 + 2)
-        -0.5
-
     Source: MXNet 2.0, python/mxnet/optimizer/rmsprop.py.
     """
-    learning_rate, rho, momentum, epsilon, wd = _checked(
-        "mxnet2", learning_rate=learning_rate, rho=rho, momentum=momentum, epsilon=epsilon, wd=wd
+    return _chain(
+        _multiply(rescale_grad),
+        _if(clip_gradient, clip),
+        _l2(wd),
+        _scale(centered, rho, epsilon, eps_in_sqrt=centered),
+        scale_by_learning_rate(_one_ahead(learning_rate)),
+        _trace(momentum) if centered else None,
+        _if(clip_weights, clip_parameters),
     )
-    return _mxnet(
-        "mxnet2", centered, learning_rate, rho, momentum, epsilon,
-        eps_inside if centered else eps_outside, rescale_grad, clip_weights,
-        [_clip("mxnet2", clip_gradient=clip_gradient), _l2(wd)],
-    )  # fmt: skip
 
 
+@_dialect
 def paddle(
     learning_rate: Hyperparameter,
     rho: Hyperparameter = 0.95,
@@ -646,48 +536,27 @@ def paddle(
 
         g ← clip(g) + λ·p,    ν ← ρ·ν + (1−ρ)·g²,    b ← μ·b + η·g / √(ν+ε),    p ← p − b
 
-    Its documentation speaks of Nesterov momentum; its code has plain momentum.
+    Paddle's documentation speaks of Nesterov momentum; its code has plain momentum.
 
     Args:
-        learning_rate: η >= 0.
-        rho: ρ in [0, 1), the weight of the past in the average.
-        epsilon: ε >= 0, in units of |g|².
-        momentum: μ in [0, 1).
-        centered: As in `torch`.
-        weight_decay: λ >= 0, coupled.
+        learning_rate, rho, epsilon, momentum, centered: As in `keras`.
+        weight_decay: As in `torch`.
         grad_clip: A transformation of the gradients in place of Paddle's object: `optax.clip(c)`
-            for ClipGradByValue, `optax.clip_by_global_norm(c)` for ClipGradByGlobalNorm.
-
-    Returns:
-        A transformation with the states ([that of `grad_clip`], [`AddDecayedWeightsState`],
-        `ScaleByRmsState` or `ScaleByStddevState`, `ScaleByLearningRateState`, [`TraceState`]).
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.paddle(0.5, rho=0.75, epsilon=12.0)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.25 * 4², and -0.5 * 4 / sqrt(4 + 12)
-        -0.5
+            for ClipGradByValue, `optax.clip_by_global_norm(c)` for ClipGradByGlobalNorm. Its state
+            comes first.
 
     Source: PaddlePaddle 3.3.1, python/paddle/optimizer/rmsprop.py.
     """
-    learning_rate, rho, epsilon, momentum, weight_decay = _checked(
-        "paddle", learning_rate=learning_rate, rho=rho, epsilon=epsilon, momentum=momentum,
-        weight_decay=weight_decay,
-    )  # fmt: skip
     return _chain(
         grad_clip,
         _l2(weight_decay),
-        _scale(centered, rho, epsilon, eps_inside),
+        _scale(centered, rho, epsilon),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
     )
 
 
+@_dialect
 def chainer(
     lr: Hyperparameter = 0.01,
     alpha: Hyperparameter = 0.99,
@@ -698,37 +567,23 @@ def chainer(
 
         ν ← α·ν + (1−α)·g²,    p ← p − η·g / (√ν+ε)    or    p ← p − η·g / √(ν+ε)
 
-    Its hook WeightDecay(λ) is `optax.add_decayed_weights(λ)` before this in a chain. Its
-    RMSpropGraves is `graves`. Lasagne's is this with `eps_inside_sqrt`.
+    Lasagne's is this with `eps_inside_sqrt`. Chainer's hook WeightDecay(λ) is
+    `optax.add_decayed_weights(λ)` before this in a chain; its RMSpropGraves is `graves`.
 
     Args:
         lr, alpha: As in `torch`.
         eps: ε >= 0, in units of |g| outside the root and of |g|² inside.
         eps_inside_sqrt: ε inside the root.
 
-    Returns:
-        A transformation with the states (`ScaleByRmsState`, `ScaleByLearningRateState`).
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.chainer(lr=0.5, alpha=0.75, eps=2.0)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.25 * 4², and -0.5 * 4 / (2 + 2)
-        -0.5
-
     Source: Chainer 7.8.1, chainer/optimizers/rmsprop.py.
     """
-    lr, alpha, eps = _checked("chainer", lr=lr, alpha=alpha, eps=eps)
     return _chain(
-        _scale(False, alpha, eps, eps_inside if eps_inside_sqrt else eps_outside),
+        scale_by_rms(alpha, eps, eps_in_sqrt=eps_inside_sqrt),
         scale_by_learning_rate(lr),
     )
 
 
+@_dialect
 def sonnet(
     learning_rate: Hyperparameter,
     decay: Hyperparameter = 0.9,
@@ -743,32 +598,16 @@ def sonnet(
     Args:
         learning_rate, decay, momentum, epsilon, centered: As in `tensorflow1`.
 
-    Returns:
-        A transformation with the states of `tensorflow1`.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.sonnet(0.5, decay=0.75, epsilon=12.0)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.25 * 4², and -0.5 * 4 / sqrt(4 + 12)
-        -0.5
-
     Source: Sonnet 2.0.2, sonnet/src/optimizers/rmsprop.py.
     """
-    learning_rate, decay, momentum, epsilon = _checked(
-        "sonnet", learning_rate=learning_rate, decay=decay, momentum=momentum, epsilon=epsilon
-    )
     return _chain(
-        _scale(centered, decay, epsilon, eps_inside),
+        _scale(centered, decay, epsilon),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
     )
 
 
+@_dialect
 def torchopt(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
@@ -788,37 +627,21 @@ def torchopt(
 
     Args:
         lr, alpha, eps, weight_decay, momentum, centered, maximize: As in `torch`.
-        initial_scale: ν before the first step, >= 0.
-        nesterov: As in `trace`; without momentum it does nothing.
-
-    Returns:
-        A transformation with the states of `torch`.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.torchopt(0.5, alpha=0.75, eps=2.0, momentum=0.5, nesterov=True)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # d = 4 / (2 + 2), and -0.5 * (d + 0.5 * d)
-        -0.75
+        initial_scale: ν₀, a number >= 0.
+        nesterov: The second form of the step. Without momentum it does nothing.
 
     Source: TorchOpt 0.7.3, torchopt/alias/rmsprop.py.
     """
-    lr, alpha, eps, weight_decay, momentum = _checked(
-        "torchopt", lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum
-    )
     return _chain(
         multiply(-1.0) if maximize else None,
         _l2(weight_decay),
-        _scale(centered, alpha, eps, eps_outside, initial_scale),
+        _scale(centered, alpha, eps, initial_scale, eps_in_sqrt=False),
         _trace(momentum, nesterov),
         scale_by_learning_rate(lr),
     )
 
 
+@_dialect
 def mindspore(
     learning_rate: Hyperparameter = 0.1,
     decay: Hyperparameter = 0.9,
@@ -834,47 +657,26 @@ def mindspore(
         g ← g/s + λ·p,    ν ← ρ·ν + (1−ρ)·g²,    b ← μ·b + η·g / √(ν+ε),    p ← p − b,    ν₀ = 1
 
     This is the documented rule. The CPU kernel of 2.10 has epsilon outside the root in its vector
-    lanes and inside elsewhere, so that a parameter's step depends on its position. Its
+    lanes and inside elsewhere, so that a parameter's step depends on its position. MindSpore's
     `experimental.optim.RMSprop` is `torch`.
 
     Args:
-        learning_rate: η >= 0.
-        decay: ρ in [0, 1), the weight of the past in the average.
-        momentum, epsilon, centered: As in `tensorflow1`.
+        learning_rate, decay, momentum, epsilon, centered: As in `tensorflow1`.
         loss_scale: s > 0, the factor that the loss was multiplied by.
         weight_decay: λ >= 0, coupled; not divided by the loss scale.
 
-    Returns:
-        A transformation with the states ([`EmptyState`], [`AddDecayedWeightsState`], those of
-        `tensorflow1`), in brackets where there is a loss scale, a decay.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.mindspore(0.5, decay=0.75, epsilon=2.0, loss_scale=4.0)
-        >>> update, _ = tx.update(jnp.array(20.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # g = 20 / 4, nu = 0.75 + 0.25 * 5² = 7, and -0.5 * 5 / sqrt(7 + 2)
-        -0.8333333
-
     Source: MindSpore 2.10, mindspore/nn/optim/rmsprop.py.
     """
-    learning_rate, decay, momentum, epsilon, weight_decay = _checked(
-        "mindspore", learning_rate=learning_rate, decay=decay, momentum=momentum, epsilon=epsilon,
-        weight_decay=weight_decay,
-    )  # fmt: skip
-    _positive("mindspore", loss_scale=loss_scale)
     return _chain(
-        _if(loss_scale != 1.0, multiply, 1.0 / loss_scale),
+        _multiply(1.0 / loss_scale),
         _l2(weight_decay),
-        _scale(centered, decay, epsilon, eps_inside, initial_scale=1.0),
+        _scale(centered, decay, epsilon, initial_scale=1.0),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
     )
 
 
+@_dialect
 def heavyball(
     lr: Hyperparameter = 0.0025,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99),
@@ -885,34 +687,16 @@ def heavyball(
 
         ν ← β·ν + (1−β)·g²,    p ← p − η·λ·p − η·g / max(√(ν/(1−βᵗ)), ε)
 
-    The first step is the sign of the gradient.
+    The first step is η times the sign of the gradient, where |g| >= ε.
 
     Args:
-        lr: η >= 0.
+        lr, eps: As in `torch`.
         betas: The second is β in [0, 1), the weight of the past; the first has no effect.
-        eps: ε >= 0, in units of |g|.
         weight_decay: λ >= 0, decoupled.
-
-    Returns:
-        A transformation with the states (`ScaleByRmsState`, `ScaleByLearningRateState`,
-        [`AddDecayedWeightsState`]), the last not if `weight_decay` is 0.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.heavyball(lr=0.5, eps=2.0)
-        >>> update, _ = tx.update(jnp.array([4.0, 1.0]), tx.init(jnp.zeros(2)))
-        >>> print(update)  # -0.5 * 4 / 4, and -0.5 * 1 / 2
-        [-0.5  -0.25]
 
     Source: HeavyBall 3.2.1.
     """
-    lr, beta, eps, weight_decay = _checked(
-        "heavyball", **{"lr": lr, "betas[1]": betas[1], "eps": eps, "weight_decay": weight_decay}
-    )
+    beta = checked("heavyball", "betas[1]", betas[1], below=1.0)
     return _chain(
         scale_by_rms(beta, eps, eps_in_sqrt=eps_floor, bias_correction=True),
         scale_by_learning_rate(lr),
@@ -920,6 +704,7 @@ def heavyball(
     )
 
 
+@_dialect
 def tensorflowjs(
     learningRate: Hyperparameter,
     decay: Hyperparameter = 0.9,
@@ -940,30 +725,64 @@ def tensorflowjs(
         decay, momentum, epsilon: As in `tensorflow1`.
         centered: Divide by the root of the variance minus ε.
 
-    Returns:
-        A transformation with the states of `tensorflow1`.
-
-    Raises:
-        ValueError, TypeError: as `torch`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.tensorflowjs(0.5, decay=0.5, epsilon=7.0, centered=True)
-        >>> update, _ = tx.update(jnp.array(8.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 32, m = 4, and -0.5 * 8 / sqrt(32 - 16 - 7)
-        -1.3333334
-
     Source: TensorFlow.js 4.22, tfjs-core/src/optimizers/rmsprop_optimizer.ts.
     """
-    learningRate, decay, momentum, epsilon = _checked(
-        "tensorflowjs", learningRate=learningRate, decay=decay, momentum=momentum, epsilon=epsilon
-    )
     return _chain(
-        _scale(centered, decay, epsilon, eps_subtracted if centered else eps_inside),
+        _scale(centered, decay, epsilon, eps_in_sqrt=eps_subtracted if centered else True),
         scale_by_learning_rate(learningRate),
         _trace(momentum),
     )
+
+
+# Links that an argument switches off, and the chain of those that are left.
+
+
+def _chain(*links: optax.GradientTransformation | None) -> _Transformation:
+    return chain(*(link for link in links if link is not None))
+
+
+def _scale(
+    centered: bool,
+    decay: Hyperparameter,
+    eps: Hyperparameter,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool | Denominator = True,
+) -> _Transformation:
+    scale_by = scale_by_stddev if centered else scale_by_rms
+    return scale_by(decay, eps, initial_scale, eps_in_sqrt)
+
+
+def _trace(momentum: Hyperparameter, nesterov: bool = False) -> _Transformation | None:
+    return _if(momentum, trace, nesterov)
+
+
+def _l2(weight_decay: Hyperparameter | None) -> _Transformation | None:
+    return _if(weight_decay, add_decayed_weights)
+
+
+def _decoupled(
+    weight_decay: Hyperparameter | None, learning_rate: Hyperparameter
+) -> _Transformation | None:
+    return _if(weight_decay, add_decayed_weights, learning_rate)
+
+
+def _multiply(factor: float) -> _Transformation | None:
+    return None if _is(factor, 1) else multiply(factor)
+
+
+def _if(
+    value: Any, link: Callable[..., _Transformation], *args: Any, **options: Any
+) -> _Transformation | None:
+    """The link of this value, if there is one that is not 0."""
+    return None if value is None or _is(value, 0) else link(value, *args, **options)
+
+
+def _is(value: Any, number: int) -> bool:
+    """Whether a value is known, before any step, to be this number."""
+    return not callable(value) and not is_traced(value) and value == number
+
+
+# Schedules, equal if they are made of equal values.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -971,7 +790,7 @@ class _InverseTime:
     """η / (1 + decay·count), of a number or a schedule."""
 
     learning_rate: Hyperparameter
-    decay: float
+    decay: ArrayLike
 
     def __call__(self, count: ArrayLike) -> Any:
         steps = jnp.asarray(count, jnp.result_type(float))
@@ -1000,103 +819,37 @@ class _OneAhead:
         return self.schedule(count + 1)
 
 
+def _corrected(lr: Hyperparameter, lr_max: float | None) -> Hyperparameter:
+    """The rate of a corrected decay; a constant rate is its own largest."""
+    if lr_max is not None:
+        return _Corrected(lr, lr_max)
+    if callable(lr):
+        raise ValueError(
+            "timm: corrected_weight_decay with a schedule needs lr_max, the lr that timm's "
+            "constructor would get"
+        )
+    return lr
+
+
+def _one_ahead(value: Hyperparameter) -> Hyperparameter:
+    return _OneAhead(value) if callable(value) else value
+
+
 def _at(value: Hyperparameter, count: ArrayLike) -> Any:
     return value(count) if callable(value) else value
 
 
-def _mxnet(
-    dialect: str,
-    centered: bool,
-    learning_rate: Hyperparameter,
-    decay: Hyperparameter,
-    momentum: Hyperparameter,
-    epsilon: Hyperparameter,
-    denominator: Denominator,
-    rescale_grad: float,
-    weights: float | None,
-    regularize: list[_Transformation | None],
-) -> _Transformation:
-    _positive(dialect, rescale_grad=rescale_grad, clip_weights=weights)
-    rate = _OneAhead(learning_rate) if callable(learning_rate) else learning_rate
-    return _chain(
-        _if(rescale_grad != 1.0, multiply, rescale_grad),
-        *regularize,
-        _scale(centered, decay, epsilon, denominator),
-        scale_by_learning_rate(rate),
-        _trace(momentum) if centered else None,
-        _if(weights is not None, clip_weights, weights),
-    )
+def _checked(dialect: str, parameter: inspect.Parameter, value: Any) -> Any:
+    name, kind = parameter.name, parameter.annotation
+    if value is None and name in _NONE_IS_ZERO:
+        return 0.0
+    if kind not in (float, float | None) or (value is None is parameter.default):
+        return checked_argument(dialect, parameter, value, _BELOW_ONE)
+    number = checked(dialect, name, value, schedule=False)
+    if _is(number, 0):
+        raise ValueError(f"{dialect}: {name} must be in (0, inf), got {value}")
+    return number
 
 
-def _chain(*links: optax.GradientTransformation | None) -> _Transformation:
-    return chain(*(link for link in links if link is not None))
-
-
-def _scale(
-    centered: bool,
-    decay: Hyperparameter,
-    eps: Hyperparameter,
-    denominator: Denominator,
-    initial_scale: ArrayLike = 0.0,
-) -> _Transformation:
-    scale_by = scale_by_stddev if centered else scale_by_rms
-    if denominator in (eps_inside, eps_outside):
-        return scale_by(decay, eps, initial_scale, eps_in_sqrt=denominator is eps_inside)
-    return scale_by(decay, eps, initial_scale, eps_in_sqrt=denominator)
-
-
-def _trace(momentum: Hyperparameter, nesterov: bool = False) -> _Transformation | None:
-    return None if _is_zero(momentum) else trace(momentum, nesterov)
-
-
-def _l2(weight_decay: Hyperparameter | None) -> _Transformation | None:
-    if weight_decay is None or _is_zero(weight_decay):
-        return None
-    return add_decayed_weights(weight_decay)
-
-
-def _decoupled(
-    weight_decay: Hyperparameter | None, learning_rate: Hyperparameter
-) -> _Transformation | None:
-    if weight_decay is None or _is_zero(weight_decay):
-        return None
-    return add_decayed_weights(weight_decay, learning_rate)
-
-
-def _clip(dialect: str, **bound: float | None) -> _Transformation | None:
-    return next((clip(value) for value in _positive(dialect, **bound).values()), None)
-
-
-def _if(
-    condition: bool, link: Callable[..., _Transformation], *args: Any, **options: Any
-) -> _Transformation | None:
-    return link(*args, **options) if condition else None
-
-
-def _is_zero(value: Any) -> bool:
-    return not callable(value) and not is_traced(value) and value == 0
-
-
-def _checked(dialect: str, **hyperparameters: Any) -> list[Any]:
-    """Refuse values by the name that the user gave them; None is 0."""
-    return [
-        checked(
-            dialect,
-            name,
-            0.0 if value is None else value,
-            below=1.0 if name in _BELOW_ONE else math.inf,
-        )
-        for name, value in hyperparameters.items()
-    ]
-
-
-_BELOW_ONE = {"alpha", "rho", "decay", "betas[1]", "gamma1", "gamma2", "momentum"}
-
-
-def _positive(dialect: str, **numbers: float | None) -> dict[str, float]:
-    """Those that are given; they must be greater than 0."""
-    given = {name: value for name, value in numbers.items() if value is not None}
-    for name, value in given.items():
-        if not 0 < checked(dialect, name, value, schedule=False):
-            raise ValueError(f"{dialect}: {name} must be in (0, inf), got {value}")
-    return given
+_BELOW_ONE = {"alpha", "rho", "decay", "gamma1", "gamma2", "momentum"}
+_NONE_IS_ZERO = {"momentum", "gamma2", "weight_decay", "wd"}

@@ -1,9 +1,9 @@
 """The links of a chain, and `chain` itself.
 
-    scale_by_rms, scale_by_stddev    divide by the root of a second moment
-    trace                            momentum
-    scale_by_learning_rate           the step
-    add_decayed_weights              weight decay, coupled or decoupled
+scale_by_rms, scale_by_stddev    divide by the root of a second moment
+trace                            momentum
+scale_by_learning_rate           the step
+add_decayed_weights              weight decay, coupled or decoupled
 """
 
 import itertools

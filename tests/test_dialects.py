@@ -3,6 +3,7 @@
 Transformations are values, so that a dialect can be compared with the chain that it is said to be.
 """
 
+import inspect
 import re
 
 import chex
@@ -16,8 +17,7 @@ import optax_rmsprop as ours
 from docs.__main__ import denominator
 from docs.truth import REQUIRED, ROWS
 from optax_rmsprop import dialects
-from optax_rmsprop._chain import add_decayed_weights, chain
-from optax_rmsprop._links import (
+from optax_rmsprop._framework_links import (
     cautious,
     clip,
     clip_by_norm,
@@ -25,7 +25,9 @@ from optax_rmsprop._links import (
     multiply,
     split_complex,
 )
-from optax_rmsprop._rms import eps_floor, eps_subtracted
+from optax_rmsprop._numerics import Hyperparameter
+from optax_rmsprop.denominators import eps_floor, eps_subtracted
+from optax_rmsprop.links import add_decayed_weights, chain
 
 pytestmark = pytest.mark.api
 
@@ -33,9 +35,82 @@ rms, stddev = ours.scale_by_rms, ours.scale_by_stddev
 rate, trace, l2 = ours.scale_by_learning_rate, ours.trace, add_decayed_weights
 OUT = {"eps_in_sqrt": False}
 
+DIALECTS = {
+    name: f
+    for name, f in vars(dialects).items()
+    if inspect.isfunction(f) and f.__module__ == dialects.__name__ and not name.startswith("_")
+}
+
 
 def halving(count):
     return 0.5**count
+
+
+# The first update of each by hand: the call, the gradient, the update, and the parameter if not 0.
+FIRST_UPDATES = {
+    # ν = ¼·4² = 4,  −½·4 / (√4+2)
+    "torch": (dialects.torch(lr=0.5, alpha=0.75, eps=2.0), 4.0, -0.5),
+    # ν = ¾·1 + ¼·5² = 7,  −½·5 / √(7+2)
+    "tensorflow1": (dialects.tensorflow1(0.5, decay=0.75, epsilon=2.0), 5.0, -0.8333333),
+    # ν = 4,  −½·4 / √(4+12)
+    "keras": (dialects.keras(0.5, rho=0.75, epsilon=12.0), 4.0, -0.5),
+    # ν = 4,  −4 / (√4+6)
+    "keras2": (dialects.keras2(1.0, rho=0.75, epsilon=6.0), 4.0, -0.5),
+    # ν = 4,  −4 / √(4+12)
+    "keras2-momentum": (
+        dialects.keras2(1.0, rho=0.75, momentum=0.9, epsilon=12.0), 4.0, -1.0,
+    ),
+    # g = 4 + ½·2 = 5,  ν = ¾·1 + ¼·5² = 7,  −½·5 / √(7+2)
+    "timm": (dialects.timm(0.5, alpha=0.75, eps=2.0, weight_decay=0.5), 4.0, -0.8333333, 2.0),
+    # ν = ¾·1 + ¼·5² = 7,  −½·5 / √(7+2)
+    "stable_baselines3": (
+        dialects.stable_baselines3(0.5, alpha=0.75, eps=2.0), 5.0, -0.8333333,
+    ),
+    # ν = 4,  −½·4 / √(4+12)
+    "pfrl": (dialects.pfrl(0.5, alpha=0.75, eps=12.0), 4.0, -0.5),
+    # ν = ½·8² = 32,  m = ½·8 = 4,  −½·8 / √(32−16+9)
+    "graves": (dialects.graves(0.5, alpha=0.5, eps=9.0), 8.0, -0.8),
+    # ν = 4,  d = ½·4 / √4 = 1,  −(d + ½·d)
+    "hinton": (dialects.hinton(0.5, decay=0.75, momentum=0.5), 4.0, -1.5),
+    # g = ¼·16 = 4,  ν = 4,  −½·4 / √(4+12)
+    "mxnet": (dialects.mxnet(0.5, gamma1=0.75, epsilon=12.0, rescale_grad=0.25), 16.0, -0.5),
+    # ν = 4,  −½·4 / (√4+2)
+    "mxnet2": (dialects.mxnet2(0.5, rho=0.75, epsilon=2.0), 4.0, -0.5),
+    # ν = 4,  −½·4 / √(4+12)
+    "paddle": (dialects.paddle(0.5, rho=0.75, epsilon=12.0), 4.0, -0.5),
+    # ν = 4,  −½·4 / (√4+2)
+    "chainer": (dialects.chainer(0.5, alpha=0.75, eps=2.0), 4.0, -0.5),
+    # ν = 4,  −½·4 / √(4+12)
+    "sonnet": (dialects.sonnet(0.5, decay=0.75, epsilon=12.0), 4.0, -0.5),
+    # ν = 4,  d = 4 / (√4+2) = 1,  −½·(d + ½·d)
+    "torchopt": (
+        dialects.torchopt(0.5, alpha=0.75, eps=2.0, momentum=0.5, nesterov=True), 4.0, -0.75,
+    ),
+    # g = 20/4 = 5,  ν = ¾·1 + ¼·5² = 7,  −½·5 / √(7+2)
+    "mindspore": (
+        dialects.mindspore(0.5, decay=0.75, epsilon=2.0, loss_scale=4.0), 20.0, -0.8333333,
+    ),
+    # ν/(1−β) = g²,  −½·4 / max(4, 2)  and  −½·1 / max(1, 2)
+    "heavyball": (dialects.heavyball(0.5, eps=2.0), [4.0, 1.0], [-0.5, -0.25], [0.0, 0.0]),
+    # ν = ½·8² = 32,  m = ½·8 = 4,  −½·8 / √(32−16−7)
+    "tensorflowjs": (
+        dialects.tensorflowjs(0.5, decay=0.5, epsilon=7.0, centered=True), 8.0, -1.3333334,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST_UPDATES)
+def test_the_first_update_is_what_it_is_by_hand(name):
+    tx, g, expected, *rest = FIRST_UPDATES[name]
+    params = jnp.array(rest[0] if rest else 0.0)
+    update, _ = tx.update(jnp.array(g), tx.init(params), params)
+    # To the last bit: these are the numbers that a float32 prints.
+    np.testing.assert_array_equal(update, np.array(expected, np.float32))
+
+
+def test_every_dialect_has_a_chain_and_a_first_update():
+    for table in (CHAINS, FIRST_UPDATES):
+        assert {name.partition("-")[0] for name in table} == set(DIALECTS)
 
 
 CHAINS = {
@@ -410,6 +485,9 @@ BAD = {
         betas=(0.9, 1.0)
     ),
     "tensorflowjs: learningRate must be in [0, inf)": lambda: dialects.tensorflowjs(-1.0),
+    "torchopt: initial_scale must be in [0, inf), got -1": lambda: dialects.torchopt(
+        initial_scale=-1
+    ),
 }
 
 
@@ -418,6 +496,106 @@ def test_a_wrong_number_is_refused_by_the_name_that_the_user_gave_it(message):
     with pytest.raises(ValueError) as caught:
         BAD[message]()
     assert str(caught.value).startswith(message)
+
+
+NO_NUMBER = {
+    "torch: lr must be a number, a scalar array or a schedule, got None": lambda: dialects.torch(
+        lr=None
+    ),
+    "tensorflow1: learning_rate must be a number": lambda: dialects.tensorflow1("0.1"),
+    "tensorflow1: missing a required argument: 'learning_rate'": lambda: dialects.tensorflow1(),
+    "keras: got an unexpected keyword argument 'alpha'": lambda: dialects.keras(alpha=0.9),
+    "keras: clipnorm must be a number, not a schedule": lambda: dialects.keras(clipnorm=halving),
+    "keras2: decay must be a number, not a schedule": lambda: dialects.keras2(decay=halving),
+    "keras2: decay must be a number or scalar array, got None": lambda: dialects.keras2(decay=None),
+    "mxnet: rescale_grad must be a number or scalar array, got None": lambda: dialects.mxnet(
+        rescale_grad=None
+    ),
+    "mindspore: loss_scale must be a number or scalar": lambda: dialects.mindspore(loss_scale="4"),
+    "heavyball: betas[1] must be a number": lambda: dialects.heavyball(betas=(0.9, None)),
+    "torchopt: initial_scale must be a number": lambda: dialects.torchopt(initial_scale=halving),
+    "torch: centered must be True or False, got 0.9": lambda: dialects.torch(
+        1e-3, 0.99, 1e-8, 0.0, 0.0, 0.9
+    ),
+}
+
+
+@pytest.mark.parametrize("message", NO_NUMBER)
+def test_what_is_no_number_is_refused_by_the_name_that_the_user_gave_it(message):
+    with pytest.raises(TypeError) as caught:
+        NO_NUMBER[message]()
+    assert str(caught.value).startswith(message)
+
+
+def parameters(annotation):
+    """All parameters of the dialects with this annotation, or with it and None."""
+    found = [
+        pytest.param(dialect, parameter.name, id=f"{dialect}-{parameter.name}")
+        for dialect, function in DIALECTS.items()
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.annotation in (annotation, annotation | None)
+    ]
+    assert found
+    return pytest.mark.parametrize(["dialect", "name"], found)
+
+
+def called(dialect, name, value):
+    needed = {p.name: 0.1 for p in REQUIRED_BY[dialect]}
+    return DIALECTS[dialect](**(needed | {name: value}))
+
+
+REQUIRED_BY = {
+    dialect: [p for p in inspect.signature(f).parameters.values() if p.default is p.empty]
+    for dialect, f in DIALECTS.items()
+}
+RATES = {"lr", "learning_rate", "learningRate", "eps", "epsilon"}
+WEIGHTS_OF_THE_PAST = {"alpha", "rho", "decay", "gamma1"}
+MOMENTA, WEIGHT_DECAYS = {"momentum", "gamma2"}, {"weight_decay", "wd"}
+
+
+@parameters(Hyperparameter)
+def test_every_hyperparameter_of_a_dialect_has_its_range(dialect, name):
+    assert name in RATES | WEIGHTS_OF_THE_PAST | MOMENTA | WEIGHT_DECAYS
+    below = "1.0" if name in WEIGHTS_OF_THE_PAST | MOMENTA else "inf"
+    for value in [-1.0, np.float32("nan"), jnp.inf] + ([1.0] if below == "1.0" else []):
+        with pytest.raises(ValueError) as caught:
+            called(dialect, name, value)
+        assert str(caught.value) == f"{dialect}: {name} must be in [0, {below}), got {value}"
+    for kind in (np.float32, np.asarray, jnp.asarray):
+        assert called(dialect, name, kind(0.5)) == called(dialect, name, 0.5)
+        assert hash(called(dialect, name, kind(0.5))) == hash(called(dialect, name, 0.5))
+    assert called(dialect, name, halving) == called(dialect, name, halving)
+
+
+@parameters(Hyperparameter)
+def test_none_is_zero_where_it_means_that_there_is_no_such_link(dialect, name):
+    if name in MOMENTA | WEIGHT_DECAYS:
+        assert called(dialect, name, None) == called(dialect, name, 0.0)
+    else:
+        with pytest.raises(TypeError, match=rf"^{dialect}: {name} must be a number.*got None"):
+            called(dialect, name, None)
+
+
+@parameters(bool)
+def test_every_switch_of_a_dialect_is_true_or_false(dialect, name):
+    for value in (0.9, 1, 0, None, "no", np.array(True), jnp.array(False)):
+        with pytest.raises(TypeError) as caught:
+            called(dialect, name, value)
+        assert str(caught.value) == f"{dialect}: {name} must be True or False, got {value!r}"
+    for value in (True, False):
+        tx = called(dialect, name, np.bool_(value))
+        assert tx == called(dialect, name, value) and repr(tx) == repr(called(dialect, name, value))
+
+
+@parameters(float)
+def test_every_bound_and_scale_of_a_dialect_is_greater_than_zero(dialect, name):
+    for value in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=rf"^{dialect}: {name} must be in .*, got {value}$"):
+            called(dialect, name, value)
+    assert called(dialect, name, 0.5) == called(dialect, name, jnp.float32(0.5))
+    assert hash(called(dialect, name, 0.5)) == hash(called(dialect, name, jnp.float32(0.5)))
+    traced = jax.jit(lambda value: called(dialect, name, value).init(PARAMS))(0.5)
+    chex.assert_trees_all_equal(traced, called(dialect, name, 0.5).init(PARAMS))
 
 
 def test_a_momentum_of_zero_has_no_buffer_and_a_traced_one_has():

@@ -16,7 +16,7 @@ import pytest
 
 import optax_rmsprop as ours
 from docs.truth import ROWS, row_of
-from optax_rmsprop._chain import add_decayed_weights
+from optax_rmsprop.links import add_decayed_weights
 
 pytestmark = pytest.mark.device
 

@@ -10,7 +10,7 @@ import pytest
 
 import optax_rmsprop
 from docs.truth import ROWS
-from optax_rmsprop._chain import add_decayed_weights
+from optax_rmsprop.links import add_decayed_weights
 from tests.live.frameworks import (
     FRAMEWORKS,
     needed,
