@@ -13,8 +13,6 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
-from docs.__main__ import denominator
-from docs.truth import REQUIRED, ROWS
 from optax_rmsprop import dialects
 from optax_rmsprop._chain import add_decayed_weights, chain
 from optax_rmsprop._links import (
@@ -26,6 +24,8 @@ from optax_rmsprop._links import (
     split_complex,
 )
 from optax_rmsprop._rms import eps_floor, eps_subtracted
+from tools.tables import denominator
+from tools.truth import REQUIRED, ROWS
 
 pytestmark = pytest.mark.api
 
