@@ -17,8 +17,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop
-from examples.cifar10 import report
 from optax_rmsprop import sharding, storage
+from tools import environment
 
 # A decoder of 128 layers, stacked as `jax.lax.scan` takes them: 10^11 parameters.
 LAYERS, WIDTH, VOCABULARY = 128, 8192, 131_072
@@ -91,7 +91,7 @@ def main() -> None:
         "",
         f"- mesh: data {options.devices // 8}, model 8; matrices split over both, norms over data",
         f"- compiled for {options.devices} CPU devices on one machine",
-        *(f"- {name}: {value}" for name, value in report.environment().items()),
+        *(f"- {name}: {value}" for name, value in environment.facts().items()),
         "",
         "| transformation | state, MiB a device | bytes a parameter | collectives | compiling, s |",
         "|---|--:|--:|---|--:|",
@@ -105,7 +105,7 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
     options.results.mkdir(exist_ok=True)
-    (options.results / "plan.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    environment.write_text(options.results / "plan.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

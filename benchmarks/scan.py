@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 
 import optax_rmsprop
-from examples.cifar10 import data, devices, layers, report, train
+from examples.cifar10 import data, devices, layers, train
 from examples.cifar10.configs import Options, Recipe
+from tools import environment
 
 COUNT = 2  # steps in a scan
 
@@ -78,14 +79,9 @@ def main() -> None:
             times[name].append((time.perf_counter() - began) / steps)
     alone = statistics.median(times["alone"])
     flags = ["--batch-size", str(options.batch_size), "--repeats", str(options.repeats)]
+    date, title = time.strftime("%Y-%m-%d"), "A training step alone and in a scan"
     lines = [
-        "# A training step alone and in a scan",
-        "",
-        report.command("benchmarks.scan", flags),
-        "",
-        *(f"- {name}: {value}" for name, value in report.environment().items()),
-        f"- date: {time.strftime('%Y-%m-%d')}",
-        "",
+        *environment.heading(title, "benchmarks.scan", flags, date=date),
         f"The network of the preset `small`, {options.batch_size} images, {options.repeats} times "
         "in turn:",
         "",
@@ -99,7 +95,7 @@ def main() -> None:
             f"{low / alone:.2f} to {high / alone:.2f} |"
         )
         print(lines[-1])
-    report.write_text(options.results / "scan.md", "\n".join(lines) + "\n")
+    environment.write_text(options.results / "scan.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

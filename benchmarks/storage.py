@@ -17,8 +17,8 @@ import optax
 
 import optax_rmsprop
 from benchmarks import char_model
-from examples.cifar10 import report
 from optax_rmsprop import storage
+from tools import environment
 
 FORMATS = {"float32": None, "uint16": storage.uint16(), "uint8": storage.uint8()}
 SIDE = 2048
@@ -98,18 +98,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     flags = ["--seeds", str(options.seeds), "--steps", str(options.steps)]
+    flags += ["--repeats", str(options.repeats)]
     lines = [
-        "# The second moment in fewer bytes",
-        "",
-        report.command("benchmarks.storage", [*flags, "--repeats", str(options.repeats)]),
-        "",
-        *(f"- {name}: {value}" for name, value in report.environment().items()),
-        "",
+        *environment.heading("The second moment in fewer bytes", "benchmarks.storage", flags),
         *memory_and_time(options.repeats),
         "",
         *training(options.seeds, options.steps),
     ]
-    report.write_text(options.results / "storage.md", "\n".join(lines) + "\n")
+    environment.write_text(options.results / "storage.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ plt.show()
 
 # %% [markdown]
 # Measured with seeds and spread, on CIFAR-10 and on a character model:
-# `examples/cifar10/results/storage.md` and `benchmarks/results/storage.md`.
+# `experiments/results/storage.md` and `benchmarks/results/storage.md`.
 #
 # ## When not to use it
 #

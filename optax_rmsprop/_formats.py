@@ -28,15 +28,27 @@ class Stored(NamedTuple):
     base_v1: Any  # uint8 [..., blocks] where the code is uint8, otherwise a zero
 
 
+class _Format:
+    """What both formats have."""
+
+    def encode(self, v: jax.Array, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Return code and base of an array, by 32 random bits an element or else to nearest."""
+        return self.written(lambda *base: v, word)
+
+    def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Return code and base of `value()`."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
-class UInt16:
+class UInt16(_Format):
     """E8M8: eight bits of exponent and eight of fraction."""
 
     def __repr__(self) -> str:
         return "storage.uint16()"
 
-    def encode(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Return code and base of `value()`, by 32 random bits an element or else to nearest."""
+    def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Return code and base of `value()`."""
         return _cut(value(), word, 15, jnp.uint16), no_base()
 
     def decode(self, code: jax.Array, base: jax.Array) -> jax.Array:
@@ -46,7 +58,7 @@ class UInt16:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class UInt8:
+class UInt8(_Format):
     """E5M3 in blocks with a shared exponent, which is that of the block's largest element."""
 
     block: int  # a power of two
@@ -54,11 +66,8 @@ class UInt8:
     def __repr__(self) -> str:
         return f"storage.uint8({self.block})"
 
-    def encode(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Return code and base of `value()`, by 32 random bits an element or else to nearest.
-
-        The value is asked for twice: once for the base, and once, with the base, for the codes.
-        """
+    def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Return code and base of `value()`, which is asked for again, as `value(base)`."""
         first = value()
         # The largest as it would be rounded up: that may lift it into the next octave.
         largest = self._largest(_cut(first, jnp.uint32(_ROUNDED_UP), 20, jnp.uint16))
@@ -149,7 +158,11 @@ def number_of(path: str) -> int:
 
 
 def words(shape: tuple[int, ...], leaf: Any, count: jax.Array) -> jax.Array:
-    """Random bits that depend on the element, the leaf's number and the step, and on no mesh."""
+    """Random bits that depend on the element, the leaf and the step, and on no mesh.
+
+    The leaf is its path, or the number of it.
+    """
+    leaf = number_of(leaf) if isinstance(leaf, str) else leaf
     index = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)

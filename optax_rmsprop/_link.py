@@ -537,4 +537,4 @@ def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any) 
     codec = format_of(*cell)
     if codec is None:
         return Stored(value(), cell.base_v1)
-    return Stored(*codec.encode(value, words(cell.code_v1.shape, salt, count)))
+    return Stored(*codec.written(value, words(cell.code_v1.shape, salt, count)))

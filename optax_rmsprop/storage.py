@@ -22,7 +22,7 @@ import optax
 
 from ._formats import Codec as Codec
 from ._formats import Stored as Stored
-from ._formats import UInt8, UInt16, format_of, no_base, number_of, words
+from ._formats import UInt8, UInt16, format_of, no_base, words
 from ._jax import sharding_of
 from ._link import Part, Treewise, check_state, link, parts_of, whole_of
 from ._tree import increment, zero
@@ -202,7 +202,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: jax.Array
         if getattr(p, "dtype", None) != jnp.bfloat16:
             return optax.apply_updates(p, u)
         exact = p.astype(jnp.float32) + u.astype(jnp.float32)
-        word = words(p.shape, number_of(jax.tree_util.keystr(path)), count)
+        word = words(p.shape, jax.tree_util.keystr(path), count)
         bits = jax.lax.bitcast_convert_type(exact, jnp.uint32) + (word >> 16)
         rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
         safe = jnp.isfinite(exact) & jnp.isfinite(rounded)
@@ -225,7 +225,7 @@ def _start(choice: Choice, state: State) -> State:
             return v, no_base()
         # XLA would encode a constant while it compiles, element by element.
         v = jax.lax.optimization_barrier(v)
-        return codec.encode(lambda *_: v, None)
+        return codec.encode(v, None)
 
     return _with_moments(lambda tree: _stored(leaf, tree), state)
 
@@ -255,8 +255,8 @@ def encoded_like(state: State, like: Any, count: jax.Array | None = None) -> Sta
             codec = format_of(*next(pairs))
             if codec is None:
                 return v, no_base()
-            word = None if count is None else words(v.shape, number_of(path), count)
-            return codec.encode(lambda *_: v, word)
+            word = None if count is None else words(v.shape, path, count)
+            return codec.encode(v, word)
 
         return _stored(leaf, tree)
 

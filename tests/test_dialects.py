@@ -5,6 +5,7 @@ Transformations are values, so that a dialect can be compared with the chain tha
 
 import inspect
 import re
+import types
 
 import chex
 import jax
@@ -14,8 +15,6 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
-from docs.__main__ import denominator
-from docs.truth import REQUIRED, ROWS
 from optax_rmsprop import dialects
 from optax_rmsprop._framework_links import (
     cautious,
@@ -25,9 +24,11 @@ from optax_rmsprop._framework_links import (
     multiply,
     split_complex,
 )
-from optax_rmsprop._numerics import Hyperparameter
+from optax_rmsprop._link import Hyperparameter
 from optax_rmsprop.denominators import eps_floor, eps_subtracted
 from optax_rmsprop.links import add_decayed_weights, chain
+from tools.tables import denominator
+from tools.truth import REQUIRED, ROWS
 
 pytestmark = pytest.mark.api
 
@@ -234,9 +235,11 @@ def test_the_chains_tell_dialects_apart():
 
 def links(tx):
     """The links of a chain by name, with their hyperparameters."""
-    if tx.init.name in ("chain", "split_complex", "cautious"):
-        return {k: v for link in tx.init.first for k, v in links(link).items()}
-    return {tx.init.name: tx.init.first}
+    call = tx.init.call
+    inner = [*call.arguments.get("links", ()), *filter(None, [call.arguments.get("inner")])]
+    if inner:
+        return {k: v for link in inner for k, v in links(link).items()}
+    return {call.name: types.SimpleNamespace(**call.arguments)}
 
 
 PLACES = {"inside": True, "outside": False, "none": True, "max": False, "both": False}

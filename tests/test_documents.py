@@ -12,7 +12,7 @@ import nbformat
 import optax
 import pytest
 
-from docs.__main__ import page, with_excerpt
+from tools.tables import page, with_excerpt
 
 pytestmark = pytest.mark.api
 
@@ -47,9 +47,9 @@ def test_the_code_of_a_page_runs(path):
 
 
 def test_the_truth_table_is_up_to_date_and_has_no_empty_cell():
-    assert page() == (ROOT / "docs" / "dialects.md").read_text("utf-8"), "python -m docs"
+    assert page() == (ROOT / "docs" / "dialects.md").read_text("utf-8"), "python -m tools.tables"
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert with_excerpt(readme) == readme, "python -m docs"
+    assert with_excerpt(readme) == readme, "python -m tools.tables"
     for text in (page(), readme):
         for line in text.splitlines():
             assert not (line.startswith("|") and re.search(r"\|\s*\|", line)), line
@@ -63,7 +63,7 @@ def test_the_readme_has_the_two_commands():
 
 
 def test_links_of_the_documents_lead_somewhere():
-    for path in [*ROOT.glob("*.md"), *PAGES]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("examples/*/*.md"), *PAGES]:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
             there = target.startswith("https://") or (path.parent / target).exists()
             assert there, (path.name, target)

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop as ours
-from optax_rmsprop import _codecs, dialects, interop, storage
+from optax_rmsprop import _formats, dialects, interop, storage
 from tests.cases import slow
 from tests.test_sharding import collectives
 
@@ -165,7 +165,7 @@ def test_a_neighbour_in_the_grid_is_never_missed(value, word):
 
 
 def test_dither_is_uniform_in_elements_steps_and_leaves():
-    words = jax.jit(lambda count: _codecs.words((256, 256), "['w']", count))
+    words = jax.jit(lambda count: _formats.words((256, 256), "['w']", count))
     steps = np.stack([words(jnp.int32(i)) for i in range(16)]) / 2.0**32
     error = 1 / np.sqrt(12 * steps.size)
     assert abs(steps.mean() - 0.5) < 4 * error
@@ -174,7 +174,7 @@ def test_dither_is_uniform_in_elements_steps_and_leaves():
         means = steps.mean(axis)
         spread = np.sqrt(12 * steps.size / means.size) * means.std()
         assert abs(spread - 1) < error, axis
-    other = np.asarray(_codecs.words((256, 256), "['v']", jnp.int32(0))) / 2.0**32
+    other = np.asarray(_formats.words((256, 256), "['v']", jnp.int32(0))) / 2.0**32
     pairs = {
         "steps": (steps[1:], steps[:-1]), "leaves": (steps[0], other),
         "neighbours": (steps[:, 1:], steps[:, :-1]),
@@ -189,7 +189,7 @@ def test_an_array_says_its_format(shape, block):
     v = jnp.asarray(np.random.default_rng(3).lognormal(0, 9, shape), jnp.float32)
     codec = storage.uint8(block)
     code, base = codec.encode(v, None)
-    again = _codecs.format_of(code, base)
+    again = _formats.format_of(code, base)
     np.testing.assert_array_equal(again.decode(code, base), codec.decode(code, base))
     chex.assert_trees_all_equal(again.encode(v, None), (code, base))
 
@@ -198,7 +198,7 @@ def test_no_two_blocks_of_the_same_number_are_confused():
     for last in range(1, 300):
         for block in (2**i for i in range(12)):
             blocks = -(-last // block)
-            found = _codecs.format_of(np.empty(last, np.uint8), np.empty(blocks, np.uint8))
+            found = _formats.format_of(np.empty(last, np.uint8), np.empty(blocks, np.uint8))
             assert found == storage.uint8(block) if blocks > 1 else found.block >= last
 
 
@@ -207,7 +207,7 @@ def test_the_mean_of_many_equal_elements_is_right():
     v = jnp.full((1000, 1000), 1.1, jnp.float32)
     for codec, spacing in ((U16, 2**-8), (U8, 2**-3)):
         got = jax.jit(there_and_back, static_argnums=0)(
-            codec, v, _codecs.words(v.shape, "", jnp.int32(7))
+            codec, v, _formats.words(v.shape, "", jnp.int32(7))
         )
         assert abs(exactly(got).mean() - float(v[0, 0])) < 5 * spacing / 2 / 1000
 
@@ -264,7 +264,7 @@ def test_a_dying_unit_is_forgotten_as_fast_as_it_should_be(codec, bias, decay):
 
 def test_rounded_to_nearest_a_dying_unit_stalls(monkeypatch):
     half = jnp.uint32(1 << 31)
-    monkeypatch.setattr(_codecs, "words", lambda shape, *_: jnp.full(shape, half))
+    monkeypatch.setattr(_formats, "words", lambda shape, *_: jnp.full(shape, half))
     assert np.exp(np.log(dying(U16, 0.999)).mean()) > 10
     assert np.exp(np.log(dying(U8, 0.99)).mean()) > 10
 
@@ -334,7 +334,7 @@ def test_the_first_step_is_the_wrapped_ones_to_the_bit_and_the_others_are_near(i
     plain = storage.decoded(state).inner_state
     chex.assert_trees_all_equal_shapes_and_dtypes(plain, inner_state)
     chex.assert_trees_all_equal_structs(plain, inner_state)
-    (stored,) = _codecs.second_moments(state)
+    (stored,) = storage.second_moments(state)
     assert {x.dtype.name for x in stored.code_v1.values()} == {{U16: "uint16", U8: "uint8"}[codec]}
 
 

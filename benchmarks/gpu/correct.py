@@ -18,7 +18,7 @@ import optax
 
 import optax_rmsprop
 from benchmarks.gpu.part import Part
-from optax_rmsprop import _codecs, dialects, storage
+from optax_rmsprop import _formats, dialects, storage
 
 CODECS = {"uint16": storage.uint16(), "uint8": storage.uint8()}
 DECAY, STEPS, ELEMENTS = 0.9, 20, 4096
@@ -31,7 +31,7 @@ BOUNDS = {"second moment": 21 + 4 * STEPS, "update": (21 + 4 * STEPS) / 2 + 8}
 CAPTIONS = {
     "codes": """\
 Codes made on both, and what they decode to, from zeros, subnormals, all exponents, infinity, NaN
-and random bits. `_codecs` encodes once; `stored_as` is an `init` and, dithered, two updates.""",
+and random bits. `_formats` encodes once; `stored_as` is an `init` and, dithered, two updates.""",
     "trajectories": f"""\
 The largest difference in {STEPS} steps of {ELEMENTS} elements, in ulp (epsilon times the value),
 and its bound.""",
@@ -74,7 +74,7 @@ def codes(part: Part) -> None:
 
     def encoded(codec: storage.Codec, dithered: bool) -> Callable:
         def function(v: jax.Array) -> Any:
-            word = _codecs.words(v.shape, "['w']", jnp.int32(7)) if dithered else None
+            word = _formats.words(v.shape, "['w']", jnp.int32(7)) if dithered else None
             code, base = codec.encode(v, word)
             return code, base, codec.decode(code, base)
 
@@ -92,7 +92,7 @@ def codes(part: Part) -> None:
         return function
 
     for name, codec in CODECS.items():
-        for through, make in (("`_codecs`", encoded), ("`stored_as`", stored)):
+        for through, make in (("`_formats`", encoded), ("`stored_as`", stored)):
             for dithered in (False, True):
                 pairs = zip(*on_both(make(codec, dithered), values), strict=True)
                 different = sum(int((bits(a) != bits(b)).sum()) for a, b in pairs)
@@ -123,7 +123,7 @@ def trajectories(part: Part) -> None:
             def run(gradients: jax.Array, tx: optax.GradientTransformation = tx) -> Any:
                 def step(state: Any, g: jax.Array) -> Any:
                     update, state = tx.update(g, state)
-                    return state, (_codecs.second_moments(state)[0], update)
+                    return state, (storage.second_moments(state)[0], update)
 
                 return jax.lax.scan(step, tx.init(gradients[0]), gradients)[1]
 

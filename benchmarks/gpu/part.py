@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tools import environment
+
 # After which a part is ended: less than ten minutes together.
 SECONDS = {"correct": 200, "update": 230, "cifar": 155}
 
@@ -33,13 +35,11 @@ class Part:
 
     def __init__(self, name: str, title: str, captions: dict[str, str]):
         """Take what stands above each table."""
-        from examples.cifar10 import report  # PyTorch's process needs no JAX.
-
         self.options, self.began = parse(sys.argv[1:]), time.monotonic()
-        self.name, self.title, self.captions, self.report = name, title, captions, report
+        self.name, self.title, self.captions = name, title, captions
         self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in captions}
         self.finished = self.failed = False
-        self.facts = report.environment() | software() | {"date": time.strftime("%Y-%m-%d")}
+        self.facts = environment.facts() | software() | {"date": time.strftime("%Y-%m-%d")}
         self.write()
 
     def left(self) -> float:
@@ -56,7 +56,7 @@ class Part:
     def write(self) -> None:
         """Write both files."""
         facts = self.facts | {"peak memory of this process": peak_memory()}
-        command = self.report.command("benchmarks.gpu", sys.argv[1:])
+        command = environment.command("benchmarks.gpu", sys.argv[1:])
         lines = [f"# {self.title}", "", command, ""]
         lines += [f"- {name}: {value}" for name, value in facts.items() if value]
         lines += [] if self.finished else ["- unfinished: rows that are missing were not reached"]
@@ -69,8 +69,8 @@ class Part:
         state = {"finished": self.finished, "failed": self.failed, "small": self.options.small}
         whole = {"command": command.strip()} | facts | state | {"tables": self.tables}
         path = self.options.out / f"gpu-{self.name}"
-        self.report.write_text(path.with_suffix(".json"), json.dumps(whole, indent=1) + "\n")
-        self.report.write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
+        environment.write_text(path.with_suffix(".json"), json.dumps(whole, indent=1) + "\n")
+        environment.write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
 
     def finish(self) -> None:
         """Write the files for the last time, and exit with 1 if something failed."""

@@ -215,7 +215,7 @@ _TUNED = _but(
 )
 
 PRESETS = {
-    # Chosen by studies/tuning.py.
+    # Chosen by experiments/tuning.py, in the repository.
     "small": Recipe(augmentation=Augmentation(sides=(20, 20, 20, 24, 24, 24, 28, 28, 32, 32))),
     "airbench94": _AIRBENCH,
     "airbench95": dataclasses.replace(

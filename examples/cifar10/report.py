@@ -1,4 +1,8 @@
-"""What a person sees while a run goes on, and the files it leaves."""
+"""What a person sees while a run goes on, and the files it leaves.
+
+The machine's description and the writing of whole files are the example's own, though the
+repository's tools have the same, so that the example can be copied without them.
+"""
 
 import json
 import math

@@ -19,7 +19,6 @@ from examples.cifar10 import checkpoint, configs, data, devices, loop, optimizer
 from examples.cifar10 import main as cli
 from examples.cifar10.configs import Options, UserError
 from examples.cifar10.conftest import SMALL, train_small
-from examples.cifar10.studies import kills
 
 CLI = "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24 --sides 32".split()
 
@@ -85,12 +84,6 @@ def test_stopped_before_its_first_checkpoint_it_starts_again(finished, tmp_path,
         train_small(tmp_path)
     train_small(tmp_path, resume=True)
     assert rows(tmp_path) == rows(finished)
-
-
-@pytest.mark.slow
-def test_killed_it_ends_with_the_same_bits(tmp_path):
-    (line,) = kills.compare(tmp_path, runs=1, kills=1, seed=0)
-    assert line.startswith("| 0 |") and line.endswith("| yes |")
 
 
 # Orbax leaves tasks of the failed reading behind, and they fail in its thread at any time later.

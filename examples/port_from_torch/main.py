@@ -1,11 +1,12 @@
 """Train in PyTorch, go on in Flax: `python -m examples.port_from_torch.main --help`."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import matplotlib
@@ -28,6 +29,18 @@ class Options:
     """Take the PyTorch run that is in the repository: needs no torch."""
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a temporary name in the same folder, which takes the place of `path` at the end.
+
+    The example's own, so that it can be copied without the repository's tools.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"new-{path.name}")
+    yield new
+    new.replace(path)
+
+
 def save(path: pathlib.Path, run: dict[str, Any]) -> None:
     """A run as one file: arrays, and the rest as JSON."""
     arrays = {f"model/{k}": v for k, v in run["checkpoint"]["model"].items()}
@@ -35,10 +48,8 @@ def save(path: pathlib.Path, run: dict[str, Any]) -> None:
     state = run["checkpoint"]["optimizer"]["state"]
     arrays |= {f"state/{i}/{k}": v for i, entry in state.items() for k, v in entry.items()}
     groups = json.dumps(run["checkpoint"]["optimizer"]["param_groups"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"new-{path.name}")
-    np.savez_compressed(new, losses=run["losses"], groups=groups, **arrays)
-    new.replace(path)
+    with replacing(path) as new:
+        np.savez_compressed(new, losses=run["losses"], groups=groups, **arrays)
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
@@ -77,10 +88,8 @@ def plot(path: pathlib.Path, theirs: list[float], ours: list[float], fresh: list
     below.set(xlabel="step", ylabel="difference of the losses")
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"new-{path.name}")
-    figure.savefig(new, dpi=120)
-    new.replace(path)
+    with replacing(path) as new:
+        figure.savefig(new, dpi=120)
     plt.close(figure)
 
 

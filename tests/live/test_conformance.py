@@ -1,6 +1,5 @@
 """The dialects against the frameworks: fresh gradients, the same arguments on both sides."""
 
-import functools
 import inspect
 
 import jax.numpy as jnp
@@ -9,17 +8,18 @@ import optax
 import pytest
 
 import optax_rmsprop
-from docs.truth import ROWS
 from optax_rmsprop.links import add_decayed_weights
-from tests.live.frameworks import (
+from tests.live import needed
+from tests.test_goldens import single_precision
+from tools.conformance import PATHS, RATE, error_of, inputs, options_of, rounded
+from tools.frameworks import (
     FRAMEWORKS,
-    needed,
-    ours,
     stable_baselines3_optimizer,
     their_own_world,
     timm_optimizer,
 )
-from tests.test_goldens import single_precision
+from tools.recorded import trajectory
+from tools.truth import ROWS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -27,59 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-
-STEPS, SIZE, RATE = 40, 29, 0.02
-TABLE = RATE * 0.9 ** np.arange(STEPS)
-PATHS = ("foreach",)  # arguments that choose a code path and no rule
-
-
-def inputs(dtype=np.float64):
-    """Gradients with a scale for each coordinate, a dead one, one that sleeps, and a tiny one."""
-    rng = np.random.default_rng(7)
-    grads = rng.normal(size=(STEPS, SIZE)) * np.exp(rng.normal(size=SIZE)) * 0.3
-    grads[:, 0], grads[10:20, 1], grads[:, 2] = 0.0, 0.0, 1e-6 * rng.normal(size=STEPS)
-    return rng.normal(size=SIZE).astype(dtype), grads.astype(dtype)
-
-
-def rounded(value):
-    return float(np.float32(value))
-
-
-def options_of(framework, setting):
-    """The options, the table of rates or None, and both as the framework rounds them."""
-    options = dict(framework.settings[setting])
-    rates = TABLE if options.pop("rates", False) else None
-    options = {framework.rate: RATE, **options}
-    ours_too = {k: v for k, v in options.items() if k not in PATHS}
-    for name in framework.rounds & ours_too.keys():
-        ours_too[name] = rounded(ours_too[name])
-    table = rates
-    if rates is not None:
-        table = rates.astype(np.float32).astype(float) if "schedule" in framework.rounds else rates
-        ours_too[framework.rate] = lambda count: jnp.asarray(table)[count]
-        if ours_too.get("corrected_weight_decay"):
-            ours_too["lr_max"] = RATE
-    for name in framework.rounds & {"decay", "rho", "momentum", "epsilon"}:
-        default = _default(framework.dialect, name)
-        if name not in ours_too and default is not None:
-            ours_too[name] = rounded(default)
-    return options, rates, ours_too, table
-
-
-def _default(dialect, name):
-    parameter = inspect.signature(dialect).parameters.get(name)
-    return None if parameter is None or parameter.default == 0 else parameter.default
-
-
-@functools.cache
-def error_of(framework, setting):
-    """The largest difference of a parameter, over all steps, in float64."""
-    with their_own_world():
-        options, rates, ours_too, _ = options_of(framework, setting)
-        params, grads = inputs()
-        theirs = framework.run(options, params, grads, rates)
-        mine, _ = ours(framework.dialect(**ours_too), params, grads)
-    return float(np.abs(mine - theirs).max())
 
 
 def every(settings=lambda framework: framework.settings):
@@ -109,7 +56,9 @@ def test_the_defaults_are_the_frameworks_own(framework):
     with their_own_world():
         params, grads = inputs()
         theirs = framework.run(given, params, grads, None)
-        mine, _ = ours(row.made() if not required else framework.dialect(**given), params, grads)
+        mine, *_ = trajectory(
+            row.made() if not required else framework.dialect(**given), params, grads
+        )
     # The rounding of the defaults themselves, half an ulp of float32, moves a step by as much,
     # and ten times as much where it is 1 − ρ that is rounded.
     loss = 1e-12 if not framework.rounds else 20 * 2.0**-24 * np.abs(np.diff(mine, axis=0)).sum(0)
@@ -184,17 +133,17 @@ def test_float32_is_within_a_few_ulp_a_step(framework, setting):
     with their_own_world():
         theirs = framework.run(options, params, grads, None)
         mine = {k: v for k, v in options.items() if k not in PATHS}
-        single, _ = ours(framework.dialect(**mine), params, grads)
+        single, *_ = trajectory(framework.dialect(**mine), params, grads)
         decay = next(name for name in ("alpha", "rho", "decay") if name in _names(framework))
         exact = {
             k: rounded(v) if isinstance(v, float) and k != decay else v for k, v in mine.items()
         }
         if framework.decay_in_single:
             exact[decay] = rounded(exact.get(decay, row.defaults[1]))
-        after, (nu, mu) = ours(
+        after, nu, mu = trajectory(
             framework.dialect(**exact), params.astype(float), grads.astype(float)
         )
-        ours_exactly, _ = ours(
+        ours_exactly, *_ = trajectory(
             framework.dialect(**exact | {decay: mine.get(decay, row.defaults[1])}),
             params.astype(float),
             grads.astype(float),
@@ -268,7 +217,7 @@ def test_a_wrong_rule_is_caught(framework, wrong):
         run = described(framework, row, ours_too)
         run |= {k: row.switch[k] for k in ("v_init", "lr_place")}
         rate = run["lr"]
-        right, _ = ours(rebuilt(run, rate), params, grads)
-        other, _ = ours(rebuilt(run, rate, wrong), params, grads)
+        right, *_ = trajectory(rebuilt(run, rate), params, grads)
+        other, *_ = trajectory(rebuilt(run, rate, wrong), params, grads)
     assert np.abs(right - theirs).max() <= 1e-12
     assert np.abs(other - theirs).max() > 1e-3

@@ -13,12 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop
 from optax_rmsprop import dialects, interop
-from tests.live.frameworks import (
-    needed,
-    stable_baselines3_optimizer,
-    their_own_world,
-    timm_optimizer,
-)
+from tests.live import needed
+from tools.frameworks import stable_baselines3_optimizer, their_own_world, timm_optimizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

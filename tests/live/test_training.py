@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from optax_rmsprop import dialects
-from tests.live.frameworks import needed, their_own_world
+from tests.live import needed
+from tools.frameworks import their_own_world
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.cifar10.studies import common
+from experiments import common
 
 GROWING = ["--epochs", "10", "--sides", *"20 20 20 24 24 24 28 28 32 32".split()]
 LONG = ["--epochs", "17", "--sides", *"16 16 16 16 16 16 16 16 20 20 20 20 24 24 28 28 32".split()]
@@ -32,7 +32,7 @@ TRIALS = {
 def study(results: Path, arguments: Sequence[str]) -> None:
     """Run every trial and write `tuning.md`."""
     metrics = common.run(TRIALS, ["--validation", *arguments])
-    module = "examples.cifar10.studies.tuning"
+    module = "experiments.tuning"
     lines = common.header("Choosing the preset", module, arguments, metrics)
     lines += [
         "| trial | n | accuracy, % | with six views, % |",

@@ -1,7 +1,7 @@
 """THE truth table: every framework and version, its rule, its defaults, and the call for it.
 
-The pages (`python -m docs`), the tests on recorded trajectories and the live tests are all made
-from these rows, so that none of them can drift from the others.
+The pages (`python -m tools.tables`), the tests on recorded trajectories and the live tests are all
+made from these rows, so that none of them can drift from the others.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -16,21 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import optax_rmsprop
 from optax_rmsprop import dialects
 
+# Before anything imports Keras.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 Array = np.ndarray[Any, Any]
-
-
-def needed(*modules: str) -> None:
-    """Skip without these modules; fail instead where all of them are meant to be there."""
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            if os.environ.get("OPTAX_RMSPROP_LIVE") == "1":
-                pytest.fail(f"{module} is not installed")
-            pytest.skip(f"{module} is not installed")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, to key caches
@@ -48,8 +43,7 @@ class Framework:
     complex_too: bool = False
 
     def version(self) -> str:
-        import importlib.metadata
-
+        """The version that is installed."""
         names = {"tensorflow": "tensorflow-cpu", "stable_baselines3": "stable-baselines3"}
         return importlib.metadata.version(names.get(self.modules[0], self.modules[0]))
 
@@ -197,24 +191,6 @@ def _keras(options: Any, params: Array, grads: Array, rates: Any) -> Array:
         optimizer.apply([jnp.asarray(g)], [p])
         after.append(np.array(p.value))
     return np.stack(after)
-
-
-def ours(tx: optax.GradientTransformation, params: Array, grads: Array) -> tuple[Array, Any]:
-    """A transformation's own trajectory, in one scan, and ν and m of every step."""
-
-    def step(carry: Any, g: Any) -> Any:
-        p, state = carry
-        updates, state = tx.update(g, state, p)
-        p = optax.apply_updates(p, updates)
-        nu, mu = optax.tree.get(state, "nu"), optax.tree.get(state, "mu")
-        if nu is None and mu is not None:
-            nu = optax.tree.get(state, "var") + jnp.abs(mu) ** 2
-        mu = jnp.zeros_like(nu) if mu is None else mu
-        return (p, state), (p, nu, mu)
-
-    run = jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g)[1])
-    after, nu, mu = run(jnp.asarray(params), jnp.asarray(grads))
-    return np.concatenate([params[None], after]), (np.asarray(nu), np.asarray(mu))
 
 
 def _optax(options: Any, params: Array, grads: Array, rates: Any) -> Array:

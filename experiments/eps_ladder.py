@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.figure
 
-from examples.cifar10.studies import common
+from experiments import common
 
 SGD_RATE, TYPICAL_SQUARE = 0.2, 1e-6
 EPSILONS = (1.0, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
@@ -38,9 +38,7 @@ TRIALS = {"optax.sgd": SGD} | {f"eps = {eps:g}": rung(eps) for eps in EPSILONS}
 def study(results: Path, arguments: Sequence[str]) -> None:
     """Run every rung, and write `eps_ladder.md` and `eps_ladder.png`."""
     metrics = common.run(TRIALS, arguments)
-    lines = common.header(
-        "From SGD to RMSprop", "examples.cifar10.studies.eps_ladder", arguments, metrics
-    )
+    lines = common.header("From SGD to RMSprop", "experiments.eps_ladder", arguments, metrics)
     sgd = metrics["optax.sgd"]
     lines += [
         "| optimizer | n | final training loss | accuracy, % | largest difference of the training "
@@ -65,8 +63,6 @@ def _losses(rows: list[dict]) -> list[float]:
 
 
 def _plot(path: Path, metrics: common.Rows) -> None:
-    from examples.cifar10 import report
-
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     curves, ends = figure.subplots(1, 2)
     for name, runs in metrics.items():
@@ -87,7 +83,7 @@ def _plot(path: Path, metrics: common.Rows) -> None:
     ends.set(xlabel="epsilon", ylabel="accuracy, %", title="every seed; dashed: optax.sgd")
     for axes in (curves, ends):
         axes.grid(alpha=0.3)
-    report.save_figure(path, figure)
+    common.save_figure(path, figure)
 
 
 if __name__ == "__main__":

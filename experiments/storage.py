@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.cifar10 import configs
-from examples.cifar10.studies import common
+from experiments import common
 
 TRIALS = {name: ["--storage", name] for name in ("float32", "uint16", "uint8")}
 
@@ -13,7 +13,7 @@ TRIALS = {name: ["--storage", name] for name in ("float32", "uint16", "uint8")}
 def study(results: Path, arguments: Sequence[str]) -> None:
     """Train with every format, and write `storage.md`."""
     metrics = common.run(TRIALS, arguments)
-    module = "examples.cifar10.studies.storage"
+    module = "experiments.storage"
     title = "The second moment in fewer bytes: the preset small"
     lines = common.header(title, module, arguments, metrics)
     lines += [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples.cifar10.studies import common, crowded_valley, eps_ladder, storage, tuning
+from experiments import common, crowded_valley, eps_ladder, kills, storage, tuning
 
 TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64".split()
 TINY += ["--epochs", "1"]
@@ -54,6 +54,12 @@ def test_table_of_finished_runs(study, tmp_path, monkeypatch):
         assert state[1] - 1 <= state[2] < state[1]
     else:
         assert "| 2 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    (line,) = kills.compare(tmp_path, runs=1, kills=1, seed=0)
+    assert line.startswith("| 0 |") and line.endswith("| yes |")
 
 
 @pytest.mark.parametrize(

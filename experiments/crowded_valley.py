@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.figure
 
-from examples.cifar10.studies import common
+from experiments import common
 
 # Test accuracy in % after epochs 1 to 10, by the log's seed.
 PUBLISHED = {
@@ -31,7 +31,7 @@ def study(results: Path, arguments: Sequence[str]) -> None:
     metrics = common.run(TRIALS, arguments)
     lines = common.header(
         "Crowded Valley's RMSprop on cifar10_3c3d: test accuracy in %",
-        "examples.cifar10.studies.crowded_valley",
+        "experiments.crowded_valley",
         arguments,
         metrics,
     )
@@ -60,8 +60,6 @@ def _line(name: str, seed: int, values: Sequence[float]) -> str:
 
 
 def _plot(path: Path, metrics: common.Rows) -> None:
-    from examples.cifar10 import report
-
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     for axes, (name, runs) in zip(figure.subplots(1, 2, sharey=True), metrics.items(), strict=True):
         for seed, values in PUBLISHED[name].items():
@@ -73,7 +71,7 @@ def _plot(path: Path, metrics: common.Rows) -> None:
         axes.set(xlabel="epoch", ylabel="test accuracy, %", title=name)
         axes.grid(alpha=0.3)
         axes.legend()
-    report.save_figure(path, figure)
+    common.save_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Write the truth table into `docs/dialects.md` and the README: `python -m docs`."""
+"""Write the truth table into `docs/dialects.md` and the README: `python -m tools.tables`."""
 
 import pathlib
 import re
 from typing import Any
 
-from docs.truth import KNOWN, REQUIRED, ROWS, Row
+from tools.environment import write_text
+from tools.truth import KNOWN, REQUIRED, ROWS, Row
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dialects.md"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- truth table: python -m docs -->", "<!-- end of the truth table -->"
+BEGIN, END = "<!-- truth table: python -m tools.tables -->", "<!-- end of the truth table -->"
 
 DENOMINATOR = {
     "inside": "√(ν+ε)",
@@ -22,9 +23,9 @@ DENOMINATOR = {
 
 HEAD = """# Every framework's RMSprop
 
-Written by `python -m docs` from `docs/truth.py`. The tests on recorded trajectories and on the
-frameworks themselves are made from the same rows, and each row is compared with the call that it
-names.
+Written by `python -m tools.tables` from `tools/truth.py`. The tests on recorded trajectories and
+on the frameworks themselves are made from the same rows, and each row is compared with the call
+that it names.
 
 A step, with g the gradient, ν the average of g², m the average of g, b the momentum buffer, p the
 parameter; η the learning rate, ρ the weight of the past, μ the momentum, ε epsilon, λ the decay:
@@ -202,10 +203,8 @@ def with_excerpt(readme: str) -> str:
 
 def main() -> None:
     """Write both."""
-    for path, text in ((PAGE, page()), (README, with_excerpt(README.read_text("utf-8")))):
-        new = path.with_suffix(".new")
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
+    write_text(PAGE, page())
+    write_text(README, with_excerpt(README.read_text("utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,47 +1,97 @@
-"""Measure every dialect against its framework: `python -m docs.conformance` writes the table.
+"""Measure every dialect against its framework: `python -m tools.conformance` writes the table.
 
 It needs the frameworks (`.ci/live.txt`); the recorded trajectories need none.
 """
 
 import collections
 import datetime
+import functools
+import inspect
 import pathlib
-import platform
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests import test_goldens as recorded
-from tests.live import test_conformance as live
-from tests.live.frameworks import FRAMEWORKS
+from tools import recorded
+from tools.environment import processor, write_text
+from tools.frameworks import FRAMEWORKS, Framework, their_own_world
 
-PAGE = pathlib.Path(__file__).parent / "conformance.md"
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "conformance.md"
+STEPS, SIZE, RATE = 40, 29, 0.02
+TABLE = RATE * 0.9 ** np.arange(STEPS)
+PATHS = ("foreach",)  # arguments that choose a code path and no rule
 
 HEAD = """# Conformance
 
-Written by `python -m docs.conformance`. The errors are the largest differences of a parameter, of
+Written by `python -m tools.conformance`. The errors are the largest differences of a parameter, of
 size 1, over all steps and coordinates, in float64 but where it says float32. Hyperparameters that a
 framework rounds to float32 are rounded first. The tests hold them to 1e-12, or, in float32, to a
 bound of a few ulp a step that is derived in `tests/test_goldens.py`.
 """
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return text.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
+def inputs(dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients with a scale for each coordinate, a dead one, one that sleeps, and a tiny one."""
+    rng = np.random.default_rng(7)
+    grads = rng.normal(size=(STEPS, SIZE)) * np.exp(rng.normal(size=SIZE)) * 0.3
+    grads[:, 0], grads[10:20, 1], grads[:, 2] = 0.0, 0.0, 1e-6 * rng.normal(size=STEPS)
+    return rng.normal(size=SIZE).astype(dtype), grads.astype(dtype)
+
+
+def rounded(value: float) -> float:
+    """A number that has passed through float32."""
+    return float(np.float32(value))
+
+
+def options_of(
+    framework: Framework, setting: str
+) -> tuple[dict[str, Any], Any, dict[str, Any], Any]:
+    """The options, the table of rates or None, and both as the framework rounds them."""
+    options = dict(framework.settings[setting])
+    rates = TABLE if options.pop("rates", False) else None
+    options = {framework.rate: RATE, **options}
+    ours_too = {k: v for k, v in options.items() if k not in PATHS}
+    for name in framework.rounds & ours_too.keys():
+        ours_too[name] = rounded(ours_too[name])
+    table = rates
+    if rates is not None:
+        table = rates.astype(np.float32).astype(float) if "schedule" in framework.rounds else rates
+        ours_too[framework.rate] = lambda count: jnp.asarray(table)[count]
+        if ours_too.get("corrected_weight_decay"):
+            ours_too["lr_max"] = RATE
+    for name in framework.rounds & {"decay", "rho", "momentum", "epsilon"}:
+        default = _default(framework.dialect, name)
+        if name not in ours_too and default is not None:
+            ours_too[name] = rounded(default)
+    return options, rates, ours_too, table
+
+
+def _default(dialect: Callable[..., Any], name: str) -> Any:
+    parameter = inspect.signature(dialect).parameters.get(name)
+    return None if parameter is None or parameter.default == 0 else parameter.default
+
+
+@functools.cache
+def error_of(framework: Framework, setting: str) -> float:
+    """The largest difference of a parameter, over all steps, in float64."""
+    with their_own_world():
+        options, rates, ours_too, _ = options_of(framework, setting)
+        params, grads = inputs()
+        theirs = framework.run(options, params, grads, rates)
+        mine, *_ = recorded.trajectory(framework.dialect(**ours_too), params, grads)
+    return float(np.abs(mine - theirs).max())
 
 
 def live_rows() -> list[str]:
     """A row for each framework: 40 steps of 29 coordinates in each setting."""
     rows: list[str] = []
     for framework in FRAMEWORKS:
-        errors = {s: live.error_of(framework, s) for s in framework.settings}
+        errors = {s: error_of(framework, s) for s in framework.settings}
         worst = max(errors, key=errors.__getitem__)
         rows.append(
             f"| {framework.name} | {framework.version()} | {len(errors)} | {errors[worst]:.1e} | "
@@ -59,7 +109,7 @@ def recorded_rows() -> list[str]:
     rows: list[str] = []
     for framework, names in runs.items():
         kept = [name for name in names if name not in recorded.EXCEPTIONS]
-        errors = {name: recorded.measure(name)[0] for name in kept}
+        errors = {name: recorded.error(name).max() for name in kept}
         worst = max(errors, key=errors.__getitem__)
         configs = recorded.RECORDS["configs"]
         width = " (float32)" if configs[worst]["dtype"] == "float32" else ""
@@ -107,9 +157,7 @@ def page() -> str:
 
 def main() -> None:
     """Measure and write."""
-    new = PAGE.with_suffix(".new")
-    new.write_text(page(), encoding="utf-8")
-    new.replace(PAGE)
+    write_text(PAGE, page())
 
 
 if __name__ == "__main__":

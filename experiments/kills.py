@@ -12,7 +12,8 @@ from pathlib import Path
 
 from examples.cifar10 import configs
 from examples.cifar10.main import exit_code
-from examples.cifar10.studies import common
+from experiments import common
+from tools import environment
 
 # Small, but with many checkpoints, so that kills hit all that a run does.
 RUN = "--dataset synthetic --epochs 8 --batch-size 16 --widths 24 24 24 --sides 20".split()
@@ -85,16 +86,12 @@ def compare(workdir: Path, runs: int, kills: int, seed: int) -> list[str]:
 def study(workdir: Path, runs: int, kills: int, seed: int, results: Path) -> None:
     """Compare, and write `kills.md`."""
     table = compare(workdir, runs, kills, seed)
-    from examples.cifar10 import report
-
     flags = ["--runs", str(runs), "--kills", str(kills), "--seed", str(seed)]
+    flags += ["--workdir", workdir.name]
     lines = [
-        f"# {runs} runs killed with SIGKILL and resumed",
-        "",
-        report.command("examples.cifar10.studies.kills", [*flags, "--workdir", workdir.name]),
-        "",
-        *(f"- {name}: {value}" for name, value in report.environment().items()),
-        "",
+        *environment.heading(
+            f"{runs} runs killed with SIGKILL and resumed", "experiments.kills", flags
+        ),
         "| run | kills that hit it | ends bit-identical to the run that nothing stopped |",
         "|--:|--:|---|",
         *table,

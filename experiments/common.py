@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.figure
+
 from examples.cifar10 import configs
 from examples.cifar10.main import exit_code
+from tools import environment
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parent / "results"
 
 Trials = Mapping[str, Sequence[str]]
 Rows = dict[str, list[list[dict]]]  # of every trial, of every seed: the metrics
@@ -73,24 +76,24 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
 
 def header(title: str, module: str, arguments: Sequence[str], metrics: Rows) -> list[str]:
     """Return the first lines of a results file: command, machine, versions, data."""
-    from examples.cifar10 import report
-
     first = result(next(iter(metrics.values()))[0])
-    return [
-        f"# {title}",
-        "",
-        report.command(module, arguments),
-        "",
-        *(f"- {name}: {value}" for name, value in report.environment().items()),
-        f"- data: {first['data']}, {first['split']} images",
-        f"- date: {time.strftime('%Y-%m-%d')}",
-        "",
-    ]
+    data, date = f"{first['data']}, {first['split']} images", time.strftime("%Y-%m-%d")
+    return environment.heading(title, module, arguments, data=data, date=date)
 
 
 def write(path: Path, lines: Sequence[str]) -> None:
-    """Write a results file."""
-    from examples.cifar10 import report
+    """Write a results file, in the first process."""
+    from examples.cifar10 import devices, report
 
-    report.write_text(path, "\n".join(lines) + "\n")
+    if devices.first_process():
+        environment.write_text(path, "\n".join(lines) + "\n")
     report.say(f"written to {path}")
+
+
+def save_figure(path: Path, figure: matplotlib.figure.Figure) -> None:
+    """Write a PNG, in the first process."""
+    from examples.cifar10 import devices
+
+    if devices.first_process():
+        with environment.replacing(path) as new:
+            figure.savefig(new, dpi=120)

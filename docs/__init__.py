@@ -1,1 +1,0 @@
-"""The documentation that is made from data: `python -m docs` writes it."""

@@ -1,0 +1,73 @@
+"""What surrounds the package: which folder may import which, and files that are written whole."""
+
+import ast
+import pathlib
+
+import pytest
+
+from tools import environment
+
+ROOT = pathlib.Path(__file__).parents[1]
+# A folder imports from these and from itself. An example can be copied with the package alone; the
+# benchmarks and the experiments train it; the tests look at what stands beside the package.
+MAY = {
+    "optax_rmsprop": set[str](),
+    "examples": {"optax_rmsprop"},
+    "notebooks": {"optax_rmsprop", "examples"},
+    "tools": {"optax_rmsprop"},
+    "benchmarks": {"optax_rmsprop", "examples", "tools"},
+    "experiments": {"optax_rmsprop", "examples", "tools"},
+    "tests": {"optax_rmsprop", "tools", "benchmarks"},
+}
+
+
+def imported(source: str) -> set[str]:
+    """The first parts of all that is imported, anywhere in a module."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def files(folder: str) -> list[pathlib.Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def forbidden(folder: str, source: str) -> set[str]:
+    return (imported(source) & {*MAY, "docs"}) - MAY[folder] - {folder}
+
+
+@pytest.mark.parametrize("folder", MAY)
+def test_a_folder_imports_only_what_it_may(folder):
+    found = {path: forbidden(folder, path.read_text("utf-8")) for path in files(folder)}
+    assert found and not {path: names for path, names in found.items() if names}
+
+
+def test_the_docs_are_prose_alone():
+    assert files("docs") == []
+
+
+@pytest.mark.parametrize(
+    ["folder", "source"],
+    [
+        ("tools", "from tests.test_goldens import NAMES"),
+        ("tools", "def f():\n    import tests.cases"),
+        ("examples", "from tools import environment"),
+        ("benchmarks", "from experiments import common"),
+        ("tests", "from docs.truth import ROWS"),
+    ],
+)
+def test_the_search_for_imports_can_fail(folder, source):
+    assert len(forbidden(folder, source)) == 1
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "page.md"
+    environment.write_text(path, "ν\n")
+    with pytest.raises(ZeroDivisionError), environment.replacing(path) as new:
+        new.write_text("half", encoding="utf-8")
+        raise ZeroDivisionError
+    assert path.read_text("utf-8") == "ν\n" and list(tmp_path.iterdir()) == [path]
