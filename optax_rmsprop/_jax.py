@@ -37,6 +37,7 @@ def sharding_of(x: Any) -> Any:
     return jax.typeof(x).sharding if is_traced(x) else x.sharding
 
 
+@jax.custom_jvp
 def again(arrays: T) -> T:
     """The same arrays, of which XLA does not know on a CPU that they are the same.
 
@@ -47,3 +48,8 @@ def again(arrays: T) -> T:
     return jax.lax.platform_dependent(
         arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays
     )
+
+
+@again.defjvp
+def _(primals: tuple[T], tangents: tuple[T]) -> tuple[T, T]:
+    return again(*primals), *tangents

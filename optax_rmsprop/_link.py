@@ -226,6 +226,7 @@ def link(
                 for key, value in bound.arguments.items()
             }
             call = Call(make, f"{where}.{name}" if where else name, state, arguments)
+            assert call.definition, "made now, so that its errors come from the call"
             return Link(Init(call), Update(call))
 
         annotation = optax.GradientTransformationExtraArgs

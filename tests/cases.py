@@ -150,6 +150,10 @@ CASES = [
     _row("trace", _trace, BUFFER, divides=False, signed=False),
     _row("trace-nesterov", _trace, BUFFER, divides=False, signed=False, nesterov=True),
     _row("scale_by_learning_rate", ours.scale_by_learning_rate, {"learning_rate": 0.125}, False),
+    dataclasses.replace(
+        _row("add_decayed_weights", ours.add_decayed_weights, {"weight_decay": 0.01}, False, False),
+        couples=True,
+    ),
     _row("rmsprop", ours.rmsprop, STEP),
     _row("rmsprop-momentum", ours.rmsprop, BALL),
     _row("rmsprop-nesterov", ours.rmsprop, BALL, nesterov=True),

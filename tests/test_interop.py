@@ -218,6 +218,14 @@ BAD = {
     "a model's weights": (
         lambda: from_torch(PARAMS), TypeError, "expected optimizer.state_dict.*dict of w, b",
     ),
+    "another optimizer, with two rates": (
+        lambda: from_torch({
+            "state": {i: {"step": 1.0, "exp_avg_sq": PARAMS[n]} for i, n in enumerate(NAMES)},
+            "param_groups": [{"lr": 0.1, "params": [0]}, {"lr": 0.2, "params": [1]}],
+        }),
+        ValueError,
+        "from_torch: the source has no second moment for .*b",
+    ),
     "a path": (
         lambda: from_torch("run.pt"), TypeError, "expected optimizer.state_dict.*'run.pt'",
     ),

@@ -4,6 +4,7 @@ import ast
 import copy
 import functools
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import pathlib
@@ -11,6 +12,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Set
 
 import chex
 import jax
@@ -28,7 +30,11 @@ from tests.test_dialects import CHAINS, DIALECTS
 pytestmark = pytest.mark.api
 
 PACKAGE = pathlib.Path(ours.__file__).parent
-MODULES = {path.stem: path for path in sorted(PACKAGE.glob("**/*.py"))}
+# By dotted name, "interop.torch"; a subpackage's own `__init__` has the subpackage's name.
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.glob("**/*.py"))
+}
 
 # A module imports only from floors below its own. Every module has one.
 FLOORS = {
@@ -42,14 +48,17 @@ FLOORS = {
     "_framework_links": 3,
     "storage": 3,
     "sharding": 3,
-    "_states": 4,
-    "_layout": 5,
     "_rmsprop": 4,
     "dialects": 4,
+    "interop._states": 4,
+    "interop.keras": 5,
+    "interop.layout": 5,
+    "interop.tensorflow1": 5,
+    "interop.torch": 5,
+    "interop.transfer": 5,
     "interop": 6,
     "__init__": 7,
 }
-LINKS = ("_rms", "_chain", "_links")
 OUTSIDE = {"jax", "optax", "numpy"}
 FACTORIES = {name: f for name, f in vars(ours).items() if inspect.isfunction(f)} | {
     f"dialects.{name}": f for name, f in DIALECTS.items()
@@ -62,27 +71,36 @@ def parsed(path: pathlib.Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """The package's modules that a module imports, anywhere in it, and the other packages."""
+def imports(name: str, tree: ast.Module, known: Set[str]) -> tuple[set[str], set[str]]:
+    """The package's modules that a module imports, anywhere in it, and the other packages.
+
+    A module of a subpackage brings the subpackage with it, for those who are not in it themselves.
+    """
     inside, outside = set[str](), set[str]()
+    subpackages = {module.rpartition(".")[0] for module in known} - {""}
+    own = name if name in subpackages else name.rpartition(".")[0]
+    home = f"{PACKAGE.name}.{own}".rstrip(".")
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             outside |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             outside.add(str(node.module).split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 1, "no package has a parent here"
-            names = {alias.name for alias in node.names}
-            inside |= {node.module.split(".")[0]} if node.module else names
+            start = importlib.util.resolve_name("." * node.level + (node.module or ""), home)
+            names = {f"{start}.{alias.name}".partition(".")[2] for alias in node.names}
+            inside |= {x if x in known else start.partition(".")[2] or x for x in names}
     if PACKAGE.name in outside:
         raise AssertionError("the package is imported relatively, so that the floors are seen")
+    for subpackage in subpackages:
+        if any(module.startswith(f"{subpackage}.") for module in inside - {name}):
+            inside |= {subpackage} - {own}
     return inside, outside
 
 
 def broken_floors(sources: dict[str, ast.Module], floors: dict[str, int]) -> list[str]:
     found = [f"{name} has no floor" for name in sources.keys() ^ floors.keys()]
     for name in sources.keys() & floors.keys():
-        inside, outside = imports(sources[name])
+        inside, outside = imports(name, sources[name], floors.keys())
         low = {module for module, floor in floors.items() if floor < floors[name]}
         found += [f"{name} imports {module}" for module in inside - low]
         found += [
@@ -100,6 +118,13 @@ def test_a_module_imports_only_from_lower_floors():
     [
         ("_rule", "from .links import trace", "_rule imports links"),
         ("_tree", "def f():\n    from . import links", "_tree imports links"),
+        ("_tree", "from . import later", "_tree imports later"),
+        ("interop.torch", "from . import keras", "interop.torch imports interop.keras"),
+        ("interop.torch", "from .keras import f", "interop.torch imports interop.keras"),
+        ("interop._states", "from ..interop import f", "interop._states imports interop"),
+        ("interop._states", "from .. import interop", "interop._states imports interop"),
+        ("dialects", "from .interop._states import read", "dialects imports interop"),
+        ("interop", "import torch", "interop imports torch"),
         ("links", "import flax.linen as nn", "links imports flax"),
         ("links", "from jaxlib import xla_client", "links imports jaxlib"),
         ("_new", "", "_new has no floor"),
@@ -164,23 +189,26 @@ def test_the_search_for_roots_can_fail():
     assert roots(ast.parse("eps_in_sqrt_is_an_argument(x ** 2)")) == []
 
 
-def test_init_is_reexports_and_a_version():
-    head, *rest = parsed(PACKAGE / "__init__.py").body
+@pytest.mark.parametrize("package", ["__init__", "interop"])
+def test_init_is_reexports_and_a_version(package):
+    head, *rest = parsed(MODULES[package]).body
     assert isinstance(head, ast.Expr) and isinstance(head.value, ast.Constant)
-    for node in rest[:-1]:
+    if package == "__init__":
+        assert ast.unparse(rest.pop()).startswith("__version__ = ")
+    for node in rest:
         assert isinstance(node, ast.ImportFrom) and node.level == 1, ast.unparse(node)
         assert [(a.name, a.asname) for a in node.names] == [(a.name, a.name) for a in node.names]
-    assert ast.unparse(rest[-1]).startswith("__version__ = ")
 
 
 def test_the_public_names_are_these():
     public = {name for name in vars(ours) if not name.startswith("_")}
     assert public - set(MODULES) == {n for n in FACTORIES if "." not in n} | STATES
+    assert {n for n in public & set(MODULES) if n.startswith("_")} == set()
     assert {name for name in STATES if name.startswith("_")} == set()
     # A public factory without a row in the table escapes every contract test, unless it is shown
     # to be the same links as one that has.
     made = {getattr(case.make, "func", case.make) for case in CASES}
-    by_row = {f.__name__.lstrip("_") for f in made}
+    by_row = {f.__name__.lstrip("_") for f in made} | {"chain"}  # which others are made with
     by_links = {name.partition("-")[0] for name in CHAINS}
     assert by_row | by_links == {name.rpartition(".")[2] for name in FACTORIES}
     assert {name.rpartition(".")[2] for name in FACTORIES if "dialects." in name} == by_links
@@ -378,14 +406,12 @@ def test_a_copy_is_equal_and_updates_alike(case, through):
 @cases()
 def test_a_transformation_is_shown_as_the_call_that_makes_it(case):
     tx = case()
-    names = {name: vars(sys.modules[f"{PACKAGE.name}.{name}"]) for name in LINKS}
-    namespace = functools.reduce(dict.__or__, names.values())
     text = repr(tx)
-    # A function is shown by its name.
+    # Public names are enough, but for what the user gave: a function is shown by its name.
+    public = {name: value for name, value in vars(ours).items() if not name.startswith("_")}
     options = getattr(case.make, "keywords", {}).values()
-    namespace |= {option.__name__: option for option in options if callable(option)}
-    namespace |= vars(storage) | {"Everywhere": Everywhere}
-    assert eval(text, namespace) == tx
+    theirs = {option.__name__: option for option in options if callable(option)}
+    assert eval(text, public | theirs | {"Everywhere": Everywhere}) == tx
     for value in case.hyper.values():
         assert repr(value) in text
 

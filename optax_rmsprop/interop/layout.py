@@ -1,17 +1,13 @@
 """Where the axes of a Flax parameter are in PyTorch."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
-from ._states import as_numpy, of_shape, same_names, where_of
-
-Convert: TypeAlias = Callable[[dict[str, Any]], Any]
-ConvertBack: TypeAlias = Callable[[Any], Mapping[str, Any]]
+from ._states import Convert, ConvertBack, as_numpy, of_shape, path_of, same_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +54,14 @@ def layout(
         >>> print(tree["dense"]["kernel"].shape, sorted(both.to_torch(tree)))
         (3, 2) ['dense.bias', 'dense.weight']
     """
-    renamed = rename if callable(rename) else functools.partial(_looked_up, rename or {})
+
+    def renamed(module: str) -> str:
+        return rename(module) if callable(rename) else (rename or {}).get(module, module)
+
     leaves, tree = cast(Any, jax.tree_util.tree_flatten_with_path(params))
     names, axes = list[str](), list[_Axes]()
     for path, leaf in leaves:
-        *module, kind = where_of(path)
+        *module, kind = path_of(path)
         module = ".".join(module)
         parts = [renamed(module), _TORCH_NAMES.get(kind, kind)]
         names.append(".".join(filter(None, parts)))
@@ -80,10 +79,6 @@ def layout(
         return {name: axis.to_torch(name, array) for name, axis, array in rows}
 
     return Layout(to_flax, to_torch)
-
-
-def _looked_up(names: Mapping[str, str], name: str) -> str:
-    return names.get(name, name)
 
 
 _TORCH_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
