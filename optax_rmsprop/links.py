@@ -314,6 +314,16 @@ def add_decayed_weights(
     Raises:
         ValueError: if `update` gets no `params`, and as `scale_by_rms`.
         TypeError: as `scale_by_rms`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax_rmsprop
+        >>> p = jnp.array(2.0)
+        >>> for learning_rate in (None, 0.5):  # 1 + 0.25 * 2, and 1 - 0.5 * 0.25 * 2
+        ...     tx = optax_rmsprop.add_decayed_weights(0.25, learning_rate)
+        ...     update, _ = tx.update(jnp.array(1.0), tx.init(p), p)
+        ...     print(update)
+        1.5
+        0.75
     """
 
     def init(params: optax.Params) -> AddDecayedWeightsState:
@@ -339,13 +349,13 @@ def add_decayed_weights(
 
 @link(tuple)
 def chain(*links: optax.GradientTransformation) -> Treewise:
-    """Apply transformations in order, as `optax.chain` does, and round half precision once.
+    """Apply transformations in order, and round half precision once, at the end.
 
         u ← linkₙ(… link₁(g))
 
-    The gradients are widened to float32 before the first and rounded to their dtypes after the
-    last. This package's links in a row are one function of each leaf, which needs no memory for
-    what passes between them.
+    As `optax.chain`, but that the gradients are widened to float32 before the first and rounded to
+    their dtypes after the last. Links of this package in a row are one function of each leaf, which
+    needs no memory for what passes between them.
 
     Args:
         links: Any Optax transformations.

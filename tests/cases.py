@@ -152,7 +152,7 @@ CASES = [
     _row("scale_by_learning_rate", ours.scale_by_learning_rate, {"learning_rate": 0.125}, False),
     dataclasses.replace(
         _row("add_decayed_weights", ours.add_decayed_weights, {"weight_decay": 0.01}, False, False),
-        couples=True,
+        couples=True, reference={"coupled": True},
     ),
     _row("rmsprop", ours.rmsprop, STEP),
     _row("rmsprop-momentum", ours.rmsprop, BALL),

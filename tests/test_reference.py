@@ -81,7 +81,7 @@ def test_float32_is_within_a_few_ulp_a_step(case):
     cancels = mu > 0 or case.decays_weights
     scale = np.maximum.accumulate(np.abs(expected), 0) / (1 - mu) if cancels else np.abs(expected)
     lost = STEPS / 2 * np.abs(params + np.cumsum(expected, 0)).max()
-    share = case.hyper.get("weight_decay", 0.0) * case.hyper.get("learning_rate", 0.0)
+    share = case.hyper.get("weight_decay", 0.0) * case.hyper.get("learning_rate", 1.0)
     bound = ulp * ((3 * memory + 4) * scale + share * lost)
     assert (np.abs(np.asarray(got, float) - expected) <= bound + np.finfo(np.float32).tiny).all()
 
