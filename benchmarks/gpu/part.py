@@ -61,11 +61,7 @@ class Part:
         lines += [f"- {name}: {value}" for name, value in facts.items() if value]
         lines += [] if self.finished else ["- unfinished: rows that are missing were not reached"]
         for name, rows in self.tables.items():
-            if columns := list(dict.fromkeys(key for row in rows for key in row)):
-                lines += ["", self.captions[name], "", f"| {' | '.join(columns)} |"]
-                lines += ["|---" * len(columns) + "|"]
-                cells = [[shown(row.get(key)) for key in columns] for row in rows]
-                lines += [f"| {' | '.join(row)} |" for row in cells]
+            lines += ["", self.captions[name], "", *table(rows)] if rows else []
         state = {"finished": self.finished, "failed": self.failed, "small": self.options.small}
         whole = {"command": command.strip()} | facts | state | {"tables": self.tables}
         path = self.options.out / f"gpu-{self.name}"
@@ -77,6 +73,14 @@ class Part:
         self.finished = True
         self.write()
         sys.exit(1 if self.failed else 0)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table of rows, whose keys are its headings."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[shown(row.get(key)) for key in columns] for row in rows]
+    head = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return head + [f"| {' | '.join(row)} |" for row in cells]
 
 
 def shown(value: Any) -> str:

@@ -11,10 +11,11 @@ SAMPLE = 0.02  # seconds that a measurement takes at least, a tenth if small
 Call = Callable[[int], object]  # does as many steps as it is told, and waits for them
 
 
-def timed(calls: dict[Any, Call], n: int, small: bool) -> dict[Any, list[float]]:
+def timed(calls: dict[Any, Call], n: int, small: bool, before: int = 0) -> dict[Any, list[float]]:
     """Return n times the seconds of a step of each call.
 
-    They take turns, so that a drift of the machine meets all alike.
+    They take turns, so that a drift of the machine meets all alike; `before` steps of each turn
+    are not timed, so that the threads of the last one are at rest.
     """
     counts, times = {}, {key: [] for key in calls}
     for key, call in calls.items():
@@ -25,6 +26,8 @@ def timed(calls: dict[Any, Call], n: int, small: bool) -> dict[Any, list[float]]
         counts[key] = min(1000, math.ceil((SAMPLE / 10 if small else SAMPLE) / each))
     for _ in range(n):
         for key, call in calls.items():
+            if before:
+                call(before)
             began = time.perf_counter()
             call(counts[key])
             times[key].append((time.perf_counter() - began) / counts[key])

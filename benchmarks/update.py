@@ -1,0 +1,255 @@
+"""What an update costs on a CPU, beside Optax's, PyTorch's and Keras's.
+
+    python -m benchmarks.update
+
+writes `results/update.md`, and `results/update.json` with every measured number: the time and
+memory of a step, and the time of tracing, lowering and compiling it.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_rmsprop
+from benchmarks.contestants import CORES, Contestant, of_keras, of_optax, of_torch
+from benchmarks.gpu import models
+from benchmarks.gpu.part import shown, table
+from benchmarks.gpu.turns import quartiles, timed
+from benchmarks.gpu.update import stepper
+from examples.cifar10 import report
+from optax_rmsprop import dialects, storage
+
+NUMBERS = {"learning_rate": 1e-3, "decay": 0.99}
+MOMENTUM = {"momentum": 0.9}
+SETTINGS = {
+    "plain": {},
+    "momentum": MOMENTUM,
+    "Nesterov": MOMENTUM | {"nesterov": True},
+    "centred": {"centered": True},
+    "centred, momentum": MOMENTUM | {"centered": True},
+}
+CODECS = {"uint16": storage.uint16(), "uint8": storage.uint8()}
+TORCH = {"lr": 1e-3, "alpha": 0.99, "weight_decay": 1e-4} | MOMENTUM
+KERAS = {"learning_rate": 1e-3, "rho": 0.9, "epsilon": 1e-7} | MOMENTUM
+CAPTIONS = {
+    "step": """\
+A step is `params, state = step(params, state, grads)`, jitted, in float32, with params and state
+donated; the leaves are the model's. PyTorch's is `optimizer.step()`, with the same gradients at all
+steps; Keras's is `stateless_apply`. Bytes a parameter: the temporary memory of the compiled
+program, and what XLA says the program accesses. `uint16` and `uint8` stand beside Optax's plain
+RMSprop in float32. The medians after PyTorch's fastest way are those of its others.""",
+    "small leaves": "The same steps, for leaves of 1,024 elements each.",
+    "compilation": """\
+The seconds of JAX's `trace`, `lower` and `compile` for `init` and for the step, with momentum, and
+the length of the StableHLO text. Arguments are abstract, JAX's compilation cache is off, and its
+other caches are cleared before each; cells hold the median of n rounds in turn. The first rows are
+the model's; the others have leaves of 64 x 64. For the largest number only the trace is timed.""",
+}
+METHOD = """\
+All that is compared in a row took turns in one run, after several steps without a clock. A
+measurement is one step, or as many as take 20 ms (2 ms with `--quick`), each waited for, after
+another one without a clock. Cells hold the median and, in parentheses, the quartiles of n
+measurements; a ratio is that of the medians, ours to the other's."""
+
+
+class Page:
+    """Both files, written anew after every row: a run that is killed leaves its rows."""
+
+    def __init__(self, options: argparse.Namespace):
+        """Take the command line."""
+        flags = ["--repeats", str(options.repeats), *(["--quick"] if options.quick else [])]
+        self.out, self.command = options.out, report.command("benchmarks.update", flags)
+        self.facts = report.environment() | {
+            "frameworks": f"Python {platform.python_version()}, PyTorch {version('torch')}, "
+            f"Keras {version('keras')}",
+            "threads of XLA": CORES,
+            "load average at the start": f"{os.getloadavg()[0]:.1f}",
+            "date": time.strftime("%Y-%m-%d"),
+            "unfinished": "rows that are missing were not reached",
+        }
+        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in CAPTIONS}
+        self.notes: list[str] = []
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Add a row, whose keys are headings; print it, and write the files."""
+        self.tables[name].append(row)
+        print("; ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write both files."""
+        lines = ["# What an update costs on a CPU", "", self.command, ""]
+        lines += [f"- {name}: {value}" for name, value in self.facts.items()]
+        lines += ["", METHOD]
+        for name, rows in self.tables.items():
+            lines += ["", CAPTIONS[name], "", *table(rows)] if rows else []
+        lines += ["", *self.notes] if self.notes else []
+        whole = {"command": self.command.strip()} | self.facts | {"tables": self.tables}
+        self.out.mkdir(parents=True, exist_ok=True)
+        report.write_text(self.out / "update.json", json.dumps(whole, indent=1) + "\n")
+        report.write_text(self.out / "update.md", "\n".join(lines) + "\n")
+
+
+def version(package: str) -> str:
+    """Return the installed version of a package, or words."""
+    return metadata.version(package) if util.find_spec(package) else "not installed"
+
+
+def compared(
+    ours: Contestant, others: Sequence[Contestant], repeats: int, quick: bool
+) -> dict[str, Any]:
+    """Return the cells of a row: our step beside the fastest of the others'."""
+    contestants = {each.name: each for each in (*others, ours)}
+    times = timed({name: each.call for name, each in contestants.items()}, repeats, quick, before=1)
+    found = {name: quartiles([1e3 * s for s in seconds]) for name, seconds in times.items()}
+    mine = found.pop(ours.name)
+    fastest, *slower = sorted(found, key=lambda name: found[name][1])
+    also = "".join(f"; {name}: {shown(found[name][1])} ms" for name in slower)
+    best = contestants[fastest]
+    ratio = mine[1] / found[fastest][1]
+    return {
+        "beside": fastest + also, "its step, ms": found[fastest], "our step, ms": mine,
+        "ratio": ratio, "n": repeats,
+        "temporary, its": best.temporary, "temporary, ours": ours.temporary,
+        "accessed, its": best.accessed, "accessed, ours": ours.accessed,
+    }  # fmt: skip
+
+
+def beside_optax(shapes: models.Shapes, setting: str, repeats: int, quick: bool) -> dict[str, Any]:
+    """Return the cells of `rmsprop` in a setting or a format."""
+    numbers = NUMBERS | SETTINGS.get(setting, {})
+    ours, theirs = optax_rmsprop.rmsprop(**numbers), optax.rmsprop(**numbers)
+    if setting in CODECS:
+        ours = storage.stored_as(ours, CODECS[setting])
+    others = [of_optax("Optax", theirs, shapes)]
+    return compared(of_optax("ours", ours, shapes), others, repeats, quick)
+
+
+def frameworks(shapes: models.Shapes, page: Page, repeats: int, quick: bool) -> None:
+    """Add the rows of dialects, beside Optax's links in the same order and the framework."""
+    in_torch_order = optax.chain(
+        optax.add_decayed_weights(TORCH["weight_decay"]),
+        optax.scale_by_rms(TORCH["alpha"], eps_in_sqrt=False),
+        optax.trace(TORCH["momentum"]),
+        optax.scale_by_learning_rate(TORCH["lr"]),
+    )
+    in_keras_order = optax.rmsprop(
+        KERAS["learning_rate"], KERAS["rho"], KERAS["epsilon"], momentum=KERAS["momentum"]
+    )
+    rows = {
+        "dialects.torch, weight decay, momentum": (dialects.torch(**TORCH), in_torch_order),
+        "dialects.keras, momentum": (dialects.keras(**KERAS), in_keras_order),
+    }
+    theirs: dict[str, Callable[[], list[Contestant]]] = {
+        "torch": lambda: of_torch(shapes, compiled=not quick, **TORCH),
+        "keras": lambda: of_keras(shapes, **KERAS),
+    }
+    for (setting, (ours, same)), (package, make) in zip(rows.items(), theirs.items(), strict=True):
+        others = [[of_optax("Optax's links", same, shapes)]]
+        if util.find_spec(package):
+            others.append(make())
+        else:
+            page.notes.append(f"The row beside `{package}` is left out: it is not installed.")
+        for other in others:
+            mine = of_optax("ours", ours, shapes)
+            page.add("step", {"setting": setting} | compared(mine, other, repeats, quick))
+
+
+def leaves_of(count: int, *shape: int) -> models.Shapes:
+    """Return the shapes of so many equal leaves."""
+    return {f"leaf{i}": shape for i in range(count)}
+
+
+def stages(program: Any, given: Sequence[Any], only_trace: bool) -> dict[str, float]:
+    """Return the seconds of each stage of a jitted function, and the length of its text.
+
+    JAX's caches are cleared first: they may hold what an earlier program traced.
+    """
+    jax.clear_caches()
+    seconds: dict[str, float] = {}
+
+    def clocked(name: str, stage: Callable, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = stage(*arguments)
+        seconds[f"{name}, s"] = time.perf_counter() - began
+        return result
+
+    traced = clocked("trace", program.trace, *given)
+    if only_trace:
+        return seconds
+    lowered = clocked("lower", traced.lower)
+    clocked("compile", lowered.compile)
+    return seconds | {"sum, s": sum(seconds.values()), "text, KiB": len(lowered.as_text()) / 1024}
+
+
+def compilation(shapes: models.Shapes, rounds: int, only_trace: bool) -> list[dict[str, Any]]:
+    """Return the rows of the table of compilation for these leaves: medians of rounds in turn."""
+    numbers = NUMBERS | MOMENTUM
+    ours = optax_rmsprop.rmsprop(**numbers)
+    txs = {"Optax": optax.rmsprop(**numbers), "ours": ours}
+    txs["ours, uint8"] = storage.stored_as(ours, CODECS["uint8"])
+    params = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
+    states = {name: jax.eval_shape(tx.init, params) for name, tx in txs.items()}
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for name, tx in txs.items():
+            programs = {
+                "init": (jax.jit(tx.init), (params,)),
+                "step": (stepper(tx, 1), (params, states[name], params)),
+            }
+            for kind, (program, given) in programs.items():
+                found.setdefault((kind, name), []).append(stages(program, given, only_trace))
+    return [
+        {"leaves": len(shapes), "function": kind, "by": name, "n": rounds}
+        | {column: statistics.median(each[column] for each in runs) for column in runs[0]}
+        for (kind, name), runs in sorted(found.items())
+    ]
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15, help="2 or more")
+    parser.add_argument("--quick", action="store_true", help="a trial of seconds, of small models")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    # Before anything is compiled: JAX asks only once.
+    jax.config.update("jax_enable_compilation_cache", False)
+    how, page = (options.repeats, options.quick), Page(options)
+    model, name = models.resnet50(), "ResNet-50"
+    small, abstract, rounds = (400, 1_000), (1_000, 20_000), 3
+    if options.quick:
+        model, name = models.resnet50(stages=(), classes=10), "the first and last layer of a ResNet"
+        small, abstract, rounds = (4, 10), (20, 50), 1
+    millions = sum(map(math.prod, model.values())) / 1e6
+    page.facts["model"] = f"{name}: {len(model)} leaves, {millions:.3g} million parameters"
+    for setting in [*SETTINGS, *CODECS]:
+        page.add("step", {"setting": setting} | beside_optax(model, setting, *how))
+    frameworks(model, page, *how)
+    for count in small:
+        for setting in ("plain", "momentum"):
+            row = {"setting": setting, "leaves": count}
+            cells = beside_optax(leaves_of(count, 1024), setting, *how)
+            page.add("small leaves", row | cells)
+    for shapes in (model, *(leaves_of(count, 64, 64) for count in abstract)):
+        largest = len(shapes) == abstract[-1]  # which takes minutes a round
+        for row in compilation(shapes, 1 if largest else rounds, only_trace=largest):
+            page.add("compilation", row)
+    del page.facts["unfinished"]
+    page.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The benchmark of an update: a trial writes every row, and its ratios are of what it measured."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from benchmarks import update
+from benchmarks.contestants import Contestant
+
+ROOT = Path(update.__file__).parents[1]
+TIMES = ("its step, ms", "our step, ms")
+TORCH, KERAS = "dialects.torch, weight decay, momentum", "dialects.keras, momentum"
+
+
+def sleeper(name, seconds):
+    return Contestant(name, lambda k: time.sleep(k * seconds))
+
+
+def test_the_comparison_is_with_the_fastest_of_the_others():
+    others = [sleeper("slow", 16e-3), sleeper("fast", 4e-3)]
+    slower = update.compared(sleeper("ours", 8e-3), others, 3, True)
+    faster = update.compared(sleeper("ours", 1e-3), others, 3, True)
+    assert slower["beside"].startswith("fast; slow: ") and slower["ratio"] > 1 > faster["ratio"]
+
+
+@pytest.mark.slow
+def test_a_trial_writes_every_row(tmp_path):
+    # At this level the compiler is fast, and says the same of bytes.
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    command = [sys.executable, "-m", "benchmarks.update", "--quick", "--repeats", "5"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path)],
+        check=True, timeout=300, cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags},
+    )  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["update.json", "update.md"]
+    page = (tmp_path / "update.md").read_text(encoding="utf-8")
+    tables = json.loads((tmp_path / "update.json").read_text(encoding="utf-8"))["tables"]
+    assert (
+        "    python -m benchmarks.update --repeats 5 --quick\n" in page
+        and "- unfinished" not in page
+    )
+    steps(tables["step"], page)
+    small = tables["small leaves"]
+    assert [(row["leaves"], row["setting"]) for row in small] == [
+        (n, setting) for n in (4, 10) for setting in ("plain", "momentum")
+    ]
+    measured(tables["step"] + small, page)
+    compilation(tables["compilation"])
+
+
+def steps(rows, page):
+    expected = [(setting, "Optax") for setting in [*update.SETTINGS, *update.CODECS]]
+    for setting, package, name in ((TORCH, "torch", "PyTorch"), (KERAS, "keras", "Keras")):
+        expected.append((setting, "Optax's"))
+        if util.find_spec(package):
+            expected.append((setting, name))
+        else:
+            assert f"beside `{package}` is left out" in page
+    found = [(row["setting"], row["beside"].replace(",", " ").split()[0]) for row in rows]
+    assert found == expected
+
+
+def measured(rows, page):
+    for row in rows:
+        assert all(0 < row[x][0] <= row[x][1] <= row[x][2] < 1e5 for x in TIMES) and row["n"] == 5
+        theirs, ours = (row[x][1] for x in TIMES)
+        assert row["ratio"] == ours / theirs and f"| {row['ratio']:.4g} |" in page
+        # float32: params, gradient and second moment read, params and second moment written.
+        assert row["accessed, ours"] > 12 and row["temporary, ours"] >= 0
+        if "PyTorch" not in row["beside"]:
+            assert row["accessed, its"] >= 20 and row["temporary, its"] >= 0
+    assert len({row["ratio"] for row in rows}) == len(rows)  # Each is of a measurement of its own.
+
+
+def compilation(rows):
+    by = ("Optax", "ours", "ours, uint8")
+    assert [(row["leaves"], row["function"], row["by"]) for row in rows] == [
+        (n, function, name) for n in (5, 20, 50) for function in ("init", "step") for name in by
+    ]
+    for row in rows:
+        parts = [row.get(f"{stage}, s") for stage in ("trace", "lower", "compile")]
+        if row["leaves"] == 50:
+            assert parts[0] > 0 and parts[1:] == [None, None]
+        else:
+            assert min(parts) > 0 and row["sum, s"] == pytest.approx(sum(parts))
+            assert row["text, KiB"] > 1
