@@ -5,15 +5,18 @@ stochastic rounding. Bits are linear in the value between two powers of two, so 
 """
 
 import dataclasses
-import zlib
+import hashlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000  # the bits of float32
 _ROUNDED_UP = 0xFFFFFFFF  # random bits that round all up
+_A_STEP = np.uint32(0x85EBCA77)  # moves a step's words far from those of the last
 
 Value: TypeAlias = Callable[..., jax.Array]
 
@@ -68,10 +71,9 @@ class UInt8(_Format):
 
     def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Return code and base of `value()`, which is asked for again, as `value(base)`."""
-        first = value()
-        # The largest as it would be rounded up: that may lift it into the next octave.
-        largest = self._largest(_cut(first, jnp.uint32(_ROUNDED_UP), 20, jnp.uint16))
-        base = jnp.maximum(0, (largest.astype(jnp.int32) >> 3) - 31).astype(jnp.uint8)
+        # As if the largest were rounded up, which may lift it into the next octave.
+        largest = _cut(_real(self._largest(_bits(value()))), jnp.uint32(_ROUNDED_UP), 20, jnp.int32)
+        base = jnp.maximum(0, (largest >> 3) - 31).astype(jnp.uint8)
         v = value(base)
         code = _cut(v, word, 20, jnp.uint8, self._spread(base, v.shape))
         return code, base if v.ndim else base[0]
@@ -84,20 +86,20 @@ class UInt8(_Format):
     def _largest(self, k: jax.Array) -> jax.Array:
         """[..., n] to [..., blocks]: the largest of each block."""
         k = jnp.atleast_1d(k)
-        if surplus := -k.shape[-1] % self.block:
+        block = min(self.block, k.shape[-1])
+        if surplus := -k.shape[-1] % block:
             k = jnp.pad(k, [(0, 0)] * (k.ndim - 1) + [(0, surplus)])
         # In two steps, because XLA's CPU compiler writes what it reduces over more than 32
         # elements to memory first.
-        few = min(self.block, 32)
-        k = k.reshape(*k.shape[:-1], k.shape[-1] // self.block, self.block // few, few)
-        return k.max(-1).max(-1)
+        few = math.gcd(block, 32)
+        return k.reshape(*k.shape[:-1], k.shape[-1] // block, block // few, few).max(-1).max(-1)
 
     def _spread(self, base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The base of each element."""
-        base = jnp.atleast_1d(base)
+        if not shape or base.shape[-1] == 1:
+            return jnp.broadcast_to(base.reshape((*shape[:-1], 1)[: len(shape)]), shape)
         whole = jnp.broadcast_to(base[..., None], (*base.shape, self.block))
-        whole = whole.reshape(*base.shape[:-1], base.shape[-1] * self.block)
-        return whole[..., : shape[-1] if shape else 1].reshape(shape)
+        return whole.reshape(*base.shape[:-1], base.shape[-1] * self.block)[..., : shape[-1]]
 
 
 Codec: TypeAlias = UInt16 | UInt8
@@ -127,7 +129,7 @@ def _cut(
     v: jax.Array, word: jax.Array | None, drop: int, dtype: Any, base: jax.Array | None = None
 ) -> jax.Array:
     """The bits without the last `drop`, rounded. Finite stays finite; NaN and infinity stay."""
-    x = jax.lax.bitcast_convert_type(v, jnp.uint32) & jnp.uint32(0x7FFFFFFF)  # without the sign
+    x = _bits(v)
     dither = jnp.uint32(1 << (drop - 1)) if word is None else word >> (32 - drop)
     top = jnp.minimum((x + dither) >> drop, jnp.uint32((_INFINITY - 1) >> drop))
     special = jnp.where(x == _INFINITY, jnp.uint32(_INFINITY >> drop), jnp.uint32(_NAN >> drop))
@@ -138,7 +140,12 @@ def _cut(
         )
     # A choice comes last, of arrays in the code's dtype: XLA's CPU compiler would compute a cast
     # of one array again for the step, from the old code, and keep a copy of that for it.
-    return jnp.where(x < _INFINITY, top.astype(dtype), special.astype(dtype))
+    return jax.lax.select(x < _INFINITY, top.astype(dtype), special.astype(dtype))
+
+
+def _bits(v: jax.Array) -> jax.Array:
+    """The bits without the sign."""
+    return jax.lax.bitcast_convert_type(v, jnp.uint32) & jnp.uint32(0x7FFFFFFF)
 
 
 def _real(bits: jax.Array) -> jax.Array:
@@ -154,7 +161,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 def number_of(path: str) -> int:
     """What `words` knows a leaf by."""
-    return zlib.crc32(path.encode())
+    return int.from_bytes(hashlib.blake2s(path.encode(), digest_size=4).digest())
 
 
 def words(shape: tuple[int, ...], leaf: Any, count: jax.Array) -> jax.Array:
@@ -163,8 +170,5 @@ def words(shape: tuple[int, ...], leaf: Any, count: jax.Array) -> jax.Array:
     The leaf is its path, or the number of it.
     """
     leaf = number_of(leaf) if isinstance(leaf, str) else leaf
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    step = count.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
-    return _mix(_mix(index) + _mix(jnp.asarray(leaf, jnp.uint32)) + step)
+    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    return _mix(index + (jnp.asarray(leaf, jnp.uint32) + count.astype(jnp.uint32) * _A_STEP))

@@ -35,7 +35,7 @@ def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
         step = from_old if decay >= 0.5 else from_new
     else:
         step = jnp.where(decay >= 0.5, from_old, from_new)
-    return jnp.where(new == new, step, old)
+    return jax.lax.select(new == new, step, old)
 
 
 def variance(
@@ -51,7 +51,7 @@ def variance(
 def momentum(buffer: jax.Array, u: jax.Array, decay: ArrayLike) -> jax.Array:
     """μ·b + u, or the old buffer where that is not finite."""
     new = u + scale(buffer, decay)
-    return jnp.where(jnp.isfinite(new), new, buffer)
+    return jax.lax.select(jnp.isfinite(new), new, buffer)
 
 
 def eps_inside(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
@@ -87,10 +87,17 @@ def divide(
     return by_parts(lambda part: part / divisor, g)
 
 
+@jax.custom_jvp
 def _sqrt(x: jax.Array) -> jax.Array:
     """The root, with derivative 0 at 0: what it multiplies there, d|g|²/dg, is 0."""
-    zero = x == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+    return jnp.sqrt(x)
+
+
+@_sqrt.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    root = _sqrt(*primals)
+    zero = root == 0
+    return root, tangents[0] * jnp.where(zero, 0, 0.5 / jnp.where(zero, 1, root))
 
 
 def correction(decay: Any, count: jax.Array) -> jax.Array:
@@ -115,7 +122,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
 def saturate(g: jax.Array) -> jax.Array:
     """Bound |g| so that no sum of squares of two of them overflows."""
     limit = 2.0 ** (np.finfo(g.dtype).maxexp // 2 - 2)
-    return by_parts(lambda part: jnp.clip(part, -limit, limit), g)
+    return by_parts(lambda part: jax.lax.clamp(-limit, part, limit), g)
 
 
 def scale(x: jax.Array, factor: ArrayLike) -> jax.Array:
