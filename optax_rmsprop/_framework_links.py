@@ -3,28 +3,37 @@
 They keep no state of their own. `dialects` has them for users, with the dialects made of them.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from . import _rule as rule
-from ._link import Leafwise, Part, Rule, Treewise, link, parts_of, whole_of
+from ._link import Treewise, link, parts_of, whole_of
+from ._run import Leafwise, Part, Rule
 from ._tree import is_gradient, map_leaves, widen
 
 
 @link(optax.EmptyState, "dialects")
 def multiply(factor: float) -> Leafwise:
     """Multiply each gradient: by -1 to climb, by 1/n for a sum over n examples."""
-    return _stateless(lambda g: rule.scale(g, factor))
+
+    def step(g: jax.Array) -> jax.Array:
+        return rule.scale(g, factor)
+
+    return _stateless(step)
 
 
 @link(optax.EmptyState, "dialects")
 def clip(bound: float) -> Leafwise:
     """Clip each entry to [-bound, bound]."""
-    return _stateless(lambda g: _clip(g, bound))
+
+    def step(g: jax.Array) -> jax.Array:
+        return _clip(g, bound)
+
+    return _stateless(step)
 
 
 @link(optax.EmptyState, "dialects")
@@ -40,10 +49,10 @@ def clip_weights(bound: float) -> Leafwise:
         return (params,)
 
     def step(u: jax.Array, p: jax.Array) -> jax.Array:
-        at = widen(p, u)
+        at = widen(p, u.dtype)
         return _clip(at + u, bound) - at
 
-    return Leafwise(_init, lambda at: Rule(step), inputs, signed=True)
+    return _stateless(step, inputs)
 
 
 @link(optax.EmptyState, "dialects")
@@ -85,7 +94,7 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
 
     def parts(updates: Any, state: Any) -> list[Part] | None:
         found = parts_of(inner.update, updates, state)
-        return found and [*found, Part(caution().update.call, optax.EmptyState(), span=len(found))]
+        return found and [*found, _caution(len(found))]
 
     def whole(state: Any, states: Iterator[Any]) -> Any:
         state = whole_of(inner.update, state, states)
@@ -104,14 +113,13 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
     return Treewise(inner.init, update, parts, whole)
 
 
-@link(optax.EmptyState, "dialects")
-def caution() -> Leafwise:
-    """Take only what goes against the gradient that came in some links before."""
-    return _stateless(_against)
+def _caution(span: int) -> Part:
+    """Caution as a link of the chain, whose step needs what came in so many links before."""
+    return Part("cautious", _stateless(_against), (), optax.EmptyState(), {}, span=span)
 
 
 def _against(u: jax.Array, g: jax.Array) -> jax.Array:
-    against = (u * jnp.conj(widen(g, u))).real < 0
+    against = (u * jnp.conj(widen(g, u.dtype))).real < 0
     taken = against.astype(u.real.dtype)
     share = jnp.mean(taken) if u.size else jnp.ones([], taken.dtype)
     return rule.scale(u, taken / jnp.maximum(share, 1e-3))
@@ -155,8 +163,12 @@ def _init(params: optax.Params) -> optax.EmptyState:
     return optax.EmptyState()
 
 
-def _stateless(step: Any) -> Leafwise:
-    return Leafwise(_init, lambda at: Rule(step))
+def _stateless(step: Callable[..., Any], inputs: Callable[[Any], Any] | None = None) -> Leafwise:
+    def update(at: Any) -> Rule:
+        del at
+        return Rule(step)
+
+    return Leafwise(_init, update, inputs, signed=inputs is not None)
 
 
 def _clip(g: jax.Array, bound: float) -> jax.Array:
@@ -178,7 +190,7 @@ def _as_real(x: Any) -> Any:
     if not jnp.issubdtype(_dtype(x), jnp.complexfloating):
         return x
     if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((*x.shape, 2), jnp.finfo(x.dtype).dtype)
+        return jax.ShapeDtypeStruct((*x.shape, 2), cast(Any, jnp.finfo(x.dtype)).dtype)
     x = jnp.asarray(x)
     return jnp.stack([x.real, x.imag], axis=-1)
 

@@ -4,12 +4,10 @@ JAX promises least about tracers, and about what a type says beside shape and dt
 moves one of these names is met by a change of this file.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.core import Tracer
-
-T = TypeVar("T")
 
 
 def is_traced(x: Any) -> bool:
@@ -38,18 +36,21 @@ def sharding_of(x: Any) -> Any:
 
 
 @jax.custom_jvp
-def again(arrays: T) -> T:
+def again(arrays: Any) -> Any:
     """The same arrays, of which XLA does not know on a CPU that they are the same.
 
     What is made from them is then computed again where it is needed, instead of being written to
     memory for a second use. Other compilers make all results of an update in one loop by
     themselves, and are not hindered.
     """
-    return jax.lax.platform_dependent(
-        arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays
-    )
+    here: Any = jax.lax.platform_dependent
+    return here(arrays, cpu=jax.lax.optimization_barrier, default=_itself)
+
+
+def _itself(arrays: Any) -> Any:
+    return arrays
 
 
 @again.defjvp
-def _(primals: tuple[T], tangents: tuple[T]) -> tuple[T, T]:
+def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     return again(*primals), *tangents

@@ -74,6 +74,9 @@ def eps_subtracted(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:
     return root(jnp.maximum(square - eps, 0))
 
 
+DENOMINATORS = (eps_inside, eps_outside, eps_floor, eps_subtracted)
+
+
 def divide(
     g: jax.Array, square: jax.Array, eps: ArrayLike, eps_in_sqrt: bool | Denominator
 ) -> jax.Array:

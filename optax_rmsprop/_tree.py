@@ -18,11 +18,9 @@ def wide(dtype: Any) -> np.dtype[Any]:
     return np.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else np.dtype(np.float32)
 
 
-def widen(x: jax.Array, like: Any = None) -> jax.Array:
-    """`x` in float32 or wider, or in the width of an accumulator; complex stays complex."""
-    if like is None:
-        return x.astype(wide(x.dtype))
-    dtype = np.dtype(like.dtype)
+def widen(x: jax.Array, dtype: Any = None) -> jax.Array:
+    """`x` in float32 or wider, or in the width of another dtype; complex stays complex."""
+    dtype = wide(x.dtype) if dtype is None else np.dtype(dtype)
     return x.astype(np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)
 
 

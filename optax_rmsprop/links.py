@@ -8,7 +8,7 @@ add_decayed_weights              weight decay, coupled or decoupled
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,8 @@ import optax
 from jax.typing import ArrayLike
 
 from . import _rule as rule
-from ._link import (
-    Hyperparameter,
-    Leafwise,
-    Part,
-    Rule,
-    Treewise,
-    check_state,
-    link,
-    number,
-    parts_of,
-    whole_of,
-)
+from ._link import Hyperparameter, Treewise, check_state, link, number, parts_of, whole_of
+from ._run import Leafwise, Part, Rule
 from ._tree import accumulators_like, increment, narrow, wide, widen, zero
 
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
@@ -284,7 +274,10 @@ def scale_by_learning_rate(learning_rate: Hyperparameter) -> Leafwise:
         return ScaleByLearningRateState(zero(), jnp.asarray(rate, jnp.result_type(float)))
 
     def update(at: Any) -> Rule:
-        return Rule(lambda u: rule.scale(u, -at.learning_rate))
+        def step(u: jax.Array) -> jax.Array:
+            return rule.scale(u, -at.learning_rate)
+
+        return Rule(step)
 
     return Leafwise(init, update)
 
@@ -340,7 +333,7 @@ def add_decayed_weights(
         share = at.weight_decay if coupled else -at.weight_decay * at.learning_rate
 
         def step(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
-            return u + rule.scale(widen(p, u), share) if decays else u
+            return u + rule.scale(widen(p, u.dtype), share) if decays else u
 
         return Rule(step)
 
@@ -401,7 +394,7 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
             members, states = zip(*row, strict=True)
             if ours:
                 updates, states = chain(*members).update(updates, states, params)
-                new_state += states
+                new_state.extend(cast(Any, states))
                 continue
             for other, part in zip(members, states, strict=True):
                 other = optax.with_extra_args_support(other)

@@ -24,7 +24,8 @@ from ._formats import Codec as Codec
 from ._formats import Stored as Stored
 from ._formats import UInt8, UInt16, format_of, no_base, words
 from ._jax import sharding_of
-from ._link import Part, Treewise, check_state, link, parts_of, whole_of
+from ._link import Treewise, check_state, link, parts_of, whole_of
+from ._run import Part
 from ._tree import increment, zero
 
 Choice: TypeAlias = Callable[[str, Any], Codec | None]
@@ -126,7 +127,7 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
         for moments in second_moments(state.inner_state):
             check_state("stored_as", moments, Stored)
         found = parts_of(inner.update, updates, state.inner_state)
-        return found and [dataclasses.replace(part, dither=state.count) for part in found]
+        return found and [part._replace(dither=state.count) for part in found]
 
     def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
         inner_state = whole_of(inner.update, state.inner_state, states)

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop as ours
-from optax_rmsprop import _formats, _link, dialects, interop, storage
+from optax_rmsprop import _formats, _run, dialects, interop, storage
 from tests.cases import slow
 from tests.test_sharding import collectives
 
@@ -269,7 +269,7 @@ def test_a_dying_unit_is_forgotten_as_fast_as_it_should_be(codec, bias, decay):
 def test_rounded_to_nearest_a_dying_unit_stalls(monkeypatch):
     half = jnp.uint32(1 << 31)
     jax.clear_caches()  # of what was traced with other words
-    monkeypatch.setattr(_link, "words", lambda shape, *_: jnp.full(shape, half))
+    monkeypatch.setattr(_run, "words", lambda shape, *_: jnp.full(shape, half))
     assert np.exp(np.log(dying(U16, 0.999)).mean()) > 10
     assert np.exp(np.log(dying(U8, 0.99)).mean()) > 10
     jax.clear_caches()

@@ -1,0 +1,254 @@
+"""How links run: each leaf of the gradients is led through all links in a row, in one function.
+
+What comes into a link is not kept. It is made anew for each use, from the gradient and from
+accumulators as they are stored already, so that XLA writes nothing to memory but the accumulators
+and the parameter. Leaves of equal shapes share one traced function.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ._formats import Stored, format_of, number_of, words
+from ._jax import again, is_traced
+from ._rule import saturate
+from ._tree import (
+    checked_leaf,
+    flatten,
+    flatten_up_to,
+    increment,
+    is_gradient,
+    narrow,
+    paths,
+    place,
+    widen,
+)
+
+
+class Rule:
+    """A link at one step, as functions of the arrays of one leaf.
+
+        x ← accumulators["x"](u, *accumulators)     for each, in the order of the state
+        u ← step(u, *accumulators, *inputs)
+
+    Each function gets the accumulators that come before it as they are stored.
+    """
+
+    def __init__(self, step: Callable[..., Any], **accumulators: Callable[..., Any]):
+        self.step, self.accumulators = step, accumulators
+
+
+class Leafwise(NamedTuple):
+    """What the factory of a link returns."""
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any], Rule]  # from the numbers at a step, and the count
+    inputs: Callable[[Any], tuple[Any, ...]] | None = None  # from the parameters: trees like them
+    signed: bool = False  # accumulators or inputs are complex where the gradient is
+    saturates: bool = False  # an infinite gradient is a large one
+    reuses: bool = False  # the step needs what came in beside the accumulators made from it
+    hides: bool = False  # the step does not show what came in and was not kept
+
+
+class Part(NamedTuple):
+    """A link of a chain at one step."""
+
+    name: str  # which errors begin with
+    definition: Leafwise
+    options: tuple[Any, ...]  # with the name and the numbers they tell which link it is
+    state: Any
+    numbers: dict[str, Any]  # its hyperparameters: floats, where they are known now
+    dither: jax.Array | None = None  # the count of the state that stores it in codes
+    span: int = 0  # how many links back the input stands that its step needs beside its own
+
+
+def run(
+    parts: list[Part], updates: optax.Updates, params: optax.Params | None
+) -> tuple[optax.Updates, Iterator[Any]]:
+    """Lead each gradient through the links; return the updates and the links' new states."""
+    leaves, tree = flatten(updates)
+    columns = [_Column(part, updates, tree, params) for part in parts]
+    salts: list[Any] = [None] * len(leaves)
+    if any(part.dither is not None for part in parts):
+        salts = [np.uint32(number_of(path)) for path in paths(updates)]
+    results = [
+        _updated(columns, g, i, salts[i])
+        if is_gradient(g)
+        else (g, [column.cells[i] for column in columns])
+        for i, g in enumerate(leaves)
+    ]
+    states = (
+        column.state(tree, [new[k] for _, new in results]) for k, column in enumerate(columns)
+    )
+    return tree.unflatten([u for u, _ in results]), states
+
+
+class _Column:
+    """What a link has for each leaf: its accumulators, and its inputs made from the parameters."""
+
+    def __init__(self, part: Part, updates: Any, tree: Any, params: Any):
+        self.part, self.updates, self.link = part, updates, _Known(part)
+        self.kept = getattr(part.state, "_fields", ())
+        self.arrays = {k: v for k, v in part.numbers.items() if not isinstance(v, float)}
+        if part.dither is not None:
+            self.arrays["dither"] = part.dither
+        if "count" in self.kept:
+            self.arrays["count"] = part.state.count
+        self.fields = tuple(self.link.rule(self.arrays).accumulators)
+        inputs = part.definition.inputs(params) if part.definition.inputs else ()
+        self.inputs = _rows(tree, [flatten_up_to(part.name, tree, updates, x) for x in inputs])
+        self.cells = _rows(tree, [self._field(tree, field) for field in self.fields])
+
+    def _field(self, tree: Any, field: str) -> list[Any]:
+        name, value = self.part.name, getattr(self.part.state, field)
+        if not isinstance(value, Stored):
+            return flatten_up_to(name, tree, self.updates, value)
+        pairs = [flatten_up_to(name, tree, self.updates, x) for x in value]
+        return [Stored(*pair) for pair in zip(*pairs, strict=True)]
+
+    def checked(self, g: Any, i: int) -> jax.Array:
+        """The gradient of a leaf, if it fits what is there."""
+        arrays = [x.code_v1 if isinstance(x, Stored) else x for x in self.cells[i]]
+        where = functools.partial(place, self.part.name, self.updates, i)
+        return checked_leaf(g, [*arrays, *self.inputs[i]], where, self.part.definition.signed)
+
+    def state(self, tree: Any, cells: list[list[Any]]) -> Any:
+        """The new state: the accumulators, the count, and a hyperparameter that has a field."""
+        fields = {
+            field: _tree_of(tree, [row[j] for row in cells]) for j, field in enumerate(self.fields)
+        }
+        for field in set(self.kept) - set(self.fields):
+            if field == "count":
+                fields[field] = increment(self.part.state.count)
+            else:
+                fields[field] = jnp.asarray(self.part.numbers[field], jnp.result_type(float))
+        return type(self.part.state)(**fields)
+
+
+class _Known:
+    """What is known of a link before its arrays are; equal for links that do the same."""
+
+    def __init__(self, part: Part):
+        self.update, self.span = part.definition.update, part.span
+        self.saturates, self.hides = part.definition.saturates, part.definition.hides
+        self.reuses = part.definition.reuses
+        self.numbers = {k: v for k, v in part.numbers.items() if isinstance(v, float)}
+        self.key: Any = (part.name, part.span, part.options, tuple(self.numbers.items()))
+        try:
+            hash(self.key)
+        except TypeError:  # of a mask that is a tree, or an initial scale that is traced
+            self.key = self.update
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def rule(self, arrays: dict[str, Any]) -> Rule:
+        return self.update(SimpleNamespace(**self.numbers, **arrays))
+
+
+def _rows(tree: Any, columns: list[list[Any]]) -> list[list[Any]]:
+    return [list(row) for row in zip(*columns, strict=True)] or [[] for _ in range(tree.num_leaves)]
+
+
+def _tree_of(tree: Any, cells: list[Any]) -> Any:
+    if not any(isinstance(cell, Stored) for cell in cells):
+        return tree.unflatten(cells)
+    return Stored(*(tree.unflatten(part) for part in zip(*cells, strict=True)))
+
+
+def _updated(
+    columns: list[_Column], g: Any, i: int, salt: Any
+) -> tuple[jax.Array, list[list[Any]]]:
+    for column in columns:
+        g = column.checked(g, i)
+    rows = [column.inputs[i] for column in columns]
+    flags = tuple(tuple(x for x in row if isinstance(x, bool)) for row in rows)
+    inputs = [[jnp.asarray(x) for x in row if not isinstance(x, bool)] for row in rows]
+    cells = [column.cells[i] for column in columns]
+    arrays = [column.arrays for column in columns]
+    # Outside of `jit` nothing is compiled for it.
+    traced = any(map(is_traced, jax.tree.leaves((g, inputs, cells, arrays))))
+    update: Any = _update_leaf_shared if traced else _update_leaf
+    return update(tuple(column.link for column in columns), flags, arrays, g, inputs, cells, salt)
+
+
+def _update_leaf(
+    links: tuple[_Known, ...],
+    flags: tuple[tuple[bool, ...], ...],
+    arrays: list[dict[str, Any]],
+    g: jax.Array,
+    inputs: list[list[Any]],
+    cells: list[list[Any]],
+    salt: Any,
+) -> tuple[jax.Array, list[list[Any]]]:
+    """One leaf through the links: its update, and the accumulators as they are stored."""
+    rules = [link.rule(numbers) for link, numbers in zip(links, arrays, strict=True)]
+    reuses = any(link.reuses for link in links)
+    stored = list[list[Any]]()
+
+    def sources(old: Any = (), base: Any = ()) -> Any:
+        have = (inputs, [list(row) for row in stored], old, base)
+        # For a second use they must look like other arrays.
+        return again(have) if is_traced(g) and (base or (reuses and any(stored))) else have
+
+    def entering(k: int, u: jax.Array) -> jax.Array:
+        u = widen(u, _dtype(cells[k][0])) if cells[k] else u
+        return saturate(u) if links[k].saturates else u
+
+    def incoming(k: int, inputs: Any, stored: Any) -> jax.Array:
+        us = [widen(g)]
+        for j, (link, rule) in enumerate(zip(links[:k], rules, strict=False)):
+            back = [us[j - link.span]] if link.span else []
+            own = (*map(_read, stored[j]), *inputs[j], *back, *flags[j])
+            us.append(rule.step(entering(j, us[j]), *own))
+        return us[-1]
+
+    def moved(k: int, advance: Callable[..., jax.Array], old: Any, *base: Any) -> jax.Array:
+        inputs, have, old, _ = sources(old, base)
+        u = entering(k, incoming(k, inputs, have))
+        return advance(u, *map(_read, have[k]), *map(_read, old))
+
+    for k, rule in enumerate(rules):
+        stored.append([])
+        for j, advance in enumerate(rule.accumulators.values()):
+            new = functools.partial(moved, k, advance, cells[k][j:])
+            stored[k].append(_written(new, cells[k][j], salt, arrays[k].get("dither")))
+    u = incoming(len(rules), *sources()[:2])
+    if any(link.hides for link in links):
+        fine = g == g if any(link.saturates for link in links) else jnp.isfinite(g)
+        u = jnp.where(fine, u, jnp.nan)
+    return narrow(u, g.dtype), stored
+
+
+_update_leaf_shared = jax.jit(_update_leaf, static_argnums=(0, 1))
+
+
+def _dtype(cell: Any) -> Any:
+    if not isinstance(cell, Stored):
+        return cell.dtype
+    return np.float32 if format_of(*cell) else cell.code_v1.dtype
+
+
+def _read(cell: Any) -> jax.Array:
+    if not isinstance(cell, Stored):
+        return cell
+    codec = format_of(*cell)
+    return codec.decode(*cell) if codec else cell.code_v1
+
+
+def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any) -> Any:
+    if not isinstance(cell, Stored):
+        return value()
+    codec = format_of(*cell)
+    if codec is None:
+        return Stored(value(), cell.base_v1)
+    return Stored(*codec.written(value, words(cell.code_v1.shape, salt, count)))
