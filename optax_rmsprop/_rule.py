@@ -124,7 +124,8 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 def saturate(g: jax.Array) -> jax.Array:
     """Bound |g| so that no sum of squares of two of them overflows."""
-    limit = 2.0 ** (np.finfo(g.dtype).maxexp // 2 - 2)
+    info = np.finfo(g.dtype)
+    limit = info.dtype.type(2.0 ** (info.maxexp // 2 - 2))
     return by_parts(lambda part: jax.lax.clamp(-limit, part, limit), g)
 
 
