@@ -5,8 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -46,7 +44,7 @@ def stored(tx, name):
 # A float32 is a sign, 8 bits of exponent and 23 of fraction. ν has no sign. `uint16` keeps the
 # exponent and 8 bits of fraction; `uint8` keeps 3 bits of fraction and 5 of exponent, counted from
 # that of the largest element in a block of 128, which is one more byte. During a step ν is float32
-# again, and the step is made before ν is rounded: the first one is the same to the bit.
+# again, and the step is taken from ν as it is stored.
 
 # %%
 params = jnp.ones((256, 512))
@@ -58,8 +56,10 @@ for name in FORMATS:
     first[name], _ = tx.update(grads, state)
     nu = optax.tree.get(state, "nu")
     size = sum(x.nbytes for x in jax.tree.leaves(nu))
-    print(f"{name:8} {size / params.size:.4f} bytes a parameter")
-assert all((update == first["float32"]).all() for update in first.values())
+    change = jnp.abs(first[name] / first["float32"] - 1)
+    print(f"{name:8} {size / params.size:.4f} bytes a parameter, steps within {change.max():.1%}")
+assert jnp.allclose(first["uint16"], first["float32"], rtol=2**-9 * 1.01)
+assert jnp.allclose(first["uint8"], first["float32"], rtol=0.07)
 
 # %% [markdown]
 # The error of one rounding, over the values of a block whose largest element is 1. Below 2⁻³¹ of it
@@ -86,19 +86,19 @@ plt.show()
 #
 # ν ← β·ν + (1−β)·g² changes ν by a thousandth at β = 0.999, and the codes of `uint16` are a 256th
 # apart: rounded to nearest, a unit whose gradient dies keeps its ν for ever, and its step stays
-# small when the gradient comes back. With the right probabilities it goes down now and then, and
-# in the mean exactly as it should. Here are the same codec, dithered and to nearest:
+# small when the gradient comes back. Stochastic rounding is unbiased: the mean of ν goes down
+# exactly as it should. Here is the same codec with stochastic rounding and with rounding to nearest:
 
 # %%
 decay, steps, units = 0.999, 3000, 512
 codec = storage.uint16()
 
 
-def decayed(dithered):
+def decayed(stochastic):
     def step(code, count):
         v = decay * codec.decode(code, jnp.uint8(0))
         word = jax.random.bits(jax.random.fold_in(jax.random.key(0), count), (units,))
-        code, _ = codec.encode(v, word if dithered else None)
+        code, _ = codec.encode(v, word if stochastic else None)
         return code, codec.decode(code, jnp.uint8(0)).mean()
 
     start, _ = codec.encode(jnp.linspace(1.0, 2.0, units), None)
@@ -106,15 +106,15 @@ def decayed(dithered):
 
 
 exact = 1.5 * decay ** np.arange(1, steps + 1)
-dithered, nearest = decayed(True), decayed(False)
+stochastic, nearest = decayed(True), decayed(False)
 figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
 axes.semilogy(exact, "k", linewidth=3, alpha=0.3, label="exact")
-axes.semilogy(dithered, label="dithered")
+axes.semilogy(stochastic, label="stochastic")
 axes.semilogy(nearest, label="to nearest")
 axes.set(xlabel="steps without a gradient", ylabel="mean of ν")
 axes.legend()
 plt.show()
-assert abs(dithered[-1] / exact[-1] - 1) < 0.05 and nearest[-1] > 1
+assert abs(stochastic[-1] / exact[-1] - 1) < 0.05 and nearest[-1] > 1
 
 # %% [markdown]
 # ## What it costs

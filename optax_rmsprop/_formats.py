@@ -71,7 +71,7 @@ class UInt8(_Format):
 
     def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Return code and base of `value()`, which is asked for again, as `value(base)`."""
-        # As if the largest were rounded up, which may lift it into the next octave.
+        # As if the largest were rounded up, which may lift it into the next binade.
         largest = _cut(_real(self._largest(_bits(value()))), jnp.uint32(_ROUNDED_UP), 20, jnp.int32)
         base = jnp.maximum(0, (largest >> 3) - 31).astype(jnp.uint8)
         v = value(base)
@@ -130,8 +130,8 @@ def _cut(
 ) -> jax.Array:
     """The bits without the last `drop`, rounded. Finite stays finite; NaN and infinity stay."""
     x = _bits(v)
-    dither = jnp.uint32(1 << (drop - 1)) if word is None else word >> (32 - drop)
-    top = jnp.minimum((x + dither) >> drop, jnp.uint32((_INFINITY - 1) >> drop))
+    added = jnp.uint32(1 << (drop - 1)) if word is None else word >> (32 - drop)
+    top = jnp.minimum((x + added) >> drop, jnp.uint32((_INFINITY - 1) >> drop))
     special = jnp.where(x == _INFINITY, jnp.uint32(_INFINITY >> drop), jnp.uint32(_NAN >> drop))
     if base is not None:
         top, special = (

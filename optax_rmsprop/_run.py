@@ -64,7 +64,7 @@ class Part(NamedTuple):
     options: tuple[Any, ...]  # with the name and the numbers they tell which link it is
     state: Any
     numbers: dict[str, Any]  # its hyperparameters: floats, where they are known now
-    dither: jax.Array | None = None  # the count of the state that stores it in codes
+    rounding: jax.Array | None = None  # the count of the state that stores it in codes
     span: int = 0  # how many links back the input stands that its step needs beside its own
 
 
@@ -75,7 +75,7 @@ def run(
     leaves, tree = flatten(updates)
     columns = [_Column(part, updates, tree, params) for part in parts]
     salts: list[Any] = [None] * len(leaves)
-    if any(part.dither is not None for part in parts):
+    if any(part.rounding is not None for part in parts):
         salts = [np.uint32(number_of(path)) for path in paths(updates)]
     results = [
         _updated(columns, g, i, salts[i])
@@ -96,8 +96,8 @@ class _Column:
         self.part, self.updates, self.link = part, updates, _Known(part)
         self.kept = getattr(part.state, "_fields", ())
         self.arrays = {k: v for k, v in part.numbers.items() if not isinstance(v, float)}
-        if part.dither is not None:
-            self.arrays["dither"] = part.dither
+        if part.rounding is not None:
+            self.arrays["rounding"] = part.rounding
         if "count" in self.kept:
             self.arrays["count"] = part.state.count
         self.fields = tuple(self.link.rule(self.arrays).accumulators)
@@ -221,7 +221,7 @@ def _update_leaf(
         stored.append([])
         for j, advance in enumerate(rule.accumulators.values()):
             new = functools.partial(moved, k, advance, cells[k][j:])
-            stored[k].append(_written(new, cells[k][j], salt, arrays[k].get("dither")))
+            stored[k].append(_written(new, cells[k][j], salt, arrays[k].get("rounding")))
     u = incoming(len(rules), *sources()[:2])
     if any(link.hides for link in links):
         fine = g == g if any(link.saturates for link in links) else jnp.isfinite(g)

@@ -9,12 +9,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
-    """The shardings of a state that is split like its parameters.
+    """The shardings of an optimizer state that is sharded like its parameters.
 
         state = jax.jit(tx.init, out_shardings=state_shardings(tx, params))(params)
 
-    This package's transformations split their states so by themselves. Under `jit` those of Optax
-    lie on one device, or whole on all, unless told.
+    The states of this package's transformations are sharded so by themselves. Under `jit` those of
+    Optax lie on one device, or are replicated, unless their shardings are given.
 
     Args:
         tx: Any Optax transformation or chain.
@@ -23,7 +23,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
     Returns:
         A tree like the state. What is like a parameter has its sharding, without the axes whose
         parts would be uneven there (the exponents of `storage.uint8` are fewer than the
-        parameters); all else is whole on every device.
+        parameters); all else is replicated.
 
     Raises:
         ValueError: if a parameter has no `NamedSharding`, by its path.
@@ -42,11 +42,11 @@ def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
     first = next(iter(cast(list[NamedSharding], jax.tree.leaves(shardings))), None)
     if first is None:
         raise ValueError("state_shardings: there are no parameters")
-    whole = NamedSharding(first.mesh, PartitionSpec())
+    replicated = NamedSharding(first.mesh, PartitionSpec())
 
     def other(x: Any) -> NamedSharding:
         del x
-        return whole
+        return replicated
 
     state = jax.eval_shape(tx.init, params)
     return optax.tree.map_params(tx, _fitted, state, shardings, transform_non_params=other)

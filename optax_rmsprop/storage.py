@@ -1,14 +1,16 @@
-"""Second moments in two bytes or one a parameter between steps.
-
-During a step they are float32 arrays, and the step is made from them before they are stored: it is
-what the wrapped transformation says, and the first one is so to the bit.
+"""Second moments in two bytes a parameter, or in one.
 
     tx = stored_as(rmsprop(1e-3), uint16())
 
-What is cut off is rounded by a dither, so what is stored is right in the mean, and a decay far
-below the spacing of the codes arrives in the mean too. Rounded to nearest it would be lost: at a
-decay of 0.999 a value would never come down. The dither is a hash of the element, the leaf's path
-and the step. No key is in the state, and the same run gives the same bits on any mesh.
+A second moment is stored as an unsigned floating-point number of 16 or 8 bits. Arithmetic is in
+float32. Rounding is stochastic and unbiased, so that a decay of 0.999 is tracked, which moves a
+value by less than the spacing of the numbers; rounded to nearest, it would never come down. The
+random bits are a hash of the element's index, the leaf's path and the step: the state has no key,
+and a run stores the same bits on any mesh.
+
+The step of this package's links is taken from the second moment as it is stored. Its rounding is
+one more of those that the average carries already, and no float32 copy is ever in memory. A
+transformation of Optax takes its step before its second moment is rounded.
 """
 
 import dataclasses
@@ -42,25 +44,26 @@ class StoredAsState(NamedTuple):
 
 
 def uint16() -> Codec:
-    """Store in two bytes an element: a float32 without its sign and 15 of its 23 fraction bits.
+    """Store in two bytes an element: the unsigned float E8M8, 8 bits of exponent and 8 of fraction.
 
-    All of float32's range, and an error of less than 2⁻⁸ of the value, zero in the mean. Elements
-    do not influence each other, so any sharding is as good as another.
+    It has all of float32's range. The relative error is below 2⁻⁸ and unbiased. Elements do not
+    influence each other, so the leaf may be sharded in any way.
     """
     return UInt16()
 
 
 def uint8(block: int = 128) -> Codec:
-    """Store in a byte an element, and one for each `block` of the last axis: their exponent.
+    """Store in a byte an element: block floating point E5M3, with a shared exponent a block.
 
-    Three bits of fraction, so an error of less than 1/8 of the value, zero in the mean, down to 31
-    octaves below the octave of the block's largest element. What is smaller, zero too, becomes the
-    smallest code there, unless the largest is below 2⁻⁹⁵ or all are zero.
+    An element has 5 bits of exponent and 3 of fraction; each `block` of the last axis shares one
+    byte that is added to the exponents. The relative error is below 1/8 and unbiased, for elements
+    down to 2⁻³⁰ times the block's largest. Smaller ones, zero too, become the smallest number that
+    the block has, unless its largest element is below 2⁻⁹⁵ or all are zero.
 
     Args:
-        block: Elements that share an exponent, a power of two. Where the last axis is sharded it
-            must divide a shard's part of it, or each step gathers the leaf; 64 costs 1 % more
-            memory.
+        block: How many elements share an exponent, a power of two. Where the last axis is sharded,
+            `block` must divide the shard's length, or each step gathers the leaf. 64 in place of
+            128 costs 1 % more memory.
 
     Raises:
         ValueError: if `block` is no power of two.
@@ -72,24 +75,25 @@ def uint8(block: int = 128) -> Codec:
 
 @link(StoredAsState, "storage")
 def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Treewise:
-    """Hold the second moments of a transformation or a whole chain in a codec between steps.
+    """Store the second moments of a transformation, or of a whole chain, in 16 or 8 bits.
 
-        ν ← decode(code),    u, ν ← inner(g, ν),    code ← encode(ν)
+        code ← encode(β·decode(code) + (1−β)·g²),    u = g / √(decode(code)+ε)
 
-    Every field `nu` or `var` of the inner state is found by its name, so it works on `optax.adam`
-    too. What is not float32 stays as it is. With a codec for all, so do leaves of fewer than 4,096
-    elements and embeddings (with "embed" in their path); and a leaf whose last axis is shorter than
-    32, or is sharded, as far as `init` can see, into parts that blocks do not divide, gets
-    `uint16`.
+    Every field `nu` or `var` of the inner state is found by its name, so this works on `optax.adam`
+    too. Leaves that are not float32 stay as they are. So do, if one codec is given for all, leaves
+    of fewer than 4,096 elements and embeddings (with "embed" in their path). A leaf whose last axis
+    is shorter than 32 gets `uint16`, and so does one whose last axis is sharded into lengths that
+    the block does not divide, as far as `init` can see.
 
-    A gradient 2¹⁵ times its neighbours' in a block of `uint8` shortens their steps while it is
-    remembered; clip before. Derivatives do not pass through codes. Inside `jax.shard_map` the
-    dither repeats on every shard.
+    The bound on a step grows by the rounding: by 2⁻⁹ of it for `uint16`, and by 7 % for `uint8`. A
+    gradient 2¹⁵ times its neighbours' in a block of `uint8` shortens their steps while it is
+    remembered; clip before. No derivative passes through the codes. Inside `jax.shard_map` every
+    shard uses the same random bits.
 
     Args:
         inner: Any Optax transformation.
         codec: `uint16()`, `uint8()`, or a function from a leaf's path, such as "['layer']['w']",
-            and the leaf to a codec or None. It decides for every leaf, once, at `init`.
+            and the leaf to a codec or None. It is called for every leaf, once, at `init`.
 
     Returns:
         A transformation with the state `StoredAsState(count, inner_state)`, in which a
@@ -109,10 +113,9 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
         >>> print(update[0, 0], code.dtype, storage.decoded(state).inner_state.nu[0, 0])
         2.0 uint16 4.0
 
-    Source: stochastic rounding that is linear in the value, so that an average far below the
-    spacing survives: Gupta et al., Deep learning with limited numerical precision, 2015. Exponents
-    shared by blocks, for optimizer states: Dettmers et al., 8-bit optimizers via block-wise
-    quantization, 2021. The two formats are this package's.
+    Source: Gupta et al., Deep learning with limited numerical precision, 2015, for stochastic
+    rounding. Dettmers et al., 8-bit optimizers via block-wise quantization, 2021, for blocks in
+    optimizer states. The two formats are this package's.
     """
     if not isinstance(codec, (UInt16, UInt8)) and not callable(codec):
         raise TypeError(f"stored_as: codec must be uint16(), uint8() or a function, got {codec}")
@@ -127,7 +130,7 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
         for moments in second_moments(state.inner_state):
             check_state("stored_as", moments, Stored)
         found = parts_of(inner.update, updates, state.inner_state)
-        return found and [part._replace(dither=state.count) for part in found]
+        return found and [part._replace(rounding=state.count) for part in found]
 
     def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
         inner_state = whole_of(inner.update, state.inner_state, states)
@@ -180,7 +183,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: jax.Array
     Args:
         params: A tree of parameters.
         updates: A tree of steps, which may be wider than the parameters.
-        count: int32 [], the number of the step, from which the dither comes.
+        count: int32 [], the number of the step, which the random bits depend on.
 
     Returns:
         The new parameters, in the dtypes of the old.
@@ -242,7 +245,7 @@ def decoded(state: State) -> State:
 def encoded_like(state: State, like: Any, count: jax.Array | None = None) -> State:
     """The state with its second moments in the formats of those of `like`.
 
-    To nearest, or with a count dithered as at that step.
+    They are rounded to nearest, or stochastically as at the step of a count.
     """
     left = iter(second_moments(like))
 

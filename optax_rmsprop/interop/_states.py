@@ -325,7 +325,7 @@ def _rates_by_leaf(convert: Convert, rates: Rates, named: Mapping[str, Named]) -
 
 
 def _counted(state: optax.OptState, count: float) -> optax.OptState:
-    """The state with this number of steps in every `StoredAsState`: the dither depends on it."""
+    """The state with this number of steps in every `StoredAsState`: rounding depends on it."""
 
     def part(x: Any) -> Any:
         if not isinstance(x, StoredAsState):
