@@ -28,8 +28,8 @@ from benchmarks.gpu import models
 from benchmarks.gpu.part import shown, table
 from benchmarks.gpu.turns import quartiles, timed
 from benchmarks.gpu.update import stepper
-from examples.cifar10 import report
 from optax_rmsprop import dialects, storage
+from tools import environment
 
 NUMBERS = {"learning_rate": 1e-3, "decay": 0.99}
 MOMENTUM = {"momentum": 0.9}
@@ -70,8 +70,8 @@ class Page:
     def __init__(self, options: argparse.Namespace):
         """Take the command line."""
         flags = ["--repeats", str(options.repeats), *(["--quick"] if options.quick else [])]
-        self.out, self.command = options.out, report.command("benchmarks.update", flags)
-        self.facts = report.environment() | {
+        self.out, self.command = options.out, environment.command("benchmarks.update", flags)
+        self.facts = environment.facts() | {
             "frameworks": f"Python {platform.python_version()}, PyTorch {version('torch')}, "
             f"Keras {version('keras')}",
             "threads of XLA": CORES,
@@ -98,8 +98,8 @@ class Page:
         lines += ["", *self.notes] if self.notes else []
         whole = {"command": self.command.strip()} | self.facts | {"tables": self.tables}
         self.out.mkdir(parents=True, exist_ok=True)
-        report.write_text(self.out / "update.json", json.dumps(whole, indent=1) + "\n")
-        report.write_text(self.out / "update.md", "\n".join(lines) + "\n")
+        environment.write_text(self.out / "update.json", json.dumps(whole, indent=1) + "\n")
+        environment.write_text(self.out / "update.md", "\n".join(lines) + "\n")
 
 
 def version(package: str) -> str:

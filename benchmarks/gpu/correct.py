@@ -31,7 +31,7 @@ BOUNDS = {"second moment": 21 + 4 * STEPS, "update": (21 + 4 * STEPS) / 2 + 8}
 CAPTIONS = {
     "codes": """\
 Codes made on both, and what they decode to, from zeros, subnormals, all exponents, infinity, NaN
-and random bits. `_formats` encodes once; `stored_as` is an `init` and, dithered, two updates.""",
+and random bits. `_formats` encodes once; `stored_as` is an `init` and, rounded stochastically, two updates.""",
     "trajectories": f"""\
 The largest difference in {STEPS} steps of {ELEMENTS} elements, in ulp (epsilon times the value),
 and its bound.""",
@@ -72,20 +72,20 @@ def codes(part: Part) -> None:
     values = everything(64 if part.options.small else 8192)
     carrier = optax.GradientTransformation(Carried, lambda g, state, params=None: (g, Carried(g)))
 
-    def encoded(codec: storage.Codec, dithered: bool) -> Callable:
+    def encoded(codec: storage.Codec, stochastic: bool) -> Callable:
         def function(v: jax.Array) -> Any:
-            word = _formats.words(v.shape, "['w']", jnp.int32(7)) if dithered else None
+            word = _formats.words(v.shape, "['w']", jnp.int32(7)) if stochastic else None
             code, base = codec.encode(v, word)
             return code, base, codec.decode(code, base)
 
         return function
 
-    def stored(codec: storage.Codec, dithered: bool) -> Callable:
+    def stored(codec: storage.Codec, stochastic: bool) -> Callable:
         tx = storage.stored_as(carrier, lambda path, leaf: codec)
 
         def function(v: jax.Array) -> Any:
             state = tx.init({"w": v})
-            for _ in range(2 * dithered):
+            for _ in range(2 * stochastic):
                 state = tx.update({"w": v}, state)[1]
             return state, storage.decoded(state)
 
@@ -93,10 +93,10 @@ def codes(part: Part) -> None:
 
     for name, codec in CODECS.items():
         for through, make in (("`_formats`", encoded), ("`stored_as`", stored)):
-            for dithered in (False, True):
-                pairs = zip(*on_both(make(codec, dithered), values), strict=True)
+            for stochastic in (False, True):
+                pairs = zip(*on_both(make(codec, stochastic), values), strict=True)
                 different = sum(int((bits(a) != bits(b)).sum()) for a, b in pairs)
-                rounding = "dithered" if dithered else "to nearest"
+                rounding = "stochastic" if stochastic else "to nearest"
                 row = {"format": name, "through": through, "rounding": rounding}
                 part.add("codes", row | {"elements": values.size, "different": different})
                 part.failed |= different > 0
