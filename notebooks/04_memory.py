@@ -87,7 +87,8 @@ plt.show()
 # ν ← β·ν + (1−β)·g² changes ν by a thousandth at β = 0.999, and the codes of `uint16` are a 256th
 # apart: rounded to nearest, a unit whose gradient dies keeps its ν for ever, and its step stays
 # small when the gradient comes back. Stochastic rounding is unbiased: the mean of ν goes down
-# exactly as it should. Here is the same codec with stochastic rounding and with rounding to nearest:
+# exactly as it should. Here is the same codec with stochastic rounding and with rounding to
+# nearest:
 
 # %%
 decay, steps, units = 0.999, 3000, 512

@@ -35,22 +35,26 @@ def sharding_of(x: Any) -> Any:
     return jax.typeof(x).sharding if is_traced(x) else x.sharding
 
 
-@jax.custom_jvp
 def again(arrays: Any) -> Any:
     """The same arrays, of which XLA does not know on a CPU that they are the same.
 
     What is made from them is then computed again where it is needed, instead of being written to
     memory for a second use. Other compilers make all results of an update in one loop by
-    themselves, and are not hindered.
+    themselves, and are not hindered. Outside of `jit` there is no compiler to tell.
     """
+    return _again(arrays) if any(map(is_traced, jax.tree.leaves(arrays))) else arrays
+
+
+@jax.custom_jvp
+def _again(arrays: Any) -> Any:
     here: Any = jax.lax.platform_dependent
     return here(arrays, cpu=jax.lax.optimization_barrier, default=_itself)
 
 
+@_again.defjvp
+def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    return _again(*primals), *tangents
+
+
 def _itself(arrays: Any) -> Any:
     return arrays
-
-
-@again.defjvp
-def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    return again(*primals), *tangents

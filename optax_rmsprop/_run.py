@@ -197,8 +197,8 @@ def _update_leaf(
 
     def sources(old: Any = (), base: Any = ()) -> Any:
         have = (inputs, [list(row) for row in stored], old, base)
-        # For a second use they must look like other arrays.
-        return again(have) if is_traced(g) and (base or (reuses and any(stored))) else have
+        # What is made from them is made anew for each use.
+        return again(have) if base or (reuses and any(stored)) else have
 
     def entering(k: int, u: jax.Array) -> jax.Array:
         u = widen(u, _dtype(cells[k][0])) if cells[k] else u
@@ -224,11 +224,16 @@ def _update_leaf(
             stored[k].append(_written(new, cells[k][j], salt, arrays[k].get("rounding")))
     u = incoming(len(rules), *sources()[:2])
     if any(link.hides for link in links):
+        # Of the gradient, and of a rate that a schedule gives.
         fine = g == g if any(link.saturates for link in links) else jnp.isfinite(g)
-        u = jnp.where(fine, u, jnp.nan)
+        numbers = [x for each in arrays for name, x in each.items() if name not in _COUNTS]
+        u = jnp.where(
+            functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers), fine), u, jnp.nan
+        )
     return narrow(u, g.dtype), stored
 
 
+_COUNTS = {"count", "rounding"}
 _update_leaf_shared = jax.jit(_update_leaf, static_argnums=(0, 1))
 
 
@@ -251,4 +256,6 @@ def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any) 
     codec = format_of(*cell)
     if codec is None:
         return Stored(value(), cell.base_v1)
-    return Stored(*codec.written(value, words(cell.code_v1.shape, salt, count)))
+    # As an array like others the number leaves the kernels of equal leaves equal, and XLA compiles
+    # them once.
+    return Stored(*codec.written(value, words(cell.code_v1.shape, again(salt), count)))

@@ -115,13 +115,13 @@ def scale_by_rms(
         return ScaleByRmsState(zero(), accumulators_like(params, initial_scale, real=True))
 
     def update(at: Any) -> Rule:
-        factor = 1 / rule.correction(at.decay, increment(at.count)) if bias_correction else 1.0
-
         def nu(g: jax.Array, nu: jax.Array) -> jax.Array:
             return rule.average(nu, rule.abs_sq(g), at.decay)
 
         def step(g: jax.Array, nu: jax.Array) -> jax.Array:
-            return rule.divide(g, rule.scale(nu, factor), at.eps, eps_in_sqrt)
+            if bias_correction:
+                nu = rule.scale(nu, 1 / rule.correction(at.decay, increment(at.count)))
+            return rule.divide(g, nu, at.eps, eps_in_sqrt)
 
         return Rule(step, nu=nu)
 

@@ -116,6 +116,18 @@ def test_a_nan_is_shown_and_not_kept(case):
     chex.assert_tree_all_finite(u)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@cases(signed=True)
+def test_a_rate_that_is_not_finite_is_shown_and_not_kept(case, value):
+    tx = case(learning_rate=lambda count: jnp.where(count == 1, value, 0.125))
+    ones = jnp.ones((1, 2))
+    state = tx.init(ones)
+    for count in range(3):
+        update, state = jax.jit(tx.update)(ones, state, ones)
+        assert np.isfinite(update).all() == (count != 1)
+        chex.assert_tree_all_finite([x for x in jax.tree.leaves(state) if x.ndim])
+
+
 def _nu(state):
     parts = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "nu"))
     return next(part.nu for part in parts if hasattr(part, "nu"))[0, 0]

@@ -31,7 +31,8 @@ BOUNDS = {"second moment": 21 + 4 * STEPS, "update": (21 + 4 * STEPS) / 2 + 8}
 CAPTIONS = {
     "codes": """\
 Codes made on both, and what they decode to, from zeros, subnormals, all exponents, infinity, NaN
-and random bits. `_formats` encodes once; `stored_as` is an `init` and, rounded stochastically, two updates.""",
+and random bits. `_formats` encodes once; `stored_as` is an `init`, and where rounding is stochastic
+two updates.""",
     "trajectories": f"""\
 The largest difference in {STEPS} steps of {ELEMENTS} elements, in ulp (epsilon times the value),
 and its bound.""",
