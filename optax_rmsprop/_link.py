@@ -91,17 +91,18 @@ class Call:
         return Part(name, cast(Leafwise, self.definition), tuple(options), state, numbers)
 
     def __repr__(self) -> str:
-        shown = list[str]()
+        parts = list[str]()
         for parameter in self._bound.signature.parameters.values():
             value = self.arguments[parameter.name]
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                shown += map(_shown, value)
+                parts += map(shown, value)
             else:
-                shown.append(f"{parameter.name}={_shown(value)}")
-        return f"{self.name}({', '.join(shown)})"
+                parts.append(f"{parameter.name}={shown(value)}")
+        return f"{self.name}({', '.join(parts)})"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """An argument in a call that is shown: a function by its name."""
     if not isinstance(value, FunctionType):
         return repr(value)
     return f"denominators.{value.__name__}" if value in DENOMINATORS else value.__name__

@@ -50,7 +50,7 @@ from ._framework_links import clip_weights as clip_parameters
 from ._framework_links import multiply as multiply
 from ._framework_links import split_complex as split_complex
 from ._jax import is_traced
-from ._link import Hyperparameter, checked, checked_argument
+from ._link import Hyperparameter, checked, checked_argument, shown
 from ._rule import Denominator, eps_floor, eps_subtracted
 from .links import (
     add_decayed_weights,
@@ -272,7 +272,7 @@ def keras2(
 
     Source: tf_keras 2.21, tf_keras/optimizers/legacy/rmsprop.py.
     """
-    rate = learning_rate if _is(decay, 0) else _InverseTime(learning_rate, decay)
+    rate = learning_rate if _is(decay, 0) else InverseTime(learning_rate, decay)
     epsilon = 1e-7 if _is(epsilon, 0) else epsilon
     return _chain(
         _scale(centered, rho, epsilon, eps_in_sqrt=not _is(momentum, 0)),
@@ -734,9 +734,6 @@ def tensorflowjs(
     )
 
 
-# Links that an argument switches off, and the chain of those that are left.
-
-
 def _chain(*links: optax.GradientTransformation | None) -> _Transformation:
     return chain(*(link for link in links if link is not None))
 
@@ -782,47 +779,56 @@ def _is(value: Any, number: int) -> bool:
     return not callable(value) and not is_traced(value) and value == number
 
 
-# Schedules, equal if they are made of equal values.
+class _Schedule:
+    """A schedule that is equal to one of equal values, and shown as the call that makes it."""
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(cast(Any, self))
+        values = (f"{field.name}={shown(getattr(self, field.name))}" for field in fields)
+        return f"dialects.{type(self).__name__}({', '.join(values)})"
 
 
-@dataclasses.dataclass(frozen=True)
-class _InverseTime:
+@dataclasses.dataclass(frozen=True, repr=False)
+class InverseTime(_Schedule):
     """η / (1 + decay·count), of a number or a schedule."""
 
     learning_rate: Hyperparameter
     decay: ArrayLike
 
     def __call__(self, count: ArrayLike) -> Any:
+        """Return the rate at a step."""
         steps = jnp.asarray(count, jnp.result_type(float))
         return _at(self.learning_rate, count) / (1.0 + self.decay * steps)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Corrected:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Corrected(_Schedule):
     """η²/η_max."""
 
     learning_rate: Hyperparameter
     largest: float
 
     def __call__(self, count: ArrayLike) -> Any:
+        """Return the rate at a step."""
         rate = _at(self.learning_rate, count)
         return rate * rate / self.largest
 
 
-@dataclasses.dataclass(frozen=True)
-class _OneAhead:
+@dataclasses.dataclass(frozen=True, repr=False)
+class OneAhead(_Schedule):
     """A schedule whose first call sees 1."""
 
     schedule: optax.Schedule
 
     def __call__(self, count: ArrayLike) -> Any:
+        """Return the rate at a step."""
         return self.schedule(count + 1)
 
 
 def _corrected(lr: Hyperparameter, lr_max: float | None) -> Hyperparameter:
     """The rate of a corrected decay; a constant rate is its own largest."""
     if lr_max is not None:
-        return _Corrected(lr, lr_max)
+        return Corrected(lr, lr_max)
     if callable(lr):
         raise ValueError(
             "timm: corrected_weight_decay with a schedule needs lr_max, the lr that timm's "
@@ -832,7 +838,7 @@ def _corrected(lr: Hyperparameter, lr_max: float | None) -> Hyperparameter:
 
 
 def _one_ahead(value: Hyperparameter) -> Hyperparameter:
-    return _OneAhead(value) if callable(value) else value
+    return OneAhead(value) if callable(value) else value
 
 
 def _at(value: Hyperparameter, count: ArrayLike) -> Any:

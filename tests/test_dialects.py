@@ -229,6 +229,22 @@ def test_a_dialect_is_this_chain(name):
     assert dialect == links, f"\n{dialect}\n{links}"
 
 
+WITH_SCHEDULES = [
+    dialects.keras2(0.1, decay=0.5),
+    dialects.keras2(halving, decay=0.5),
+    dialects.mxnet(halving),
+    dialects.timm(halving, weight_decay=0.1, decoupled_decay=True, corrected_weight_decay=True,
+                  lr_max=0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", [*(tx for tx, _ in CHAINS.values()), *WITH_SCHEDULES])
+def test_a_dialect_is_shown_as_a_call_of_public_names(dialect):
+    public = {name: value for name, value in vars(ours).items() if not name.startswith("_")}
+    assert eval(repr(dialect), public | {"halving": halving}) == dialect
+    assert not re.search(r"\b_[a-z]", repr(dialect), re.IGNORECASE)
+
+
 def test_the_chains_tell_dialects_apart():
     assert len({dialect for dialect, _ in CHAINS.values()}) == len(CHAINS) - 3  # three are aliases
 
