@@ -46,7 +46,8 @@ from jax.typing import ArrayLike
 from ._framework_links import cautious as cautious
 from ._framework_links import clip as clip
 from ._framework_links import clip_by_norm as clip_by_norm
-from ._framework_links import clip_weights as clip_parameters
+from ._framework_links import clip_weights as clip_parameters  # an argument has its name
+from ._framework_links import clip_weights as clip_weights
 from ._framework_links import multiply as multiply
 from ._framework_links import split_complex as split_complex
 from ._jax import is_traced
