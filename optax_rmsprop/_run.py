@@ -175,12 +175,10 @@ def _updated(
     inputs = [[jnp.asarray(x) for x in row if not isinstance(x, bool)] for row in rows]
     cells = [column.cells[i] for column in columns]
     arrays = [column.arrays for column in columns]
-    # Outside of `jit` nothing is compiled for it.
-    traced = any(map(is_traced, jax.tree.leaves((g, inputs, cells, arrays))))
-    update: Any = _update_leaf_shared if traced else _update_leaf
-    return update(tuple(column.link for column in columns), flags, arrays, g, inputs, cells, salt)
+    return _update_leaf(tuple(column.link for column in columns), flags, arrays, g, inputs, cells, salt)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _update_leaf(
     links: tuple[_Known, ...],
     flags: tuple[tuple[bool, ...], ...],
@@ -234,7 +232,6 @@ def _update_leaf(
 
 
 _COUNTS = {"count", "rounding"}
-_update_leaf_shared = jax.jit(_update_leaf, static_argnums=(0, 1))
 
 
 def _dtype(cell: Any) -> Any:
