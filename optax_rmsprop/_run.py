@@ -2,13 +2,13 @@
 
 What comes into a link is not kept. It is made anew for each use, from the gradient and from
 accumulators as they are stored already, so that XLA writes nothing to memory but the accumulators
-and the parameter. Leaves of equal shapes share one traced function.
+and the parameter. Leaves of equal shapes share one compiled function.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from ._formats import Stored, format_of, number_of, words
-from ._jax import again, is_traced
+from ._jax import again
 from ._rule import saturate
 from ._tree import (
     checked_leaf,
@@ -175,7 +175,8 @@ def _updated(
     inputs = [[jnp.asarray(x) for x in row if not isinstance(x, bool)] for row in rows]
     cells = [column.cells[i] for column in columns]
     arrays = [column.arrays for column in columns]
-    return _update_leaf(tuple(column.link for column in columns), flags, arrays, g, inputs, cells, salt)
+    links = tuple(column.link for column in columns)
+    return cast(Any, _update_leaf)(links, flags, arrays, g, inputs, cells, salt)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
