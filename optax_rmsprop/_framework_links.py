@@ -94,7 +94,7 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
 
     def parts(updates: Any, state: Any) -> list[Part] | None:
         found = parts_of(inner.update, updates, state)
-        return found and [*found, _caution(len(found))]
+        return found if found is None else [*found, _caution(len(found))]
 
     def whole(state: Any, states: Iterator[Any]) -> Any:
         state = whole_of(inner.update, state, states)

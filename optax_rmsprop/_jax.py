@@ -42,7 +42,10 @@ def again(arrays: Any) -> Any:
     memory for a second use. Other compilers make all results of an update in one loop by
     themselves, and are not hindered. Outside of `jit` there is no compiler to tell.
     """
-    return _again(arrays) if any(map(is_traced, jax.tree.leaves(arrays))) else arrays
+    leaves = jax.tree.leaves(arrays)
+    # JAX before 0.12 refuses arrays together of which some vary over a mesh inside `shard_map`.
+    varying = {getattr(jax.typeof(x), "vma", None) for x in leaves}
+    return _again(arrays) if any(map(is_traced, leaves)) and len(varying) == 1 else arrays
 
 
 @jax.custom_jvp

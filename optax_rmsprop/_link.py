@@ -86,7 +86,7 @@ class Call:
             value = self.arguments[parameter.name]
             if _is_hyperparameter(parameter) and value is not None:
                 numbers[parameter.name] = number(name, parameter.name, value, state.count)
-            else:
+            elif parameter.name not in ("mask", "initial_scale"):  # which no update knows
                 options.append(value)
         return Part(name, cast(Leafwise, self.definition), tuple(options), state, numbers)
 
@@ -180,7 +180,7 @@ def link(
         def make(
             *args: Arguments.args, **kwargs: Arguments.kwargs
         ) -> optax.GradientTransformationExtraArgs:
-            bound = signature.bind(*args, **kwargs)
+            bound = bind(name, signature, *args, **kwargs)
             bound.apply_defaults()
             arguments = {
                 key: checked_argument(name, signature.parameters[key], value, below_one)
@@ -197,6 +197,14 @@ def link(
     return decorate
 
 
+def bind(name: str, signature: inspect.Signature, *args: Any, **kwargs: Any) -> Any:
+    """The arguments of a call; an error names what was called."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
 def checked_argument(
     link: str, parameter: inspect.Parameter, value: Any, below_one: Collection[str]
 ) -> Any:
@@ -209,11 +217,17 @@ def checked_argument(
     if kind == ArrayLike:
         return checked(link, name, value, schedule=False)
     if kind in (bool, bool | Denominator):
-        if isinstance(value, (bool, np.bool_)):
-            return bool(cast(Any, value))
-        if kind is bool or not callable(value):
-            kinds = "True or False" if kind is bool else "True, False or a function"
-            raise TypeError(f"{link}: {name} must be {kinds}, got {value!r}")
+        return checked_switch(link, name, value, function=kind is not bool)
+    return value
+
+
+def checked_switch(link: str, name: str, value: Any, *, function: bool = False) -> Any:
+    """Refuse what is neither True nor False, nor a function where there may be one."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(cast(Any, value))
+    if not (function and callable(value)):
+        kinds = "True, False or a function" if function else "True or False"
+        raise TypeError(f"{link}: {name} must be {kinds}, got {value!r}")
     return value
 
 

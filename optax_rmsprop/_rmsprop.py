@@ -3,7 +3,7 @@
 import optax
 from jax.typing import ArrayLike
 
-from ._link import Hyperparameter, checked
+from ._link import Hyperparameter, checked, checked_switch
 from ._rule import Denominator
 from .links import (
     Mask,
@@ -66,6 +66,8 @@ def rmsprop(
 
     Source: Hinton, Coursera lecture 6e, 2012; centred: Graves, 2013.
     """
+    centered = checked_switch("rmsprop", "centered", centered)
+    nesterov = checked_switch("rmsprop", "nesterov", nesterov)
     if nesterov and momentum is None:
         raise ValueError("rmsprop: nesterov=True needs a momentum, got momentum=None")
     if momentum is not None:

@@ -25,7 +25,7 @@ Denominator: TypeAlias = Callable[[Root, jax.Array, jax.Array], jax.Array]
 
 
 def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-    """β·old + (1−β)·new, or the old average where the new value is NaN.
+    """β·old + (1−β)·new, or the old average where the new value, or β, is NaN.
 
     It is a step from the one that weighs more, so that the weights add up to 1 exactly. Rounded
     apart, β and 1−β do not, and a long average is off by their difference over 1−β.
@@ -35,7 +35,7 @@ def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
         step = from_old if decay >= 0.5 else from_new
     else:
         step = jnp.where(decay >= 0.5, from_old, from_new)
-    return jax.lax.select(new == new, step, old)
+    return jax.lax.select((new == new) & (decay == decay), step, old)
 
 
 def variance(

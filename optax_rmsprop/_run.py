@@ -8,7 +8,7 @@ and the parameter. Leaves of equal shapes share one compiled function.
 import functools
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from ._formats import Stored, format_of, number_of, words
-from ._jax import again
-from ._rule import saturate
+from ._jax import again, is_traced
+from ._rule import DENOMINATORS, saturate
 from ._tree import (
     checked_leaf,
     flatten,
@@ -65,7 +65,7 @@ class Part(NamedTuple):
     state: Any
     numbers: dict[str, Any]  # its hyperparameters: floats, where they are known now
     rounding: jax.Array | None = None  # the count of the state that stores it in codes
-    span: int = 0  # how many links back the input stands that its step needs beside its own
+    span: int | None = None  # how many links back the input stands that its step needs too
 
 
 def run(
@@ -77,8 +77,10 @@ def run(
     salts: list[Any] = [None] * len(leaves)
     if any(part.rounding is not None for part in parts):
         salts = [np.uint32(number_of(path)) for path in paths(updates)]
+    links = tuple(column.link for column in columns)
+    update = _leafwise(links, (updates, [column.arrays for column in columns]))
     results = [
-        _updated(columns, g, i, salts[i])
+        _updated(update, columns, g, i, salts[i])
         if is_gradient(g)
         else (g, [column.cells[i] for column in columns])
         for i, g in enumerate(leaves)
@@ -109,6 +111,8 @@ class _Column:
         name, value = self.part.name, getattr(self.part.state, field)
         if not isinstance(value, Stored):
             return flatten_up_to(name, tree, self.updates, value)
+        if self.part.rounding is None:
+            raise TypeError(f"{name}: {field} holds codes; is the state that of `stored_as`?")
         pairs = [flatten_up_to(name, tree, self.updates, x) for x in value]
         return [Stored(*pair) for pair in zip(*pairs, strict=True)]
 
@@ -121,7 +125,8 @@ class _Column:
     def state(self, tree: Any, cells: list[list[Any]]) -> Any:
         """The new state: the accumulators, the count, and a hyperparameter that has a field."""
         fields = {
-            field: _tree_of(tree, [row[j] for row in cells]) for j, field in enumerate(self.fields)
+            field: _tree_of(tree, [row[j] for row in cells], getattr(self.part.state, field))
+            for j, field in enumerate(self.fields)
         }
         for field in set(self.kept) - set(self.fields):
             if field == "count":
@@ -139,11 +144,9 @@ class _Known:
         self.saturates, self.hides = part.definition.saturates, part.definition.hides
         self.reuses = part.definition.reuses
         self.numbers = {k: v for k, v in part.numbers.items() if isinstance(v, float)}
-        self.key: Any = (part.name, part.span, part.options, tuple(self.numbers.items()))
-        try:
-            hash(self.key)
-        except TypeError:  # of a mask that is a tree, or an initial scale that is traced
-            self.key = self.update
+        self.key = (part.name, part.span, part.options, tuple(self.numbers.items()))
+        # Other options may hold what is traced, or change what they do.
+        self.is_plain = all(map(_is_plain, part.options))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Known) and self.key == other.key
@@ -159,14 +162,14 @@ def _rows(tree: Any, columns: list[list[Any]]) -> list[list[Any]]:
     return [list(row) for row in zip(*columns, strict=True)] or [[] for _ in range(tree.num_leaves)]
 
 
-def _tree_of(tree: Any, cells: list[Any]) -> Any:
-    if not any(isinstance(cell, Stored) for cell in cells):
+def _tree_of(tree: Any, cells: list[Any], like: Any) -> Any:
+    if not isinstance(like, Stored):
         return tree.unflatten(cells)
-    return Stored(*(tree.unflatten(part) for part in zip(*cells, strict=True)))
+    return Stored(*(tree.unflatten([cell[i] for cell in cells]) for i in (0, 1)))
 
 
 def _updated(
-    columns: list[_Column], g: Any, i: int, salt: Any
+    update: Any, columns: list[_Column], g: Any, i: int, salt: Any
 ) -> tuple[jax.Array, list[list[Any]]]:
     for column in columns:
         g = column.checked(g, i)
@@ -175,11 +178,28 @@ def _updated(
     inputs = [[jnp.asarray(x) for x in row if not isinstance(x, bool)] for row in rows]
     cells = [column.cells[i] for column in columns]
     arrays = [column.arrays for column in columns]
-    links = tuple(column.link for column in columns)
-    return cast(Any, _update_leaf)(links, flags, arrays, g, inputs, cells, salt)
+    return update(flags, arrays, g, inputs, cells, salt)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def _is_plain(option: Any) -> bool:
+    known = (True, False, None, *DENOMINATORS)
+    return isinstance(option, (int, float)) or any(option is each for each in known)
+
+
+def _leafwise(links: tuple[_Known, ...], arrays: Any) -> Any:
+    """The function of a leaf, compiled once for all of equal shapes."""
+    if all(link.is_plain for link in links):
+        return _compiled(links)
+    traced = any(map(is_traced, jax.tree.leaves(arrays)))
+    # Neither kept beyond this step nor compiled for it alone.
+    return _compiled.__wrapped__(links) if traced else functools.partial(_update_leaf, links)
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled(links: tuple[_Known, ...]) -> Any:
+    return jax.jit(functools.partial(_update_leaf, links), static_argnums=0)
+
+
 def _update_leaf(
     links: tuple[_Known, ...],
     flags: tuple[tuple[bool, ...], ...],
@@ -206,7 +226,7 @@ def _update_leaf(
     def incoming(k: int, inputs: Any, stored: Any) -> jax.Array:
         us = [widen(g)]
         for j, (link, rule) in enumerate(zip(links[:k], rules, strict=False)):
-            back = [us[j - link.span]] if link.span else []
+            back = [] if link.span is None else [us[j - link.span]]
             own = (*map(_read, stored[j]), *inputs[j], *back, *flags[j])
             us.append(rule.step(entering(j, us[j]), *own))
         return us[-1]
@@ -223,8 +243,12 @@ def _update_leaf(
             stored[k].append(_written(new, cells[k][j], salt, arrays[k].get("rounding")))
     u = incoming(len(rules), *sources()[:2])
     if any(link.hides for link in links):
-        # Of the gradient, and of a rate that a schedule gives.
-        fine = g == g if any(link.saturates for link in links) else jnp.isfinite(g)
+        # A buffer does not show what it did not take in: a gradient, or a number of a schedule.
+        first = next(k for k, link in enumerate(links) if link.hides)
+        saturated = any(link.saturates for link in links[:first])
+        fine = g == g if saturated else jnp.isfinite(g)
+        if not all(link.is_plain for link in links):
+            fine = jnp.isfinite(incoming(first, *sources()[:2]))
         numbers = [x for each in arrays for name, x in each.items() if name not in _COUNTS]
         u = jnp.where(
             functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers), fine), u, jnp.nan

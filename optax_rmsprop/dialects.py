@@ -51,7 +51,7 @@ from ._framework_links import clip_weights as clip_weights
 from ._framework_links import multiply as multiply
 from ._framework_links import split_complex as split_complex
 from ._jax import is_traced
-from ._link import Hyperparameter, checked, checked_argument, shown
+from ._link import Hyperparameter, bind, checked, checked_argument, shown
 from ._rule import Denominator, eps_floor, eps_subtracted
 from .links import (
     add_decayed_weights,
@@ -87,10 +87,7 @@ def _dialect(
     @functools.wraps(factory)
     def checked_first(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Transformation:
         name = checked_first.__name__
-        try:
-            given = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}: {error}") from None
+        given = bind(name, signature, *args, **kwargs)
         for argument, value in given.arguments.items():
             given.arguments[argument] = _checked(name, signature.parameters[argument], value)
         return cast(Any, factory)(*given.args, **given.kwargs)

@@ -318,6 +318,7 @@ def add_decayed_weights(
         1.5
         0.75
     """
+    coupled = learning_rate is None
 
     def init(params: optax.Params) -> AddDecayedWeightsState:
         del params
@@ -329,7 +330,6 @@ def add_decayed_weights(
         return params, _mask(mask, params)
 
     def update(at: Any) -> Rule:
-        coupled = learning_rate is None
         share = at.weight_decay if coupled else -at.weight_decay * at.learning_rate
 
         def step(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
@@ -337,7 +337,7 @@ def add_decayed_weights(
 
         return Rule(step)
 
-    return Leafwise(init, update, inputs, signed=True, reuses=learning_rate is None)
+    return Leafwise(init, update, inputs, signed=True, reuses=coupled)
 
 
 @link(tuple)

@@ -130,7 +130,7 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
         for moments in second_moments(state.inner_state):
             check_state("stored_as", moments, Stored)
         found = parts_of(inner.update, updates, state.inner_state)
-        return found and [part._replace(rounding=state.count) for part in found]
+        return found if found is None else [p._replace(rounding=state.count) for p in found]
 
     def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
         inner_state = whole_of(inner.update, state.inner_state, states)
@@ -206,7 +206,8 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: jax.Array
         if getattr(p, "dtype", None) != jnp.bfloat16:
             return optax.apply_updates(p, u)
         exact = p.astype(jnp.float32) + u.astype(jnp.float32)
-        word = words(p.shape, jax.tree_util.keystr(path), count)
+        # Other words than those of the second moment at this path, whose rounding the step has.
+        word = words(p.shape, f"the parameter at {jax.tree_util.keystr(path)}", count)
         bits = jax.lax.bitcast_convert_type(exact, jnp.uint32) + (word >> 16)
         rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
         safe = jnp.isfinite(exact) & jnp.isfinite(rounded)

@@ -108,6 +108,16 @@ def test_the_ends_of_the_ranges_are_allowed(case):
 
 CONSTRUCTION = {
     "decay above one": Bad(lambda: ours.rmsprop(0.1, 1.5), ValueError, ("decay", "1.5")),
+    "a switch that is a word": Bad(
+        lambda: ours.rmsprop(0.1, centered="no"), TypeError, ("centered must be", "'no'")
+    ),
+    "a switch that is a number": Bad(
+        lambda: ours.trace(0.9, nesterov=1), TypeError, ("nesterov must be", "1")
+    ),
+    "no argument": Bad(lambda: ours.trace(), TypeError, ("trace", "decay")),
+    "an unknown argument": Bad(
+        lambda: ours.scale_by_rms(beta=0.9), TypeError, ("scale_by_rms", "beta")
+    ),
     "decay of one": Bad(lambda: ours.scale_by_rms(1.0), ValueError, ("decay", "1.0")),
     "decay below zero": Bad(lambda: ours.scale_by_stddev(-0.1), ValueError, ("decay", "-0.1")),
     "decay not a number": Bad(lambda: ours.scale_by_rms(math.nan), ValueError, ("decay", "nan")),

@@ -6,8 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import optax_rmsprop as ours
 from optax_rmsprop import storage
 from tests.cases import cases, crossed
 
@@ -126,6 +128,32 @@ def test_a_rate_that_is_not_finite_is_shown_and_not_kept(case, value):
         update, state = jax.jit(tx.update)(ones, state, ones)
         assert np.isfinite(update).all() == (count != 1)
         chex.assert_tree_all_finite([x for x in jax.tree.leaves(state) if x.ndim])
+
+
+def test_a_decay_that_is_not_a_number_is_shown_and_forgotten():
+    tx = ours.rmsprop(0.1, lambda count: jnp.where(count == 1, jnp.nan, 0.9), momentum=0.9)
+    state = tx.init(jnp.zeros(2))
+    found = []
+    for _ in range(3):
+        update, state = jax.jit(tx.update)(jnp.ones(2), state)
+        found.append(np.isfinite(update).all())
+    assert found == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("links", "g"),
+    [
+        ([ours.trace(0.9), ours.scale_by_rms()], -np.inf),  # not kept, so it must show
+        ([ours.trace(0.9)], np.inf),
+        ([ours.scale_by_rms(eps_in_sqrt=lambda root, nu, eps: nu * jnp.nan), ours.trace(0.9)], 1.0),
+    ],
+)
+def test_what_a_buffer_does_not_keep_it_shows(links, g):
+    tx = ours.chain(*links)
+    g = jnp.array([g, 1.0])
+    update, state = tx.update(g, tx.init(g))
+    assert np.isnan(update[0])
+    chex.assert_tree_all_finite(optax.tree.get(state, "trace"))
 
 
 def _nu(state):

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
+from optax_rmsprop import _run
 from tests import reference
 from tests.cases import cases, crossed
 
@@ -130,3 +131,46 @@ def test_bfloat16_parameters_follow_a_schedule_near_one():
         jnp.ones(1, jnp.bfloat16),
     )
     np.testing.assert_allclose(half.astype(jnp.float32), full, rtol=2**-8 + 1e-6)
+
+
+def test_nothing_traced_is_kept():
+    """The compiled function of a leaf outlives a trace, and must not hold what the trace had."""
+
+    def train(rate, decay, start, eps):
+        tx = ours.rmsprop(
+            rate, decay, eps, start, momentum=0.9, eps_in_sqrt=lambda root, nu, _: root(nu) + eps
+        )
+        step = lambda s, g: tx.update(g, s)[::-1]  # noqa: E731
+        return jax.lax.scan(step, tx.init(jnp.ones(2)), jnp.ones((3, 2)))[1].sum()
+
+    numbers = (0.1, 0.9, 1.0, 1e-3)
+    with jax.checking_leaks():
+        jax.jit(train)(*numbers)
+        jax.grad(train, argnums=(0, 1, 2, 3))(*numbers)
+        jax.vmap(train)(*(jnp.array([n, n / 2]) for n in numbers))
+
+
+def test_a_denominator_that_changed_is_not_remembered():
+    class Denominator:
+        added = 1.0
+
+        def __call__(self, root, nu, eps):
+            return root(nu) + self.added
+
+    denominator = Denominator()
+    tx = ours.scale_by_rms(0.0, eps_in_sqrt=denominator)
+    g = jnp.ones(2)
+    for added in (1.0, 3.0):
+        denominator.added = added
+        update = jax.jit(lambda g, added: tx.update(g, tx.init(g))[0], static_argnums=1)(g, added)
+        np.testing.assert_allclose(update, 1 / (1 + added))
+        np.testing.assert_allclose(tx.update(g, tx.init(g))[0], 1 / (1 + added))
+
+
+def test_functions_of_leaves_do_not_pile_up():
+    g = jnp.ones(3)
+    limit = _run._compiled.cache_info().maxsize
+    for i in range(limit + 10):
+        tx = ours.scale_by_rms(0.5 + i / 1000)
+        jax.eval_shape(tx.update, g, tx.init(g))
+    assert _run._compiled.cache_info().currsize <= limit

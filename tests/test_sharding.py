@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop
-from optax_rmsprop import sharding, storage
+from optax_rmsprop import dialects, sharding, storage
 from tests.cases import CASES, cases, crossed
 
 pytestmark = pytest.mark.api
@@ -400,3 +400,24 @@ def test_the_comparison_of_shardings_can_fail(mesh):
     alone = jax.device_put(np.asarray(params["scalar"]), jax.devices()[0])
     with pytest.raises(AssertionError):
         assert_shardings([params | {"scalar": alone}], params)
+
+
+VARYING = {
+    "decay": dialects.torch(0.1, weight_decay=0.1, momentum=0.9),
+    "nesterov": optax_rmsprop.rmsprop(0.1, momentum=0.9, nesterov=True),
+    "uint8": storage.stored_as(optax_rmsprop.rmsprop(0.1), lambda path, leaf: storage.uint8()),
+}
+
+
+@pytest.mark.parametrize("tx", VARYING.values(), ids=VARYING)
+def test_gradients_that_vary_over_a_mesh_meet_parameters_that_do_not(tx, eight_devices):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    params, grads = jnp.ones((2, 8)), jnp.arange(1.0, 129.0).reshape(16, 8)
+
+    @jax.jit
+    @jax.shard_map(mesh=mesh, in_specs=(P(), P("x")), out_specs=P("x"))
+    def step(params, grads):
+        return tx.update(grads, tx.init(params), params)[0]
+
+    alone = [tx.update(g, tx.init(params), params)[0] for g in jnp.split(grads, 8)]
+    np.testing.assert_allclose(step(params, grads), jnp.concatenate(alone), rtol=1e-5)

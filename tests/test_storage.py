@@ -528,6 +528,38 @@ def test_mistakes_are_named():
         tx.update(tree() | {"w": jnp.ones(3)}, tx.init(tree()))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_tree_without_leaves_keeps_its_structure(masked):
+    tx = storage.stored_as(ours.rmsprop(0.1, momentum=0.9), U16)
+    tx, tree = (optax.masked(tx, {"w": False}), {"w": jnp.ones(3)}) if masked else (tx, {})
+    state = tx.init(tree)
+    for _ in range(2):
+        _, state = jax.jit(tx.update)(tree, state)
+    chex.assert_trees_all_equal_structs(state, tx.init(tree))
+
+
+def test_codes_are_refused_where_nothing_decodes_them():
+    inner = ours.rmsprop(0.1)
+    state = storage.stored_as(inner, U16).init(tree())
+    with pytest.raises(TypeError, match="scale_by_rms: nu holds codes"):
+        inner.update(tree(), state.inner_state)
+
+
+def test_rounding_of_parameters_is_independent_of_that_of_their_second_moments():
+    """Else a step that is too short would meet a parameter that is rounded up."""
+    tx = storage.stored_as(ours.scale_by_rms(0.9, eps=0.0), everywhere(U8))
+    params = jnp.ones((256, 256), jnp.bfloat16)
+    state, moved = tx.init(params), []
+    for i in range(20):
+        g = jax.random.normal(jax.random.key(i), params.shape)
+        updates, state = jax.jit(tx.update)(g, state)
+        steps = 1e-3 * updates
+        rounded = storage.apply_updates(params, steps, jnp.int32(i)).astype(jnp.float32)
+        moved.append((rounded - 1.0 - steps) * jnp.sign(g))
+    error = np.stack(moved)
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(error.size)
+
+
 def test_what_is_not_float32_stays_as_it_is(x64):
     params = {"double": jnp.ones((64, 64), "f8"), "half": jnp.ones((64, 64), "f2"),
               "complex": jnp.ones((64, 64), "c8"), "integer": jnp.ones((64, 64), "i4")}  # fmt: skip
