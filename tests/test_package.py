@@ -23,7 +23,7 @@ import pytest
 from packaging.version import Version
 
 import optax_rmsprop as ours
-from optax_rmsprop import dialects, interop
+from optax_rmsprop import dialects, interop, storage
 from tests.cases import CASES, Everywhere, cases
 from tests.test_dialects import CHAINS, DIALECTS
 
@@ -460,3 +460,43 @@ def test_optax_knows_it_for_a_transformation(case):
     assert isinstance(tx, optax.GradientTransformationExtraArgs)
     assert optax.with_extra_args_support(tx) is tx
     assert tx == tuple(tx) == (tx.init, tx.update)
+
+
+@cases()
+def test_update_has_a_name_and_a_signature(case):
+    tx = case()
+    assert list(inspect.signature(tx.update).parameters) == [
+        "updates", "state", "params", "extra_args",
+    ]  # fmt: skip
+    params = jnp.ones((8, 8))
+    step = jax.jit(tx.update, donate_argnames=("state",))
+    lowered = step.lower(params, state=tx.init(params), params=params)
+    assert f"module @jit_{tx.update.__name__} " in lowered.as_text()
+    assert re.fullmatch(r"[a-z_]+_update", tx.update.__name__)
+    state = tx.init(params)
+    step(params, state=state, params=params)
+    # What is not read, such as the last rate, is not donated either.
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state) if leaf.ndim)
+
+
+def test_a_plain_transformation_inside_leaves_equal_calls_equal():
+    plain = optax.scale_by_adam()
+    clip = optax.clip_by_global_norm(1.0)
+    for make in (
+        lambda: ours.chain(plain, ours.trace(0.9)),
+        lambda: storage.stored_as(plain, storage.uint16()),
+        lambda: dialects.paddle(0.1, grad_clip=clip),
+    ):
+        assert make() == make() and hash(make()) == hash(make()) and len({make(), make()}) == 1
+
+
+def test_in_half_precision_the_parts_add_up_to_the_whole():
+    links = ours.scale_by_rms(), ours.scale_by_learning_rate(1e-3), ours.trace(0.9)
+    whole, parts, loose = (
+        ours.rmsprop(1e-3, momentum=0.9), ours.chain(*links), optax.chain(*links),
+    )  # fmt: skip
+    g = jax.random.normal(jax.random.key(0), (1000,), jnp.bfloat16)
+    found = [tx.update(g, tx.init(g))[0] for tx in (whole, parts, loose)]
+    assert parts == whole
+    np.testing.assert_array_equal(*found[:2])
+    assert (found[0] != found[2]).any()  # where every link rounds, unless XLA compiles all at once
