@@ -14,6 +14,7 @@ transformation of Optax takes its step before its second moment is rounded.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
@@ -220,6 +221,12 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _encoded(codec: Codec, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # XLA would encode a constant while it compiles, element by element.
+    return codec.encode(jax.lax.optimization_barrier(v), None)
+
+
 def _start(choice: Choice, state: State) -> State:
     """A new state whose second moments are held in the format that `choice` finds for a leaf."""
 
@@ -228,9 +235,7 @@ def _start(choice: Choice, state: State) -> State:
         codec = choice(path, v) if encodable else None
         if codec is None:
             return v, no_base()
-        # XLA would encode a constant while it compiles, element by element.
-        v = jax.lax.optimization_barrier(v)
-        return codec.encode(v, None)
+        return cast(Any, _encoded)(codec, v)
 
     return _with_moments(lambda tree: _stored(leaf, tree), state)
 
