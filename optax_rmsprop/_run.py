@@ -242,21 +242,23 @@ def _update_leaf(
             new = functools.partial(moved, k, advance, cells[k][j:])
             stored[k].append(_written(new, cells[k][j], salt, arrays[k].get("rounding")))
     u = incoming(len(rules), *sources()[:2])
-    if any(link.hides for link in links):
-        # A buffer does not show what it did not take in: a gradient, or a number of a schedule.
-        first = next(k for k, link in enumerate(links) if link.hides)
+    first = next((k for k, link in enumerate(links) if link.hides), None)
+    if first is not None:
+        plain = all(link.is_plain for link in links)
         saturated = any(link.saturates for link in links[:first])
-        fine = g == g if saturated else jnp.isfinite(g)
-        if not all(link.is_plain for link in links):
-            fine = jnp.isfinite(incoming(first, *sources()[:2]))
-        numbers = [x for each in arrays for name, x in each.items() if name not in _COUNTS]
-        u = jnp.where(
-            functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers), fine), u, jnp.nan
-        )
+        entered = g if plain else incoming(first, *sources()[:2])
+        u = jnp.where(_is_fine(entered, plain and saturated, arrays), u, jnp.nan)
     return narrow(u, g.dtype), stored
 
 
-_COUNTS = {"count", "rounding"}
+def _is_fine(entered: jax.Array, saturated: bool, arrays: list[dict[str, Any]]) -> jax.Array:
+    """Whether a buffer took in what entered; it does not show what it did not take in.
+
+    It refuses a gradient that is not finite, unless that was saturated, and a number of a schedule.
+    """
+    fine = entered == entered if saturated else jnp.isfinite(entered)
+    numbers = [x for each in arrays for k, x in each.items() if k not in ("count", "rounding")]
+    return functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers), fine)
 
 
 def _dtype(cell: Any) -> Any:
