@@ -48,7 +48,7 @@ updates
 state
 
 # %%
-optax.tree.get(state, "nu"), optax.tree.get(state, "learning_rate")
+optax.tree.get(state, "nu"), optax.tree.get(state, "last_learning_rate")
 
 # %% [markdown]
 # ## Training, compiled

@@ -74,7 +74,7 @@ tx = dialects.torch(
 )
 state = interop.from_torch(saved, tx.init(params), layout.to_flax)
 print(jax.tree.map(jnp.shape, optax.tree.get(state, "trace")["head"]))
-print("steps made:", {int(count) for _, count in optax.tree.get_all_with_path(state, "count")})
+print("steps made:", optax.tree.get(state, "count"))
 
 # %% [markdown]
 # torch's `square_avg` is the average of g². The state here holds the variance itself, square_avg

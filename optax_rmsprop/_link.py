@@ -85,7 +85,7 @@ class Call:
         for parameter in self._bound.signature.parameters.values():
             value = self.arguments[parameter.name]
             if _is_hyperparameter(parameter) and value is not None:
-                numbers[parameter.name] = number(name, parameter.name, value, state.count)
+                numbers[parameter.name] = number(name, parameter.name, value, state[0])
             elif parameter.name not in ("mask", "initial_scale"):  # which no update knows
                 options.append(value)
         return Part(name, cast(Leafwise, self.definition), tuple(options), state, numbers)

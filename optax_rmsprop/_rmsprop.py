@@ -39,7 +39,8 @@ def rmsprop(
     - Gradients saturate at 2⁶² (float32), so that one overflow does not freeze a parameter; 0/0
       is 0; a NaN is passed on but not kept.
     - Every number but `initial_scale` may be a schedule.
-    - The states always have `count`; `optax.tree.get(state, "learning_rate")` is the last rate.
+    - `optax.tree.get` finds one `count` in the state, always, and `last_learning_rate`, the rate of
+      the last update.
     - Without momentum the state has two parts, not a third, empty one.
     - Values out of range, and `nesterov` without momentum, raise.
 

@@ -100,8 +100,8 @@ class _Column:
         self.arrays = {k: v for k, v in part.numbers.items() if not isinstance(v, float)}
         if part.rounding is not None:
             self.arrays["rounding"] = part.rounding
-        if "count" in self.kept:
-            self.arrays["count"] = part.state.count
+        if self.kept:
+            self.arrays["count"] = part.state[0]
         self.fields = tuple(self.link.rule(self.arrays).accumulators)
         inputs = part.definition.inputs(params) if part.definition.inputs else ()
         self.inputs = _rows(tree, [flatten_up_to(part.name, tree, updates, x) for x in inputs])
@@ -123,16 +123,16 @@ class _Column:
         return checked_leaf(g, [*arrays, *self.inputs[i]], where, self.part.definition.signed)
 
     def state(self, tree: Any, cells: list[list[Any]]) -> Any:
-        """The new state: the accumulators, the count, and a hyperparameter that has a field."""
+        """The new state: the count, which comes first, the accumulators, and the rate just used."""
         fields = {
             field: _tree_of(tree, [row[j] for row in cells], getattr(self.part.state, field))
             for j, field in enumerate(self.fields)
         }
-        for field in set(self.kept) - set(self.fields):
-            if field == "count":
-                fields[field] = increment(self.part.state.count)
-            else:
-                fields[field] = jnp.asarray(self.part.numbers[field], jnp.result_type(float))
+        if self.kept:
+            fields[self.kept[0]] = increment(self.part.state[0])
+        if "last_learning_rate" in self.kept:
+            rate = self.part.numbers["learning_rate"]
+            fields["last_learning_rate"] = jnp.asarray(rate, jnp.result_type(float))
         return type(self.part.state)(**fields)
 
 

@@ -46,21 +46,21 @@ class ScaleByStddevState(NamedTuple):
 class TraceState(NamedTuple):
     """The state of `trace`."""
 
-    count: jax.Array  # int32 []: updates made so far
+    trace_count: jax.Array  # int32 []: updates made so far
     trace: optax.Updates  # >= float32, like the parameters: the momentum buffer
 
 
 class ScaleByLearningRateState(NamedTuple):
     """The state of `scale_by_learning_rate`."""
 
-    count: jax.Array  # int32 []: updates made so far
-    learning_rate: jax.Array  # float []: the rate that the last update used
+    rate_count: jax.Array  # int32 []: updates made so far
+    last_learning_rate: jax.Array  # float []: the rate that the last update used
 
 
 class AddDecayedWeightsState(NamedTuple):
     """The state of `add_decayed_weights`."""
 
-    count: jax.Array  # int32 []: updates made so far
+    decay_count: jax.Array  # int32 []: updates made so far
 
 
 @link(ScaleByRmsState, below_one=("decay",))
@@ -205,7 +205,7 @@ def trace(decay: Hyperparameter, nesterov: bool = False) -> Leafwise:
         nesterov: Return what the buffer will be one step ahead if the direction lasts.
 
     Returns:
-        A transformation with the state `TraceState(count, trace)`. Updates have the dtypes of what
+        A transformation with the state `TraceState(trace_count, trace)`. Updates have the dtypes of what
         comes in; `trace` is at least float32, complex for complex parameters. What is not finite
         is not kept, and shows as NaN.
 
@@ -251,9 +251,10 @@ def scale_by_learning_rate(learning_rate: Hyperparameter) -> Leafwise:
             negate the loss.
 
     Returns:
-        A transformation with the state `ScaleByLearningRateState(count, learning_rate)`, the same
-        tree for a number and a schedule. The rate there is the one just used, to be read and
-        logged; before the first update it is the rate to come.
+        A transformation with the state `ScaleByLearningRateState(rate_count, last_learning_rate)`,
+        the same tree for a number and a schedule. The rate there is the one just used, to be read
+        and logged; before the first update it is the rate to come. To set a rate in the state, use
+        `optax.inject_hyperparams`, which keeps it as `learning_rate`.
 
     Raises:
         ValueError, TypeError: as `scale_by_rms`.
@@ -264,7 +265,7 @@ def scale_by_learning_rate(learning_rate: Hyperparameter) -> Leafwise:
         >>> state = tx.init(jnp.array(0.0))
         >>> for _ in range(2):
         ...     update, state = tx.update(jnp.array(2.0), state)
-        >>> print(update, optax.tree.get(state, "learning_rate"))
+        >>> print(update, optax.tree.get(state, "last_learning_rate"))
         -0.5 0.25
     """
 
@@ -302,7 +303,7 @@ def add_decayed_weights(
             parameters to it. None is True everywhere.
 
     Returns:
-        A transformation with the state `AddDecayedWeightsState(count)`.
+        A transformation with the state `AddDecayedWeightsState(decay_count)`.
 
     Raises:
         ValueError: if `update` gets no `params`, and as `scale_by_rms`.

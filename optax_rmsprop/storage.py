@@ -40,7 +40,7 @@ _FIELDS = {"nu", "var"}  # the second moments of this package and of Optax
 class StoredAsState(NamedTuple):
     """The state of `stored_as`."""
 
-    count: jax.Array  # int32 []: updates made so far
+    rounding_count: jax.Array  # int32 []: updates made so far
     inner_state: Any  # the wrapped state, with a `Stored` in the place of every second moment
 
 
@@ -97,7 +97,7 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
             and the leaf to a codec or None. It is called for every leaf, once, at `init`.
 
     Returns:
-        A transformation with the state `StoredAsState(count, inner_state)`, in which a
+        A transformation with the state `StoredAsState(rounding_count, inner_state)`, in which a
         `Stored(code_v1, base_v1)` stands for every tree of second moments.
 
     Raises:
@@ -131,11 +131,13 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
         for moments in second_moments(state.inner_state):
             check_state("stored_as", moments, Stored)
         found = parts_of(inner.update, updates, state.inner_state)
-        return found if found is None else [p._replace(rounding=state.count) for p in found]
+        return (
+            found if found is None else [p._replace(rounding=state.rounding_count) for p in found]
+        )
 
     def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
         inner_state = whole_of(inner.update, state.inner_state, states)
-        return StoredAsState(increment(state.count), inner_state)
+        return StoredAsState(increment(state.rounding_count), inner_state)
 
     def update(
         updates: optax.Updates,
@@ -145,8 +147,8 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
     ) -> tuple[optax.Updates, StoredAsState]:
         inner_state = decoded(state.inner_state)
         updates, inner_state = adapted.update(updates, inner_state, params, **extra_args)
-        inner_state = encoded_like(inner_state, state.inner_state, state.count)
-        return updates, StoredAsState(increment(state.count), inner_state)
+        inner_state = encoded_like(inner_state, state.inner_state, state.rounding_count)
+        return updates, StoredAsState(increment(state.rounding_count), inner_state)
 
     return Treewise(init, update, parts, whole)
 

@@ -164,7 +164,7 @@ def test_map_params_visits_each_accumulator_leaf_once(case):
 @cases()
 def test_the_rate_and_the_accumulators_are_found_by_name(case):
     state = storage.decoded(run(case())[1])
-    assert optax.tree.get(state, "learning_rate", None) == case.hyper.get("learning_rate")
+    assert optax.tree.get(state, "last_learning_rate", None) == case.hyper.get("learning_rate")
     for field in ("nu", "var", "mu", "trace"):
         found = optax.tree.get(state, field, None)
         if found is not None:

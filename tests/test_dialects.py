@@ -302,7 +302,7 @@ def test_a_printed_denominator_is_what_the_call_divides_by(row):
     scale = found.get("scale_by_rms") or found["scale_by_stddev"]
     tx, centered = row.made(), "scale_by_stddev" in found
     update, state = tx.update(jnp.array(g), tx.init(jnp.array(0.0)), jnp.array(0.0))
-    state = {name: optax.tree.get(state, name) for name in ("nu", "var", "learning_rate")}
+    state = {name: optax.tree.get(state, name) for name in ("nu", "var", "last_learning_rate")}
     nu = float(state["var" if centered else "nu"])
     nu = nu / (1 - scale.decay) if scale.bias_correction else nu
     printed = denominator(row).partition(";")[0].partition(" if")[0]
@@ -310,7 +310,9 @@ def test_a_printed_denominator_is_what_the_call_divides_by(row):
     divisor = eval(code, {"ν": nu, "ε": scale.eps, "max": max})
     buffer = found.get("trace")
     ahead = 1 + buffer.decay if buffer and buffer.nesterov else 1
-    np.testing.assert_allclose(-update / state["learning_rate"], ahead * g / divisor, rtol=1e-5)
+    np.testing.assert_allclose(
+        -update / state["last_learning_rate"], ahead * g / divisor, rtol=1e-5
+    )
 
 
 def test_every_dialect_and_every_golden_framework_is_in_the_truth_table():

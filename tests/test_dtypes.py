@@ -38,7 +38,7 @@ def named(state):
     state = state.inner_state if isinstance(state, storage.StoredAsState) else state
     parts = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "_fields"))
     fields = {name: value for part in parts for name, value in part._asdict().items()}
-    return {name: x for name, x in fields.items() if name not in ("count", "learning_rate")}
+    return {name: x for name, x in fields.items() if "count" not in name and "rate" not in name}
 
 
 def second_moment(state, correction):

@@ -102,12 +102,12 @@ def test_a_schedule_sees_0_first_and_the_state_shows_the_rate_just_used():
     tx = ours.rmsprop(schedule, decay=0.75, eps=0.0)
     g = jnp.ones(())
     state = tx.init(g)
-    assert optax.tree.get(state, "learning_rate") == 1.0
+    assert optax.tree.get(state, "last_learning_rate") == 1.0
     for t in range(4):
         seen.clear()
         u, state = tx.update(g, state)
         assert set(seen) == {t}
-        rate = optax.tree.get(state, "learning_rate")
+        rate = optax.tree.get(state, "last_learning_rate")
         assert rate == 0.5**t
         # nu is 1 - 0.75^(t+1) after t + 1 gradients of 1
         np.testing.assert_allclose(u, -rate / np.sqrt(1 - 0.75 ** (t + 1)), rtol=1e-6)

@@ -496,7 +496,9 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path):
 
     tx = storage.stored_as(ours.scale_by_rms(), U16)
     state = tx.init(tree())
-    old = state._replace(inner_state=ours.ScaleByRmsState(state.count, Old(*state.inner_state.nu)))
+    old = state._replace(
+        inner_state=ours.ScaleByRmsState(state.rounding_count, Old(*state.inner_state.nu))
+    )
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", old)
         checkpointer.wait_until_finished()
@@ -504,7 +506,7 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path):
             checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, tree()))
         raw = checkpointer.restore(tmp_path / "state")
     with pytest.raises(
-        TypeError, match=r"expected StoredAsState\(count, inner_state\), got .*dict"
+        TypeError, match=r"expected StoredAsState\(rounding_count, inner_state\), got .*dict"
     ):
         tx.update(tree(), raw)
     with pytest.raises(TypeError, match=r"expected Stored\(code_v1, base_v1\), got .*Old"):
@@ -578,7 +580,7 @@ def test_map_params_reaches_codes_and_abstract_init_knows_them(codec):
         tx, lambda x, name: name, state, names, transform_non_params=lambda x: "other"
     )
     assert seen.inner_state[0].nu.code_v1 == names
-    assert seen.inner_state[1].count == "other"
+    assert seen.inner_state[1].rate_count == "other"
     abstract = jax.eval_shape(tx.init, tree())
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, state)
 

@@ -26,8 +26,14 @@ Convert: TypeAlias = Callable[[Named], Any]
 ConvertBack: TypeAlias = Callable[[Any], Mapping[str, Any]]
 
 _FORMS = {"step", "direction"}
-_SCALARS = {"count", "learning_rate"}
-_FIELDS = {"nu", "mu", "var", "trace"} | _SCALARS
+_SCALARS = dict(
+    count="count",
+    trace_count="count",
+    rate_count="count",
+    decay_count="count",
+    last_learning_rate="learning_rate",
+)
+_FIELDS = {"nu", "mu", "var", "trace", *_SCALARS}
 WORDS = dict(nu="second moment", mu="mean (it is not centred)", **dict.fromkeys(_FORMS, "momentum"))
 _NO_RATE = "no learning rate to move in or out of the momentum"
 
@@ -70,8 +76,9 @@ def read(function: str, state: optax.OptState) -> Contents:
         raise TypeError(f"{function}: there is no state of RMSprop in {type(state).__name__}")
     if _FORMS <= trees.keys():
         raise ValueError(f"{function}: some momentum buffers contain the rate, others do not")
-    counts = [int(part.count) for _, part in parts if "count" in part._fields]
-    rates = {float(part.learning_rate) for _, part in parts if "learning_rate" in part._fields}
+    scalars = [(_SCALARS[f], getattr(x, f)) for _, x in parts for f in x._fields if f in _SCALARS]
+    counts = [int(x) for quantity, x in scalars if quantity == "count"]
+    rates = {float(x) for quantity, x in scalars if quantity == "learning_rate"}
     return Contents(
         trees={quantity: _merged(found) for quantity, found in trees.items()},
         count=max(counts, default=None),
@@ -180,7 +187,7 @@ def from_variables(
     """`like` with what variables hold. A count or a rate that is given goes before a variable."""
     named: dict[str, Named] = {}
     for key, (quantity, name) in variables.roles.items():
-        if quantity not in _SCALARS:
+        if quantity not in _SCALARS.values():
             named.setdefault(quantity, {})[name] = as_numpy(variables.values[key])
     count = variables.scalar("count", given=count)
     rates = dict.fromkeys(variables.names, variables.scalar("learning_rate", given=learning_rate))
@@ -221,7 +228,7 @@ def to_variables(
 def quantities(state: optax.OptState) -> set[str]:
     """Which of "nu", "mu" and "trace" a state has."""
     fields = {field for _, part in _parts(state) for field in part._fields}
-    return {"nu" if field == "var" else field for field in fields - _SCALARS}
+    return {"nu" if field == "var" else field for field in fields - _SCALARS.keys()}
 
 
 def _is_part(x: Any) -> bool:
@@ -239,7 +246,7 @@ def _quantity(parts: Parts, path: Any, field: str) -> str:
     """What a field holds."""
     if field == "trace":
         return "step" if _holds_steps(parts, path) else "direction"
-    return "nu" if field == "var" else field
+    return "nu" if field == "var" else _SCALARS.get(field, field)
 
 
 def _kind(quantity: str) -> str:
@@ -259,7 +266,7 @@ def _holds_steps(parts: Parts, path: Any) -> bool:
             "before the momentum; use optax.chain"
         )
     index = path[-1].idx if path else 0
-    rates = [key.idx for key, part in chain.items() if "learning_rate" in part._fields]
+    rates = [key.idx for key, part in chain.items() if "last_learning_rate" in part._fields]
     if rates:
         return rates[0] < index
     divided = [key.idx for key, part in chain.items() if {"nu", "var"} & set(part._fields)]
@@ -330,7 +337,7 @@ def _counted(state: optax.OptState, count: float) -> optax.OptState:
     def part(x: Any) -> Any:
         if not isinstance(x, StoredAsState):
             return x
-        steps = _put("count", np.asarray(count), x.count)
+        steps = _put("count", np.asarray(count), x.rounding_count)
         return StoredAsState(steps, _counted(x.inner_state, count))
 
     return jax.tree.map(part, state, is_leaf=lambda x: isinstance(x, StoredAsState))

@@ -42,7 +42,7 @@ def transfer(source: optax.OptState, like: optax.OptState) -> Transferred:
         >>> new = optax_rmsprop.rmsprop(0.1, decay=0.75, momentum=0.9).init(params)
         >>> state, unfilled, unused = interop.transfer(old, new)
         >>> print(state[0].nu, unfilled)
-        [ 4. 16.] ['[0].count', '[1].count', '[1].learning_rate', '[2].count', '[2].trace']
+        [ 4. 16.] ['[0].count', '[1].rate_count', '[1].last_learning_rate', '[2].trace_count', '[2].trace']
     """
     found = read("transfer", source)
     values = {quantity: leaves_of(tree) for quantity, tree in found.trees.items()}
