@@ -19,6 +19,7 @@ from ._formats import Stored, format_of, number_of, words
 from ._jax import again, is_traced
 from ._rule import DENOMINATORS, saturate
 from ._tree import (
+    check_width,
     checked_leaf,
     flatten,
     flatten_up_to,
@@ -118,8 +119,10 @@ class _Column:
 
     def checked(self, g: Any, i: int) -> jax.Array:
         """The gradient of a leaf, if it fits what is there."""
-        arrays = [x.code_v1 if isinstance(x, Stored) else x for x in self.cells[i]]
         where = functools.partial(place, self.part.name, self.updates, i)
+        for field, cell in zip(self.fields, self.cells[i], strict=True):
+            check_width(where, field, getattr(cell, "dtype", None))
+        arrays = [x.code_v1 if isinstance(x, Stored) else x for x in self.cells[i]]
         return checked_leaf(g, [*arrays, *self.inputs[i]], where, self.part.definition.signed)
 
     def state(self, tree: Any, cells: list[list[Any]]) -> Any:

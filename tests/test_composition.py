@@ -182,7 +182,7 @@ def test_the_rate_in_the_state_is_the_one_just_used(case, wrap):
     state, update = tx.init(PARAMS), wrap(tx.update)
     for rate, g in zip(rates, GRADS, strict=True):
         _, state = update(g, state, PARAMS)
-        assert optax.tree.get(state, "learning_rate", None) == (rate if own else None)
+        assert optax.tree.get(state, "last_learning_rate", None) == (rate if own else None)
 
 
 class Layer(nnx.Module):

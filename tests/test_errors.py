@@ -249,8 +249,8 @@ def test_complex_for_a_real_parameter_and_the_reverse_are_refused_by_path(case):
 @accumulating
 def test_a_gradient_for_an_integer_or_absent_parameter_is_refused_by_path(case):
     integer = {"a": ONES, "b": {"c": np.arange(2)}}
-    says = ("['b']['c']", "was this parameter an integer at init?")
-    check(Bad(lambda: stepped(case(), TREE, integer), ValueError, says))
+    says = ("['b']['c']", "was its parameter an integer at init?")
+    check(Bad(lambda: stepped(case(), TREE, integer), TypeError, says))
     absent = {"a": ONES, "b": {"c": None}}
     says = ("['b']['c']", "init saw no parameter there")
     check(Bad(lambda: stepped(case(), TREE, absent), ValueError, says))
