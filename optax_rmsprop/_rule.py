@@ -128,7 +128,9 @@ def correction(decay: Any, count: jax.Array) -> jax.Array:
     if isinstance(decay, float):
         value = near_one(decay) if decay >= 0.5 else 1 - decay**steps
     else:
-        value = jnp.where(decay >= 0.5, near_one(jnp.maximum(decay, 0.5)), 1 - decay**steps)
+        value = jnp.where(
+            decay >= 0.5, near_one(jnp.where(decay >= 0.5, decay, 0.5)), 1 - decay**steps
+        )
     return jnp.where(count == 0, 0.0, value)
 
 
@@ -157,7 +159,7 @@ def norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
 
     The derivative of the norm of zeros is 0.
     """
-    dtype = jnp.result_type(np.float32, *(g.real.dtype for g in leaves))
+    dtype = np.result_type(np.float32, *(g.real.dtype for g in leaves))
     zero, small = dtype.type(0), dtype.type(2.0 ** -(np.finfo(dtype).maxexp // 2 + 16))
 
     def squares(g: jax.Array) -> list[jax.Array]:

@@ -49,7 +49,7 @@ def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False)
     integer, a key) gets a single False: it costs nothing and no gradient fits it.
     """
     for i, p in enumerate(flatten(params)[0]):
-        if not (p is None or _is_array(p)):
+        if not (p is None or is_array(p)):
             raise TypeError(
                 f"init: the parameter at {paths(params)[i] or 'the root'} is no array: {p!r:.60}; "
                 "give it the arrays of a model alone, as from equinox.filter or nnx.state"
@@ -128,7 +128,7 @@ def checked_leaf(
 
     `signed` says that the first of these must be complex where the gradient is.
     """
-    if not _is_array(g):
+    if not is_array(g):
         raise TypeError(f"{where()} is no array: {g!r:.60}")
     g = jnp.asarray(g)
     if not jnp.issubdtype(g.dtype, jnp.inexact):
@@ -162,11 +162,13 @@ def check_width(where: Callable[[], str], field: str, dtype: Any) -> None:
 
 
 def dtype_of(x: Any) -> Any:
-    """The dtype of an array, of its abstract value, or of a Python number."""
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    """The dtype of an array, of its abstract value, or of a Python number; else that of objects."""
+    if hasattr(x, "dtype"):
+        return x.dtype
+    return jnp.result_type(x) if is_array(x) else np.dtype(object)
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
     """Whether JAX has arrays like it: Python's numbers are, NumPy's of objects or strings not."""
     kind = getattr(getattr(x, "dtype", None), "kind", "")
     number = isinstance(x, (bool, int, float, complex))
