@@ -120,7 +120,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 def correction(decay: Any, count: jax.Array) -> jax.Array:
     """1 - decay**count, without the cancellation when decay is near 1."""
-    steps = count.astype(jnp.result_type(float))
+    steps = jnp.maximum(count, 1).astype(jnp.result_type(float))
 
     def near_one(decay: Any) -> jax.Array:
         return -jnp.expm1(steps * jnp.log1p(decay - 1))  # of 0 infinite, without a derivative

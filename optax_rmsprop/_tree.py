@@ -163,16 +163,16 @@ def check_width(where: Callable[[], str], field: str, dtype: Any) -> None:
 
 def dtype_of(x: Any) -> Any:
     """The dtype of an array, of its abstract value, or of a Python number; else that of objects."""
-    if hasattr(x, "dtype"):
-        return x.dtype
-    return jnp.result_type(x) if is_array(x) else np.dtype(object)
+    if not is_array(x):
+        return np.dtype(object)
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
 
 
 def is_array(x: Any) -> bool:
     """Whether JAX has arrays like it: Python's numbers are, NumPy's of objects or strings not."""
-    kind = getattr(getattr(x, "dtype", None), "kind", "")
-    number = isinstance(x, (bool, int, float, complex))
-    return number or (hasattr(x, "dtype") and hasattr(x, "shape") and kind not in tuple("OSUMm"))
+    if isinstance(x, type) or not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        return isinstance(x, (bool, int, float, complex))
+    return getattr(x.dtype, "kind", "") not in ("O", "S", "U", "M", "m")
 
 
 def _is_none(x: Any) -> bool:

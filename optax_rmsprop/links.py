@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from . import _rule as rule
 from ._link import Hyperparameter, Treewise, check_state, link, number, parts_of, whole_of
 from ._run import Leafwise, Part, Rule
-from ._tree import accumulators_like, increment, narrow, wide, widen, zero
+from ._tree import accumulators_like, dtype_of, increment, narrow, wide, widen, zero
 
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
 
@@ -207,7 +207,7 @@ def trace(decay: Hyperparameter, nesterov: bool = False) -> Leafwise:
     Returns:
         A transformation with the state `TraceState(trace_count, trace)`. Updates have the dtypes of
         what comes in; `trace` is at least float32, complex for complex parameters. What is not
-        finite is not kept, and shows as NaN.
+        finite is not kept, and the update shows it: it is not finite either.
 
     Raises:
         ValueError, TypeError: as `scale_by_rms`.
@@ -436,9 +436,9 @@ def _check_parts(links: tuple[optax.GradientTransformation, ...], state: Any) ->
 
 
 def _widened(g: Any) -> Any:
-    dtype = jnp.result_type(g)
+    dtype = dtype_of(g)
     return jnp.asarray(g, wide(dtype)) if jnp.issubdtype(dtype, jnp.inexact) else g
 
 
 def _narrowed(u: Any, g: Any) -> Any:
-    return u if u is g else narrow(u, jnp.result_type(g))
+    return u if u is g else narrow(u, dtype_of(g))

@@ -100,6 +100,18 @@ def test_a_tiny_eps_outside_leaves_derivatives_finite_and_right(make, eps, mode)
     np.testing.assert_allclose(mode(step)(eps), [0.0, -1 / (root + eps) ** 2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_no_derivative_by_a_decay_of_zero_is_infinite(steps):
+    def last(decay):
+        tx = ours.scale_by_stddev(decay, 0.5, bias_correction=True)
+        g = jnp.array([2.0, 0.0])
+        return jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g), jnp.stack(steps * [g]))[
+            1
+        ]
+
+    chex.assert_tree_all_finite([jax.jacfwd(last)(0.0), jax.jacrev(last)(0.0)])
+
+
 @pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("decay", [0.0, 1e-3, 0.3, 0.5, 0.9])
 def test_the_derivative_of_a_corrected_average_by_its_decay(decay, mode, x64):
