@@ -159,7 +159,9 @@ class Link(optax.GradientTransformationExtraArgs):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return repr(cast(Any, self.init).call)
+        init, update = cast(Any, tuple(self))
+        of_one_call = isinstance(init, Init) and update == Update(init.call)
+        return repr(init.call) if of_one_call else super().__repr__()
 
 
 def link(

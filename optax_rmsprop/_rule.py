@@ -31,12 +31,14 @@ def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
     It is a step from the one that weighs more, so that the weights add up to 1 exactly. Rounded
     apart, β and 1−β do not, and a long average is off by their difference over 1−β.
     """
-    from_old, from_new = old + scale(new - old, 1 - decay), new + scale(old - new, decay)
+    change = new - old
+    from_old, from_new = old + scale(change, 1 - decay), new - scale(change, decay)
     if isinstance(decay, float):
         step = from_old if decay >= 0.5 else from_new
     else:
         step = jnp.where(decay >= 0.5, from_old, from_new)
-    return jax.lax.select((new == new) & (decay == decay), step, old)
+    # The change is NaN where the new value is, and sharded as the average is.
+    return jax.lax.select((change == change) & (decay == decay), step, old)
 
 
 def variance(

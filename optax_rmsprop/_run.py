@@ -17,7 +17,7 @@ import optax
 
 from ._formats import Stored, format_of, number_of, words
 from ._jax import again, is_traced
-from ._rule import DENOMINATORS, saturate
+from ._rule import DENOMINATORS, saturate, scale
 from ._tree import (
     check_width,
     checked_leaf,
@@ -250,7 +250,8 @@ def _update_leaf(
         plain = all(link.is_plain for link in links)
         saturated = any(link.saturates for link in links[:first])
         entered = g if plain else incoming(first, *sources()[:2])
-        u = jnp.where(_is_fine(entered, plain and saturated, arrays), u, jnp.nan)
+        fine = _is_fine(entered, plain and saturated, arrays)
+        u = scale(u, jnp.where(fine, 1.0, jnp.nan))  # which may be sharded as no gradient is
     return narrow(u, g.dtype), stored
 
 
