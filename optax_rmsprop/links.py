@@ -182,7 +182,8 @@ def scale_by_stddev(
             del mu
             square = rule.scale(var, factor)
             if bias_correction:
-                square = jnp.where(first & (square == 0), rule.abs_sq(g), square)
+                alone = (first & (square == 0)).astype(square.dtype)
+                square = square + alone * rule.abs_sq(g)
             return rule.divide(g, square, at.eps, eps_in_sqrt)
 
         return Rule(step, mu=mu, var=var)
