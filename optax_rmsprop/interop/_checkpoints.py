@@ -49,7 +49,7 @@ def entries_of(
     slots = [match for match in found if match.re is _SLOT]
     full = _full_names(function, variables.get(_GRAPH, b""))
 
-    entries = {}
+    entries = dict[Any, str]()
     for name, label in _SCALARS.items():
         path = f"{prefix}/{name}".removeprefix("/")
         # With a decay, this is the first rate and not the last.
