@@ -510,7 +510,7 @@ BAD = {
             same,
         ),
         ValueError,
-        "to_keras: 1e\\+06 of 'o/a_velocity' is too large for float16",
+        r"to_keras: 'o/a_velocity': 1e\+06 is too large for float16",
     ),
     "two TensorFlow 1 optimizers": (
         lambda: interop.from_tensorflow1({"w/RMSProp": 1, "v/rmsprop_gen": 1}, LIKE, same),

@@ -51,16 +51,16 @@ FLOORS = {
     "sharding": 4,
     "_rmsprop": 5,
     "interop._checkpoints": 5,
+    "interop._variables": 5,
     "interop._states": 5,
     "dialects": 6,
-    "interop._arrays": 6,
+    "interop.keras": 6,
     "interop.layout": 6,
+    "interop.tensorflow1": 6,
     "interop.torch": 6,
     "interop.transfer": 6,
-    "interop.keras": 7,
-    "interop.tensorflow1": 7,
-    "interop": 8,
-    "__init__": 9,
+    "interop": 7,
+    "__init__": 8,
 }
 OUTSIDE = {"jax", "optax", "numpy"}
 FACTORIES = {name: f for name, f in vars(ours).items() if inspect.isfunction(f)} | {

@@ -8,10 +8,10 @@ from typing import Any, cast
 import numpy as np
 import optax
 
-from . import _arrays as arrays
 from . import _checkpoints as checkpoints
 from . import _states as states
 from ._states import Convert, ConvertBack
+from ._variables import new, numbers
 
 _KINDS = dict(velocity="nu", rms="nu", average_gradient="mu", mg="mu", momentum="step")
 _SCALARS = {
@@ -140,7 +140,7 @@ def to_keras(
             raise ValueError(f"to_keras: the optimizer in `like` has a {word}, the state has none")
     result = states.to_variables("to_keras", found, state, convert, learning_rate)
     result = {
-        key: arrays.new("to_keras", key, x, found.values[key].dtype) for key, x in result.items()
+        key: new(f"to_keras: {key!r}", x, found.values[key].dtype) for key, x in result.items()
     }
     return list(result.values()) if all(str(key).isdigit() for key in result) else result
 
@@ -151,7 +151,8 @@ def _variables(
     given = _checked(function, names)
     labels, in_order = _labels(function, variables, optimizer)
     values = {
-        key: arrays.numbers(function, label or key, variables[key]) for key, label in labels.items()
+        key: numbers(f"{function}: {(label or key)!r}", variables[key])
+        for key, label in labels.items()
     }
     if all(labels.values()):
         return _named(function, labels, values, given, in_order)

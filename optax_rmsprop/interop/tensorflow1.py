@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 import optax
 
-from . import _arrays as arrays
 from . import _states as states
 from ._states import Convert, ConvertBack
+from ._variables import new, numbers
 
 _RMSPROP = re.compile(r"(?i).+/(?P<slot>[^/]*rmsprop[^/]*?)(?:_\d+)?(?::0)?")
 _OTHERS = {"Adam", "Adadelta", "Adagrad", "AdagradDA", "Ftrl", "Momentum", "ProximalAdagrad"}
@@ -105,7 +105,7 @@ def to_tensorflow1(
     found = found._replace(values={**found.values, **blank})
     result = states.to_variables("to_tensorflow1", found, state, convert, learning_rate)
     slots = {
-        key: arrays.new("to_tensorflow1", key, x, found.values[key].dtype)
+        key: new(f"to_tensorflow1: {key!r}", x, found.values[key].dtype)
         for key, x in result.items()
     }
     return {key: slots.get(key, np.array(x)) for key, x in like.items()}
@@ -128,7 +128,7 @@ def _variables(function: str, variables: Any, has: set[str], slot: str | None) -
                 f"optimizers give slot=, the first of one: {keys}"
             )
         roles |= {key: (kind, name) for kind, key in zip(kinds, keys, strict=False)}
-    values = {key: arrays.numbers(function, key, by_name[key]) for key in roles}
+    values = {key: numbers(f"{function}: {key!r}", by_name[key]) for key in roles}
     return states.Variables(values, roles, sorted(slots))
 
 
