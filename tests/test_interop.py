@@ -386,6 +386,14 @@ BAD = {
         ValueError,
         "the optimizer in `like` has no mean",
     ),
+    "Keras variables by their numbers": (
+        lambda: keras({0: 1, 1: np.ones(2)}), TypeError, "from_keras: expected variables by name",
+    ),
+    "a Keras iteration that is an array": (
+        lambda: keras({"o/iteration": np.ones(2), "o/a_velocity": np.ones(2)}),
+        ValueError,
+        r"from_keras: 'o/iteration' has shape \(2,\), expected \(\)",
+    ),
     "Adam's Keras variables by its name": (
         lambda: keras(dict.fromkeys(["adam_1/iteration", "adam_1/w_velocity"], 1)),
         TypeError,
@@ -418,6 +426,9 @@ BAD = {
         lambda: keras({"model_weights": {}, "optimizer_weights": {"o": {}}}),
         TypeError,
         "from_keras: .*give its group 'optimizer_weights'",
+    ),
+    "a model's state tree": (
+        lambda: keras({"o": {"iteration": 1}}), TypeError, "from_keras: .*give its group 'o'",
     ),
     "Keras variables of two optimizers": (
         lambda: keras(dict.fromkeys(["o/iteration", "p/iteration", "o/a_velocity"], 1)),

@@ -9,10 +9,9 @@ import numpy as np
 def numbers(where: str, x: Any) -> np.ndarray[Any, Any]:
     """`x` as NumPy, if it is an array of numbers."""
     try:
-        if hasattr(x, "detach"):
-            x = x.detach().cpu()
-            x = x.float() if str(x.dtype) == "torch.bfloat16" else x
-        array = np.asarray(x)
+        if str(getattr(x, "dtype", "")) == "torch.bfloat16":  # which NumPy has only in JAX's types
+            return x.detach().cpu().float().numpy().astype(jnp.bfloat16)
+        array = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{where} is no array, but a {type(x).__name__}") from error
     if array.dtype == np.dtype("V2"):  # Keras's files have bfloat16 as two bytes

@@ -176,16 +176,18 @@ def _checked(function: str, names: Any) -> list[str] | None:
 def _labels(function: str, variables: Any, optimizer: str | None) -> tuple[dict[Any, str], bool]:
     """The variables' keys, each with the name that the source gives it; are they in order?"""
     found = states.as_mapping(variables)
-    if found is not None and checkpoints.is_checkpoint(found):
+    if not all(isinstance(key, str) for key in cast("Iterable[Any]", found or ())):
+        raise TypeError(f"{function}: expected variables by name, got {states.shown(variables)}")
+    if found and checkpoints.is_checkpoint(found):
         return checkpoints.entries_of(function, found, optimizer)
     if optimizer is not None:
         raise ValueError(f"{function}: optimizer={optimizer!r} is for a checkpoint of TensorFlow 2")
     if isinstance(variables, (list, tuple)):
         return {i: _own_name(x) for i, x in enumerate(cast("Sequence[Any]", variables))}, True
-    if not found or any(type(key) is not str for key in cast("Iterable[Any]", found)):
-        shown = states.shown(variables)
+    if not found:
         raise TypeError(
-            f"{function}: expected an optimizer's variables, or their group, got {shown}"
+            f"{function}: expected an optimizer's variables, got {states.shown(variables)}; of a "
+            "file, give a group that is opened with h5py"
         )
     attributes = getattr(found, "attrs", {})
     if all(key.isdigit() for key in found):
@@ -194,7 +196,7 @@ def _labels(function: str, variables: Any, optimizer: str | None) -> tuple[dict[
     if "weight_names" in attributes:
         keys = [k.decode() if isinstance(k, bytes) else k for k in attributes["weight_names"]]
         return {key: key.removesuffix(":0") for key in keys}, True
-    if group := next((group for group in _GROUPS if _has_group(found, group)), ""):
+    if group := next((group for group in [*_GROUPS, *found] if _has_group(found, group)), ""):
         raise TypeError(
             f"{function}: expected an optimizer's variables, got what holds them: give its group "
             f"{group!r}"
@@ -246,6 +248,9 @@ def _named(
         raise ValueError(
             f"{function}: variables of several optimizers, give those of one: {several}"
         )
+    for key in roles:
+        if shape := values[key].shape:
+            raise ValueError(f"{function}: {labels[key]!r} has shape {shape}, expected ()")
     if spelling is _KERAS3:
         _check_blocks(function, labels, slots)
     found: dict[str, list[tuple[Any, str]]] = {}

@@ -113,7 +113,7 @@ def to_tensorflow1(
 
 def _variables(function: str, variables: Any, has: set[str], slot: str | None) -> states.Variables:
     by_name = states.as_mapping(variables)
-    if by_name is None or any(type(key) is not str for key in cast("Iterable[Any]", by_name)):
+    if by_name is None or not all(isinstance(k, str) for k in cast("Iterable[Any]", by_name)):
         raise TypeError(f"{function}: expected variables by name, got {states.shown(variables)}")
     roles = {key: ("count", "") for key in by_name if key.removesuffix(":0") == "global_step"}
     slots = _slots(function, by_name, slot)
