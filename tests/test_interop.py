@@ -505,7 +505,7 @@ BAD = {
     "a Keras optimizer with momentum": (
         lambda: interop.to_keras(trained(dialects.keras()), fresh_keras(centered=False), same),
         ValueError,
-        "to_keras: the optimizer in `like` has a momentum, the state has none",
+        "to_keras: the state has no momentum, the optimizer in `like` has one",
     ),
     "other names than Keras's": (
         lambda: interop.to_keras(

@@ -137,7 +137,7 @@ def to_keras(
     for quantity, field in dict(step="trace", mu="mu").items():
         if field not in has and any(quantity == role for role, _ in found.roles.values()):
             word = states.WORDS[quantity]
-            raise ValueError(f"to_keras: the optimizer in `like` has a {word}, the state has none")
+            raise ValueError(f"to_keras: the state has no {word}, the optimizer in `like` has one")
     result = states.to_variables("to_keras", found, state, convert, learning_rate)
     result = {
         key: new(f"to_keras: {key!r}", x, found.values[key].dtype) for key, x in result.items()
