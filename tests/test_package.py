@@ -50,6 +50,8 @@ FLOORS = {
     "storage": 4,
     "sharding": 4,
     "_rmsprop": 5,
+    "interop._checkpoints": 5,
+    "interop._variables": 5,
     "interop._states": 5,
     "dialects": 6,
     "interop.keras": 6,
