@@ -21,7 +21,6 @@ pytestmark = pytest.mark.api
 SCALARS = 0.02  # bytes a parameter that counts, rates and the like may cost
 # Bytes that a branch may need beyond Optax's: 6.0, 5.1 and 3.8 on jax 0.8.1, 0.10.2 and 0.12.0.
 BRANCH = 6.0
-OLD = jax.__version_info__ < (0, 10)
 
 
 @pytest.fixture
