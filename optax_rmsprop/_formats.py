@@ -190,7 +190,7 @@ def _cut(
     x = _bits(v)
     added = jnp.uint32(1 << (drop - 1)) if word is None else word >> (32 - drop)
     top = jnp.minimum((x + added) >> drop, jnp.uint32((_INFINITY - 1) >> drop))
-    special = jnp.where(x == _INFINITY, jnp.uint32(_INFINITY >> drop), jnp.uint32(_NAN >> drop))
+    special = jnp.where(x == _INFINITY, x, jnp.uint32(_NAN)) >> drop
     if base is not None:
         top, special = (
             jnp.clip(k.astype(jnp.int32) - 8 * base.astype(jnp.int32), 0, 255)

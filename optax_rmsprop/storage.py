@@ -237,10 +237,10 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: ArrayLike
     Source: Gupta et al., Deep learning with limited numerical precision, 2015.
     """
 
-    number = count if isinstance(count, (int, np.integer)) else jnp.asarray(count)
-    if np.ndim(number) or not jnp.issubdtype(jnp.result_type(number), jnp.integer):
+    kind = getattr(count, "dtype", type(count))
+    if np.ndim(count) or not (kind is int or jnp.issubdtype(kind, jnp.integer)):
         raise TypeError(f"apply_updates: count must be an integer, got {count!r}")
-    number = jnp.asarray(number)
+    number = jnp.asarray(count)
 
     def leaf(path: Any, p: Any, u: Any) -> Any:
         if u is None:
@@ -256,17 +256,26 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: ArrayLike
         p, u = jnp.asarray(p), jnp.asarray(u)
         return added(p, u, *(words(p.shape, where, number, stream) for stream in (_COARSE, _FINE)))
 
-    return jax.tree_util.tree_map_with_path(leaf, params, updates, is_leaf=_is_none)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
+    paths, structure = cast(
+        Any, jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda p: p is None)
+    )
+    try:
+        columns = structure.flatten_up_to(updates)
+    except ValueError as error:
+        raise ValueError(
+            f"apply_updates: the updates have another tree structure than the parameters: {error}"
+        ) from error
+    rows = zip(paths, columns, strict=True)
+    return structure.unflatten([leaf(path, p, u) for (path, p), u in rows])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encoded(codec: Codec, v: jax.Array) -> Stored:
     # XLA would encode a constant while it compiles, element by element.
     return codec.encode(jax.lax.optimization_barrier(v), None)
+
+
+_decoded = jax.jit(read)  # in one program, within which XLA shards
 
 
 def _start(inner: optax.GradientTransformation, choice: Choice, params: Any) -> Any:
@@ -323,8 +332,9 @@ def decoded(state: State) -> State:
     Where it stands in a `StoredAsState`, its `inner_state` continues without `stored_as`.
     """
 
-    def leaf(*cell: Any) -> Any:
-        return read(Stored(*cell))
+    def leaf(*fields: Any) -> Any:
+        cell = Stored(*fields)
+        return cast(Any, _decoded)(cell) if format_of(cell) else cell.wide
 
     def part(x: Any) -> Any:
         if not isinstance(x, Stored):
