@@ -150,8 +150,9 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
     rounding. Dettmers et al., 8-bit optimizers via block-wise quantization, 2021, for blocks in
     optimizer states. The two formats are this package's.
     """
-    if codec in (uint16, uint8):
-        raise TypeError(f"stored_as: codec must be a call: storage.{codec.__name__}()")
+    for function in (uint16, uint8):
+        if codec is function:
+            raise TypeError(f"stored_as: codec must be a call: storage.{function.__name__}()")
     if not isinstance(codec, (UInt16, UInt8)) and not callable(codec):
         raise TypeError(f"stored_as: codec must be uint16(), uint8() or a function, got {codec}")
     if shown(inner).startswith("storage."):
@@ -236,7 +237,6 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: ArrayLike
 
     Source: Gupta et al., Deep learning with limited numerical precision, 2015.
     """
-
     kind = getattr(count, "dtype", type(count))
     if np.ndim(count) or not (kind is int or jnp.issubdtype(kind, jnp.integer)):
         raise TypeError(f"apply_updates: count must be an integer, got {count!r}")
@@ -256,9 +256,7 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: ArrayLike
         p, u = jnp.asarray(p), jnp.asarray(u)
         return added(p, u, *(words(p.shape, where, number, stream) for stream in (_COARSE, _FINE)))
 
-    paths, structure = cast(
-        Any, jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda p: p is None)
-    )
+    paths, structure = cast(Any, jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_none))
     try:
         columns = structure.flatten_up_to(updates)
     except ValueError as error:
@@ -267,6 +265,10 @@ def apply_updates(params: optax.Params, updates: optax.Updates, count: ArrayLike
         ) from error
     rows = zip(paths, columns, strict=True)
     return structure.unflatten([leaf(path, p, u) for (path, p), u in rows])
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -292,7 +294,7 @@ def _start(inner: optax.GradientTransformation, choice: Choice, params: Any) -> 
         return bool(_second_moments_of(x))
 
     def leaf(path: str, v: Any) -> Stored:
-        codec = choice(path, v) if v.dtype == jnp.float32 and v.size else None
+        codec: Any = choice(path, v) if v.dtype == jnp.float32 and v.size else None
         if codec is not None and not isinstance(codec, (UInt16, UInt8)):
             raise TypeError(
                 f"stored_as: codec must return uint16(), uint8() or None, at {path or 'the root'} "
@@ -383,11 +385,10 @@ def second_moments(state: Any) -> list[Any]:
         return isinstance(x, Stored) or bool(_second_moments_of(x))
 
     parts = jax.tree.leaves(state, is_leaf=is_part)
-    trees = [getattr(x, field) for x in parts for field in _second_moments_of(x)]
-    return trees
+    return [getattr(x, field) for x in parts for field in _second_moments_of(x)]
 
 
-def _second_moments_of(x: Any) -> list[str]:
+def _second_moments_of(x: object) -> list[str]:
     """The fields of a state that are averages of squares."""
     kind = type(x)
     package = kind.__module__.partition(".")[0]
