@@ -229,10 +229,13 @@ def words(shape: tuple[int, ...], leaf: Any, count: jax.Array, stream: int = 0) 
     The leaf is its path, or the number of it. What is rounded at the same leaf and step, but in
     another stream, has other bits.
     """
-    leaf = number_of(leaf) if isinstance(leaf, str) else leaf
+    leaf = jnp.asarray(number_of(leaf) if isinstance(leaf, str) else leaf, jnp.uint32)
     index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    word = _mix(index + (jnp.asarray(leaf, jnp.uint32) + count.astype(jnp.uint32) * _A_STEP))
-    return _mix(word ^ np.uint32(stream * 0x9E3779B9 & 0xFFFFFFFF)) if stream else word
+    steps = count.astype(jnp.uint32) * _A_STEP
+    if not stream:
+        return _mix(index + (leaf + steps))
+    # Mixed in twice, so that the words of two streams are not functions of each other.
+    return _mix(_mix(index + (leaf + np.uint32(stream * 0x9E3779B9 & 0xFFFFFFFF))) ^ steps)
 
 
 def added(p: jax.Array, u: jax.Array, coarse: jax.Array, fine: jax.Array) -> jax.Array:
