@@ -13,8 +13,12 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+from ._jax import parts_of_last_axis, whole_last_axis
 
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000  # the bits of float32
+_SIGN, _MAGNITUDE = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _ROUNDED_UP = 0xFFFFFFFF  # random bits that round all up
 _A_STEP = np.uint32(0x85EBCA77)  # moves a step's words far from those of the last
 
@@ -22,24 +26,31 @@ Value: TypeAlias = Callable[..., jax.Array]
 
 
 class Stored(NamedTuple):
-    """A tree of second moments as codes, which say by themselves in which format they are.
+    """Second moments of which some are codes: four trees like the parameters.
 
-    The fields' names carry the format's version: a checkpoint of another does not fit.
+    A leaf is in the field of its format, and `optax.MaskedNode()` holds its place in the others. So
+    a code cannot be read as a number, or in another format: the names of the fields are those of
+    the formats, for a checkpoint too. In `_run` it is one leaf.
     """
 
-    code_v1: Any  # like the parameters: uint16, uint8, or float32 where nothing is encoded
-    base_v1: Any  # uint8 [..., blocks] where the code is uint8, otherwise a zero
+    wide: Any  # what is not encoded
+    e8m8: Any  # uint16
+    e5m3: Any  # uint8, with
+    exponents: Any  # uint8 [..., blocks]
+
+
+_NONE = optax.MaskedNode()
 
 
 class _Format:
     """What both formats have."""
 
-    def encode(self, v: jax.Array, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Return code and base of an array, by 32 random bits an element or else to nearest."""
+    def encode(self, v: jax.Array, word: jax.Array | None) -> Stored:
+        """Return an array as a code, by 32 random bits an element or else to nearest."""
         return self.written(lambda *base: v, word)
 
-    def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Return code and base of `value()`."""
+    def written(self, value: Value, word: jax.Array | None) -> Stored:
+        """Return the code of `value()`."""
         raise NotImplementedError
 
 
@@ -50,14 +61,13 @@ class UInt16(_Format):
     def __repr__(self) -> str:
         return "storage.uint16()"
 
-    def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Return code and base of `value()`."""
-        return _cut(value(), word, 15, jnp.uint16), no_base()
+    def written(self, value: Value, word: jax.Array | None) -> Stored:
+        """Return the code of `value()`."""
+        return Stored(_NONE, _cut(value(), word, 15, jnp.uint16), _NONE, _NONE)
 
-    def decode(self, code: jax.Array, base: jax.Array) -> jax.Array:
+    def decode(self, cell: Stored) -> jax.Array:
         """Return the float32 array."""
-        del base
-        return _real(code.astype(jnp.uint32) << 15)
+        return _real(cell.e8m8.astype(jnp.uint32) << 15)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -69,17 +79,18 @@ class UInt8(_Format):
     def __repr__(self) -> str:
         return f"storage.uint8({self.block})"
 
-    def written(self, value: Value, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Return code and base of `value()`, which is asked for again, as `value(base)`."""
+    def written(self, value: Value, word: jax.Array | None) -> Stored:
+        """Return the code of `value()`, which is asked for again, as `value(base)`."""
         # As if the largest were rounded up, which may lift it into the next binade.
         largest = _cut(_real(self._largest(_bits(value()))), jnp.uint32(_ROUNDED_UP), 20, jnp.int32)
         base = jnp.maximum(0, (largest >> 3) - 31).astype(jnp.uint8)
         v = value(base)
         code = _cut(v, word, 20, jnp.uint8, self._spread(base, v.shape))
-        return code, base if v.ndim else base[0]
+        return Stored(_NONE, _NONE, code, base if v.ndim else base[0])
 
-    def decode(self, code: jax.Array, base: jax.Array) -> jax.Array:
+    def decode(self, cell: Stored) -> jax.Array:
         """Return the float32 array."""
+        code, base = cell.e5m3, cell.exponents
         k = code.astype(jnp.uint32) + 8 * self._spread(base, code.shape).astype(jnp.uint32)
         return _real(k << 20)
 
@@ -87,6 +98,8 @@ class UInt8(_Format):
         """[..., n] to [..., blocks]: the largest of each block."""
         k = jnp.atleast_1d(k)
         block = min(self.block, k.shape[-1])
+        if k.shape[-1] // parts_of_last_axis(k) % block:
+            k = whole_last_axis(k)
         if surplus := -k.shape[-1] % block:
             k = jnp.pad(k, [(0, 0)] * (k.ndim - 1) + [(0, surplus)])
         # In two steps, because XLA's CPU compiler writes what it reduces over more than 32
@@ -98,6 +111,8 @@ class UInt8(_Format):
         """The base of each element."""
         if not shape or base.shape[-1] == 1:
             return jnp.broadcast_to(base.reshape((*shape[:-1], 1)[: len(shape)]), shape)
+        if shape[-1] % self.block:
+            base = whole_last_axis(base)
         whole = jnp.broadcast_to(base[..., None], (*base.shape, self.block))
         return whole.reshape(*base.shape[:-1], base.shape[-1] * self.block)[..., : shape[-1]]
 
@@ -105,34 +120,77 @@ class UInt8(_Format):
 Codec: TypeAlias = UInt16 | UInt8
 
 
-def no_base() -> jax.Array:
-    """What stands for the base where there is none."""
-    # None would have no place for what is mapped over a state beside it; an empty array cannot be
-    # saved by Orbax.
-    return jnp.zeros([], jnp.uint8)
+def plain(v: Any) -> Stored:
+    """An array that is not encoded."""
+    return Stored(v, _NONE, _NONE, _NONE)
 
 
-def format_of(code: Any, base: Any) -> Codec | None:
-    """The format of an array, None if it is not encoded: its dtype and its number of blocks tell.
+def is_masked(x: Any) -> bool:
+    """Whether `x` holds the place of a leaf that is elsewhere."""
+    return isinstance(x, optax.MaskedNode)
+
+
+def array_of(cell: Stored) -> Any:
+    """The array that has the leaf's shape."""
+    return next((x for x in cell if not is_masked(x)), cell.wide)
+
+
+def arrays_of(stored: Stored) -> Any:
+    """The tree of the arrays that have the leaves' shapes.
+
+    A leaf must be in one field: a library that restores a checkpoint of another format puts nothing
+    in any.
+    """
+
+    def leaf(path: Any, *cell: Any) -> Any:
+        found = [x for x in cell if not is_masked(x)]
+        number = 1 if is_masked(cell[2]) else 2
+        if found and any(x is not None for x in cell):
+            if len(found) != number or not all(hasattr(x, "dtype") for x in found):
+                raise TypeError(
+                    f"stored_as: the second moment at {jax.tree_util.keystr(path) or 'the root'} "
+                    "is in none of its formats; was the state restored from a checkpoint with "
+                    "another format as its target?"
+                )
+        return array_of(Stored(*cell))
+
+    return jax.tree_util.tree_map_with_path(leaf, *stored, is_leaf=_is_place)
+
+
+def _is_place(x: Any) -> bool:
+    return x is None or is_masked(x)
+
+
+def format_of(cell: Stored) -> Codec | None:
+    """The format of a leaf, None if it is not encoded. Its number of blocks tells their length.
 
     No two powers of two cut an axis into the same number of blocks, unless that is one.
     """
-    if code.dtype == jnp.uint16:
+    if not is_masked(cell.e8m8):
         return UInt16()
-    if code.dtype == jnp.uint8:
-        last, blocks = (code.shape[-1], base.shape[-1]) if code.shape else (1, 1)
-        return UInt8(1 << (-(-last // blocks) - 1).bit_length())
-    return None
+    if is_masked(cell.e5m3):
+        return None
+    last, blocks = (x.shape[-1] if x.shape else 1 for x in (cell.e5m3, cell.exponents))
+    return UInt8(1 << (-(-last // blocks) - 1).bit_length())
+
+
+def read(cell: Stored) -> Any:
+    """The array, decoded if it is a code."""
+    codec = format_of(cell)
+    return codec.decode(cell) if codec else cell.wide
 
 
 def _cut(
     v: jax.Array, word: jax.Array | None, drop: int, dtype: Any, base: jax.Array | None = None
 ) -> jax.Array:
-    """The bits without the last `drop`, rounded. Finite stays finite; NaN and infinity stay."""
+    """The bits without the last `drop`, rounded. Finite stays finite; NaN and infinity stay.
+
+    What is negative has no code but that of NaN.
+    """
     x = _bits(v)
     added = jnp.uint32(1 << (drop - 1)) if word is None else word >> (32 - drop)
     top = jnp.minimum((x + added) >> drop, jnp.uint32((_INFINITY - 1) >> drop))
-    special = jnp.where(x == _INFINITY, jnp.uint32(_INFINITY >> drop), jnp.uint32(_NAN >> drop))
+    special = jnp.where(x == _INFINITY, x, jnp.uint32(_NAN)) >> drop
     if base is not None:
         top, special = (
             jnp.clip(k.astype(jnp.int32) - 8 * base.astype(jnp.int32), 0, 255)
@@ -144,8 +202,9 @@ def _cut(
 
 
 def _bits(v: jax.Array) -> jax.Array:
-    """The bits without the sign."""
-    return jax.lax.bitcast_convert_type(v, jnp.uint32) & jnp.uint32(0x7FFFFFFF)
+    """The bits, those of 0 for -0."""
+    x = jax.lax.bitcast_convert_type(v, jnp.uint32)
+    return jnp.where(x == _SIGN, jnp.uint32(0), x)
 
 
 def _real(bits: jax.Array) -> jax.Array:
@@ -164,11 +223,61 @@ def number_of(path: str) -> int:
     return int.from_bytes(hashlib.blake2s(path.encode(), digest_size=4).digest())
 
 
-def words(shape: tuple[int, ...], leaf: Any, count: jax.Array) -> jax.Array:
+def words(shape: tuple[int, ...], leaf: Any, count: jax.Array, stream: int = 0) -> jax.Array:
     """Random bits that depend on the element, the leaf and the step, and on no mesh.
 
-    The leaf is its path, or the number of it.
+    The leaf is its path, or the number of it. What is rounded at the same leaf and step, but in
+    another stream, has other bits.
     """
-    leaf = number_of(leaf) if isinstance(leaf, str) else leaf
+    leaf = jnp.asarray(number_of(leaf) if isinstance(leaf, str) else leaf, jnp.uint32)
     index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    return _mix(index + (jnp.asarray(leaf, jnp.uint32) + count.astype(jnp.uint32) * _A_STEP))
+    steps = count.astype(jnp.uint32) * _A_STEP
+    if not stream:
+        return _mix(index + (leaf + steps))
+    # Mixed in twice, so that the words of two streams are not functions of each other.
+    return _mix(_mix(index + (leaf + np.uint32(stream * 0x9E3779B9 & 0xFFFFFFFF))) ^ steps)
+
+
+def added(p: jax.Array, u: jax.Array, coarse: jax.Array, fine: jax.Array) -> jax.Array:
+    """bfloat16 `p` plus `u`, rounded stochastically by two words for each element.
+
+    Bits are added to the sum in float32, whose own rounding is made good by a chance of one more or
+    one less in its last place. Processors flush subnormal numbers, so small ones are raised first.
+    """
+    raised = 80  # binades, for two numbers below 2^-40; no sum of others is subnormal
+    x, y = _bits_of(p), _bits_of(u)
+    small = jnp.maximum(x & _MAGNITUDE, y & _MAGNITUDE) < (127 - 40) << 23
+    a, b = (jnp.where(small, _times_power(k, raised), _real(k)) for k in (x, y))
+    total = a + b
+    back = total - a
+    rest = (a - (total - back)) + (b - back)  # all that `total` has lost, exactly
+
+    sign = jax.lax.bitcast_convert_type(total, jnp.uint32) & _SIGN
+    k = jax.lax.bitcast_convert_type(total, jnp.uint32) ^ sign
+    # In units of the last place, which is half as large below a power of two.
+    rest = rest * _real((277 - jnp.maximum(k >> 23, 24)) << 23) * jnp.where(sign > 0, -1.0, 1.0)
+    rest = jnp.where((rest < 0) & (k << 9 == 0), 2 * rest, rest)
+    chance = (jnp.abs(rest) * 2.0**32).astype(jnp.uint32)
+    more = jnp.where(fine < chance, jnp.sign(rest), 0.0).astype(jnp.int32).astype(jnp.uint32)
+
+    subnormal = (jnp.abs(total) * 2.0 ** (149 - raised)).astype(jnp.uint32)
+    lowered = jnp.where(k < (127 - 125 + raised - 1) << 23, subnormal, k - (raised << 23))
+    k = jnp.where(small, lowered, k) + (coarse >> 16) + more
+    top = jnp.minimum(k >> 16, 0x7F7F) | sign >> 16  # finite stays finite
+    rounded = jax.lax.bitcast_convert_type(top.astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(total), rounded, total.astype(jnp.bfloat16))
+
+
+def _bits_of(x: jax.Array) -> jax.Array:
+    """The bits of an array as float32, with its subnormal numbers."""
+    if x.dtype == jnp.bfloat16:
+        return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
+    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+
+
+def _times_power(bits: jax.Array, n: int) -> jax.Array:
+    """2^n times the number of these bits, for an n that makes it normal."""
+    k = bits & _MAGNITUDE
+    subnormal = k.astype(jnp.float32) * 2.0 ** (n - 149)
+    size = jnp.where(k >> 23 == 0, subnormal, _real(k + (n << 23)))
+    return jnp.where(bits >= _SIGN, -size, size)

@@ -4,10 +4,12 @@ JAX promises least about tracers, and about what a type says beside shape and dt
 moves one of these names is met by a change of this file.
 """
 
+import math
 from typing import Any
 
 import jax
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def is_traced(x: Any) -> bool:
@@ -30,9 +32,24 @@ def memory_of(x: Any) -> Any:
     return jax.typeof(x).memory_space
 
 
-def sharding_of(x: Any) -> Any:
-    """The sharding of an array, or what the type of a traced one says of it."""
-    return jax.typeof(x).sharding if is_traced(x) else x.sharding
+def parts_of_last_axis(x: jax.Array) -> int:
+    """In how many parts an explicit mesh cuts the last axis, as the type says; else one."""
+    sharding: Any = jax.typeof(x).sharding
+    names = sharding.spec[-1] if sharding.spec else None
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def whole_last_axis(x: jax.Array) -> jax.Array:
+    """The array with its last axis whole on every device, where the mesh is explicit.
+
+    In another mesh the compiler gathers what it needs by itself.
+    """
+    if parts_of_last_axis(x) == 1:
+        return x
+    sharding: Any = jax.typeof(x).sharding
+    spec = PartitionSpec(*sharding.spec[:-1], None)
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, spec))
 
 
 def again(arrays: Any) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._formats import Stored, format_of, number_of, words
+from ._formats import Stored, array_of, arrays_of, format_of, number_of, plain, read, words
 from ._jax import again, is_traced
 from ._rule import DENOMINATORS, saturate, scale
 from ._tree import (
@@ -114,15 +114,17 @@ class _Column:
             return flatten_up_to(name, tree, self.updates, value)
         if self.part.rounding is None:
             raise TypeError(f"{name}: {field} holds codes; is the state that of `stored_as`?")
-        pairs = [flatten_up_to(name, tree, self.updates, x) for x in value]
-        return [Stored(*pair) for pair in zip(*pairs, strict=True)]
+        flatten_up_to(name, tree, self.updates, arrays_of(value))  # whose error names the leaf
+        cells = [flatten_up_to(name, tree, self.updates, x) for x in value]
+        return [Stored(*cell) for cell in zip(*cells, strict=True)]
 
     def checked(self, g: Any, i: int) -> jax.Array:
         """The gradient of a leaf, if it fits what is there."""
         where = functools.partial(place, self.part.name, self.updates, i)
         for field, cell in zip(self.fields, self.cells[i], strict=True):
-            check_width(where, field, getattr(cell, "dtype", None))
-        arrays = [x.code_v1 if isinstance(x, Stored) else x for x in self.cells[i]]
+            kept = cell.wide if isinstance(cell, Stored) else cell
+            check_width(where, field, getattr(kept, "dtype", None))
+        arrays = [array_of(x) if isinstance(x, Stored) else x for x in self.cells[i]]
         return checked_leaf(g, [*arrays, *self.inputs[i]], where, self.part.definition.signed)
 
     def state(self, tree: Any, cells: list[list[Any]]) -> Any:
@@ -168,7 +170,7 @@ def _rows(tree: Any, columns: list[list[Any]]) -> list[list[Any]]:
 def _tree_of(tree: Any, cells: list[Any], like: Any) -> Any:
     if not isinstance(like, Stored):
         return tree.unflatten(cells)
-    return Stored(*(tree.unflatten([cell[i] for cell in cells]) for i in (0, 1)))
+    return Stored(*(tree.unflatten([cell[i] for cell in cells]) for i in range(len(like))))
 
 
 def _updated(
@@ -243,7 +245,9 @@ def _update_leaf(
         stored.append([])
         for j, advance in enumerate(rule.accumulators.values()):
             new = functools.partial(moved, k, advance, cells[k][j:])
-            stored[k].append(_written(new, cells[k][j], salt, arrays[k].get("rounding")))
+            stream = sum(isinstance(cell, Stored) for row in stored for cell in row)
+            count = arrays[k].get("rounding")
+            stored[k].append(_written(new, cells[k][j], salt, count, stream))
     u = incoming(len(rules), *sources()[:2])
     first = next((k for k, link in enumerate(links) if link.hides), None)
     if first is not None:
@@ -268,22 +272,19 @@ def _is_fine(entered: jax.Array, saturated: bool, arrays: list[dict[str, Any]]) 
 def _dtype(cell: Any) -> Any:
     if not isinstance(cell, Stored):
         return cell.dtype
-    return np.float32 if format_of(*cell) else cell.code_v1.dtype
+    return np.float32 if format_of(cell) else cell.wide.dtype
 
 
 def _read(cell: Any) -> jax.Array:
-    if not isinstance(cell, Stored):
-        return cell
-    codec = format_of(*cell)
-    return codec.decode(*cell) if codec else cell.code_v1
+    return read(cell) if isinstance(cell, Stored) else cell
 
 
-def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any) -> Any:
+def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any, stream: int) -> Any:
     if not isinstance(cell, Stored):
         return value()
-    codec = format_of(*cell)
+    codec = format_of(cell)
     if codec is None:
-        return Stored(value(), cell.base_v1)
+        return plain(value())
     # As an array like others the number leaves the kernels of equal leaves equal, and XLA compiles
     # them once.
-    return Stored(*codec.written(value, words(cell.code_v1.shape, again(salt), count)))
+    return codec.written(value, words(array_of(cell).shape, again(salt), count, stream))

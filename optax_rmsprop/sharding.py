@@ -49,7 +49,13 @@ def state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
         return replicated
 
     state = jax.eval_shape(tx.init, params)
-    return optax.tree.map_params(tx, _fitted, state, shardings, transform_non_params=other)
+    return optax.tree.map_params(
+        tx, _fitted, state, shardings, transform_non_params=other, is_leaf=_is_masked
+    )
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def _named(path: Any, p: Any) -> NamedSharding:
@@ -62,8 +68,10 @@ def _named(path: Any, p: Any) -> NamedSharding:
     return sharding
 
 
-def _fitted(x: Any, sharding: NamedSharding) -> NamedSharding:
+def _fitted(x: Any, sharding: NamedSharding) -> Any:
     """A parameter's sharding for an array of the same number of axes, or of none."""
+    if _is_masked(x):
+        return x
     names = (*sharding.spec, *(None,) * x.ndim)[: x.ndim]
     spec = PartitionSpec(
         *(

@@ -40,7 +40,7 @@ MODULES = {
 FLOORS = {
     "_jax": 0,
     "_rule": 0,
-    "_formats": 0,
+    "_formats": 1,
     "_tree": 1,
     "denominators": 1,
     "_run": 2,

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop
-from optax_rmsprop import dialects, sharding, storage
+from optax_rmsprop import _formats, dialects, sharding, storage
 from tests.cases import CASES, cases, crossed
 
 pytestmark = pytest.mark.api
@@ -73,10 +73,9 @@ def placed(tree: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, ja
 
 def accumulators(state: Any) -> list[dict[str, Any]]:
     """The parts of a state that are trees like the parameters."""
+    is_stored = lambda x: isinstance(x, storage.Stored)  # noqa: E731
     codes = jax.tree.map(
-        lambda x: x.code_v1 if isinstance(x, storage.Stored) else x,
-        state,
-        is_leaf=lambda x: isinstance(x, storage.Stored),
+        lambda x: _formats.arrays_of(x) if is_stored(x) else x, state, is_leaf=is_stored
     )
     parts = jax.tree.leaves(codes, is_leaf=lambda part: isinstance(part, dict))
     return [part for part in parts if isinstance(part, dict)]
@@ -257,7 +256,7 @@ def test_one_line_splits_any_state_like_its_parameters(tx, mesh):
     assert_shardings(accumulators(state), params)
     # Of exponents of blocks there are fewer; they are split too.
     if "inner_state" in getattr(state, "_fields", ()):
-        base = state.inner_state[0].nu.base_v1
+        base = state.inner_state[0].nu.exponents
         assert base["swapped"].sharding.shard_shape(base["swapped"].shape) == (2, 1)
 
 

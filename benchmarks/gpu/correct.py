@@ -76,8 +76,8 @@ def codes(part: Part) -> None:
     def encoded(codec: storage.Codec, stochastic: bool) -> Callable:
         def function(v: jax.Array) -> Any:
             word = _formats.words(v.shape, "['w']", jnp.int32(7)) if stochastic else None
-            code, base = codec.encode(v, word)
-            return code, base, codec.decode(code, base)
+            cell = codec.encode(v, word)
+            return cell, codec.decode(cell)
 
         return function
 
