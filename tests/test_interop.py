@@ -31,11 +31,12 @@ same = lambda tree: tree  # noqa: E731
 def trained(tx, steps=5, params=PARAMS, seed=1, **extra):
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
-    state = tx.init(params)
-    for _ in range(steps):
-        grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
-        updates, state = tx.update(grads, state, params, **extra)
-        params = optax.apply_updates(params, updates)
+    with jax.numpy_dtype_promotion("standard"):  # which Optax's links need
+        state = tx.init(params)
+        for _ in range(steps):
+            grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+            updates, state = tx.update(grads, state, params, **extra)
+            params = optax.apply_updates(params, updates)
     return state
 
 
@@ -185,6 +186,16 @@ def record(saved):
     saved["param_groups"][0]["param_names"] = ["b", "w"]
 
 
+def entry(**changes):
+    """Another entry of the second parameter."""
+    return lambda saved: saved["state"][1].update(changes)
+
+
+def to_torch(state):
+    return interop.to_torch(state, fresh_torch(), same, names=NAMES)
+
+
+FIRST = optax.chain(ours.trace(0.9), ours.rmsprop(0.1))
 BAD = {
     "no state": (
         lambda: from_torch(changed(lambda s: s["state"].pop(1))),
@@ -281,6 +292,185 @@ BAD = {
         ValueError,
         r"to_torch: missing \['b'\], surplus \[\]",
     ),
+    "a second moment below zero": (
+        lambda: from_torch(changed(entry(square_avg=-np.ones(3)))),
+        ValueError,
+        "from_torch: 'b': a second moment is negative: -1",
+    ),
+    "a second moment that is not finite": (
+        lambda: from_torch(changed(entry(square_avg=np.full(3, np.nan)))),
+        ValueError,
+        "from_torch: 'b': a second moment is not finite",
+    ),
+    "a momentum that is not finite": (
+        lambda: from_torch(changed(entry(momentum_buffer=np.full(3, np.inf)))),
+        ValueError,
+        "from_torch: 'b': a momentum is not finite",
+    ),
+    "half a step": (
+        lambda: from_torch(changed(entry(step=7.9))),
+        ValueError,
+        r"the step of 'b' must be a whole number in \[0, 2\*\*31\), got 7.9",
+    ),
+    "a step below zero": (
+        lambda: from_torch(changed(entry(step=-5.0))), ValueError, "the step of 'b' .* got -5",
+    ),
+    "a step that wraps": (
+        lambda: from_torch(changed(entry(step=3e9))), ValueError, "the step of 'b' .* got 30000000",
+    ),
+    "a step that is not finite": (
+        lambda: from_torch(changed(entry(step=np.nan))), ValueError, "the step of 'b' .* got nan",
+    ),
+    "a step of None": (
+        lambda: from_torch(changed(entry(step=None))),
+        TypeError,
+        "the step of 'b' is no array of numbers: NoneType",
+    ),
+    "a step of text": (
+        lambda: from_torch(changed(entry(step="5"))), TypeError, "the step of 'b' is no array of",
+    ),
+    "no step": (
+        lambda: from_torch(changed(lambda s: s["state"][1].pop("step"))),
+        ValueError,
+        "'b' has no step: give count=",
+    ),
+    "a count below zero": (
+        lambda: interop.from_torch(torch_saved(), LIKE, same, names=NAMES, count=-1),
+        ValueError,
+        "from_torch: count must be a whole number",
+    ),
+    "a rate that is not finite": (
+        lambda: from_torch(changed(lambda s: s["param_groups"][0].update(lr=np.nan))),
+        ValueError,
+        "the lr of 'w' must be finite and >= 0, got nan",
+    ),
+    "Adadelta's state": (
+        lambda: from_torch(changed(entry(acc_delta=np.ones(3)))),
+        ValueError,
+        "the state of 'b' has acc_delta, which RMSprop has not",
+    ),
+    "an object among the arrays": (
+        lambda: from_torch(changed(entry(square_avg=object()))),
+        TypeError,
+        "the square_avg of 'b' is no array of numbers",
+    ),
+    "a list of states": (
+        lambda: from_torch({**torch_saved(), "state": [{}]}),
+        TypeError,
+        "'state' must be a dictionary, got list",
+    ),
+    "an entry that is a list": (
+        lambda: from_torch({**torch_saved(), "state": {0: [1.0], 1: {}}}),
+        TypeError,
+        "the state of 'w' is list",
+    ),
+    "a group without a rate": (
+        lambda: from_torch(changed(lambda s: s["param_groups"][0].pop("lr"))),
+        TypeError,
+        r"'param_groups'\[0\] has no 'lr'",
+    ),
+    "a group without parameters": (
+        lambda: from_torch(changed(lambda s: s["param_groups"][0].pop("params"))),
+        TypeError,
+        r"'param_groups'\[0\] has no 'params'",
+    ),
+    "a state in half precision that has no place for a number": (
+        lambda: from_torch(
+            changed(entry(square_avg=np.full(3, 1e6))),
+            jax.tree.map(lambda x: x.astype(jnp.float16) if x.ndim else x, LIKE),
+        ),
+        ValueError,
+        r"nu\['b'\]: a number of the source is too large for float16",
+    ),
+    "momentum before the division, filled": (
+        lambda: from_torch(torch_saved(), FIRST.init(PARAMS)),
+        ValueError,
+        r"the momentum at \[0\] \(TraceState\) comes before the division",
+    ),
+    "momentum before the division, read": (
+        lambda: to_torch(FIRST.init(PARAMS)),
+        ValueError,
+        r"the momentum at \[0\] \(TraceState\) comes before the division",
+    ),
+    "momentum without a second moment": (
+        lambda: to_torch(
+            optax.partition(
+                {"a": dialects.torch(), "b": optax.sgd(0.1, momentum=0.9)}, {"w": "a", "b": "b"}
+            ).init(PARAMS)
+        ),
+        ValueError,
+        "has no second moment of RMSprop",
+    ),
+    "two second moments": (
+        lambda: to_torch(optax.chain(ours.rmsprop(0.1), ours.scale_by_rms()).init(PARAMS)),
+        ValueError,
+        r"\[0\]\[0\] \(ScaleByRmsState\) and \[1\] \(ScaleByRmsState\) are of the same parameters",
+    ),
+    "two momenta": (
+        lambda: to_torch(optax.chain(dialects.torch(momentum=0.9), ours.trace(0.9)).init(PARAMS)),
+        ValueError,
+        r"\[0\]\[1\] \(TraceState\) and \[1\] \(TraceState\) are of the same parameters",
+    ),
+    "an average beside it": (
+        lambda: to_torch(trained(optax.chain(dialects.torch(), optax.ema(0.9)))),
+        ValueError,
+        r"has a place for \[1\].ema\['b'\] \(EmaState\)",
+    ),
+    "half an accumulation": (
+        lambda: to_torch(trained(optax.MultiSteps(dialects.torch(), 3))),
+        ValueError,
+        r"has a place for .acc_grads\['b'\]",
+    ),
+    "a told meaning that is none": (
+        lambda: interop.from_torch(torch_saved(), LIKE, same, names=NAMES, momentum="step"),
+        ValueError,
+        'momentum must be "steps", "directions" or None, got \'step\'',
+    ),
+    "members of a population": (
+        lambda: to_torch(jax.vmap(dialects.torch().init)({n: jnp.zeros((3, 2)) for n in NAMES})),
+        ValueError,
+        r"to_torch: .*count has shape \(3,\), expected \(\)",
+    ),
+    "an abstract state": (
+        lambda: to_torch(jax.eval_shape(dialects.torch().init, LIKE[0].nu)),
+        TypeError,
+        r"to_torch: \[0\].nu\['b'\] is no array of numbers: ShapeDtypeStruct",
+    ),
+    "a traced state": (
+        lambda: jax.jit(to_torch)(LIKE), TypeError, r"to_torch: .* is traced: call this outside of",
+    ),
+    "a conversion that returns a list": (
+        lambda: interop.to_torch(LIKE, fresh_torch(), list, names=NAMES),
+        TypeError,
+        "to_torch: convert must return a dictionary of named arrays",
+    ),
+    "an array of another shape in the optimizer": (
+        lambda: interop.to_torch(
+            LIKE, changed(entry(square_avg=np.ones(4))), same, names=NAMES
+        ),
+        ValueError,
+        r"to_torch: the square_avg of 'b' has shape \(3,\), expected \(4,\)",
+    ),
+    "transfer from a file's name": (
+        lambda: interop.transfer("run.msgpack", LIKE), TypeError, "transfer: nothing in str",
+    ),
+    "transfer from another optimizer": (
+        lambda: interop.transfer(trained(optax.adamax(0.1)), LIKE),
+        TypeError,
+        "transfer: nothing in tuple .ScaleByAdamState",
+    ),
+    **{
+        f"{name} has no second moment of RMSprop": (
+            lambda tx=tx: to_torch(tx.init(LIKE[0].nu)),
+            TypeError,
+            "to_torch: there is no second moment of RMSprop in",
+        )
+        for name, tx in {
+            "sgd with momentum": optax.sgd(0.1, momentum=0.9), "lion": optax.lion(0.1),
+            "a buffer": ours.trace(0.9), "Adam": optax.adam(0.1), "Adamax": optax.adamax(0.1),
+            "SM3": optax.sm3(0.1), "Adagrad": optax.adagrad(0.1), "an average": optax.ema(0.9),
+        }.items()
+    },
     "no RMSprop": (
         lambda: interop.to_torch(optax.sgd(0.1).init(PARAMS), fresh_torch(), same, names=NAMES),
         TypeError,
@@ -372,8 +562,7 @@ def test_an_error_in_the_weights_conversion_says_what_it_was_given():
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_state_of_optax_becomes_ours(setting):
     options = SETTINGS[setting]
-    with jax.numpy_dtype_promotion("standard"):
-        theirs = trained(optax.rmsprop(0.1, **options))
+    theirs = trained(optax.rmsprop(0.1, **options))
     tx = ours.rmsprop(0.1, **options)
     expected, like = trained(tx), tx.init(jax.tree.map(jnp.asarray, PARAMS))
     state, unfilled, unused = interop.transfer(theirs, like)
@@ -419,8 +608,7 @@ def test_a_state_moves_to_the_other_order_of_rate_and_buffer():
     for order, steps in (((1, 2), True), ((2, 1), False)):
         links = [optax.scale_by_rms(), optax.scale_by_learning_rate(0.5), optax.trace(0.9)]
         tx = optax.chain(links[0], *(links[i] for i in order))
-        with jax.numpy_dtype_promotion("standard"):
-            theirs = trained(tx)
+        theirs = trained(tx)
         like = (inside if steps else outside).init(PARAMS)
         trace = optax.tree.get(interop.transfer(theirs, like).state, "trace")
         chex.assert_trees_all_close(trace, optax.tree.get(theirs, "trace"))
@@ -497,9 +685,8 @@ WRAPPED = {
 def test_a_state_moves_whole_to_the_same_configuration(wrapper):
     tx = WRAPPED[wrapper](dialects.torch(0.1, momentum=0.9, centered=True))
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-    with jax.numpy_dtype_promotion("standard"):
-        state = trained(optax.with_extra_args_support(tx), value=1.0)
-        moved, unfilled, unused = interop.transfer(state, tx.init(params))
+    state = trained(optax.with_extra_args_support(tx), value=1.0)
+    moved, unfilled, unused = interop.transfer(state, tx.init(params))
     assert (unfilled, unused) == ([], [])
     chex.assert_trees_all_equal(moved, state)
 
@@ -509,7 +696,7 @@ def test_an_injected_number_stays_and_is_named_where_it_differs():
         optax.inject_hyperparams(dialects.torch, static_args=("momentum", "weight_decay"))(lr=lr)
         for lr in (0.5, 0.25)
     )
-    state, unfilled, unused = interop.transfer(trained(old), new.init(PARAMS))
+    state, unfilled, unused = interop.transfer(trained(old), new.init(LIKE[0].nu))
     assert unfilled == unused == [".hyperparams['lr']"]
     assert float(state.hyperparams["lr"]) == 0.25 and int(state.count) == 5
 
@@ -529,8 +716,7 @@ class Pair(NamedTuple):
 def test_a_field_of_the_parameters_is_no_field_of_a_state(wrapper):
     params = Pair(*(jnp.full(2, float(i)) for i in range(1, 7)))
     tx = WRAPPED[wrapper](dialects.torch(0.1, momentum=0.9))
-    with jax.numpy_dtype_promotion("standard"):
-        state = trained(tx, params=params)
+    state = trained(tx, params=params)
     moved, unfilled, unused = interop.transfer(state, tx.init(params))
     assert (unfilled, unused) == ([], [])
     chex.assert_trees_all_equal(moved, state)
@@ -560,7 +746,9 @@ CHAINS = {  # what the buffer holds, or None where nothing in the state tells
         "directions",
     ),
     "in MultiSteps": (optax.MultiSteps(optax.chain(RMS, TRACE, RATE), 1), "directions"),
-    "stored": (ours.storage.stored_as(optax.chain(RMS, TRACE, RATE), ours.storage.uint16()), "directions"),
+    "stored": (
+        ours.storage.stored_as(optax.chain(RMS, TRACE, RATE), ours.storage.uint16()), "directions",
+    ),
     "only a nameless link before": (optax.chain(RMS, optax.scale(-0.25), TRACE), "steps"),
     "only a nameless link after": (optax.chain(RMS, TRACE, optax.scale(-0.25)), "directions"),
     "a schedule after": (
@@ -577,7 +765,9 @@ CHAINS = {  # what the buffer holds, or None where nothing in the state tells
     "Optax's, with an average": (
         optax.chain(optax.rmsprop(0.25, momentum=0.9), optax.ema(0.5)), "steps",
     ),
-    "clipping, momentum, scale": (optax.chain(RMS, optax.clip(1e9), TRACE, optax.scale(-0.25)), None),
+    "clipping, momentum, scale": (
+        optax.chain(RMS, optax.clip(1e9), TRACE, optax.scale(-0.25)), None,
+    ),
     "identity, momentum, scale": (
         optax.chain(RMS, optax.identity(), TRACE, optax.scale(-0.25)), None,
     ),
@@ -721,7 +911,7 @@ def test_a_frozen_part_is_not_carried_in_either_direction(by, listed):
     chex.assert_trees_all_equal(again, back)
     # Where JAX trains it, it starts anew if that is asked for.
     like = dialects.torch(momentum=0.9).init(params)
-    with pytest.raises(ValueError, match="torch has no state for 'body.weight'"):
+    with pytest.raises(ValueError, match="torch has no state for 'body"):
         interop.from_torch(saved, like, both.to_flax, names=names)
     thawed = interop.from_torch(saved, like, both.to_flax, names=names, missing_ok=True)
     np.testing.assert_array_equal(thawed[0].nu["body"]["kernel"], like[0].nu["body"]["kernel"])
@@ -828,6 +1018,8 @@ def test_a_layout_is_its_own_inverse_and_has_torchs_axes():
 @pytest.mark.parametrize("message, change", [
     ("missing ['norm.bias'], surplus ['norm.shift']",
      lambda named: named.update({"norm.shift": named.pop("norm.bias")})),
+    ("missing [], surplus ['norm.num']; layout(..., subset=True) passes over them",
+     lambda named: named.update({"norm.num": 1})),
     ("layout: conv.weight has shape (3, 2, 4, 5), expected (2, 3, 4, 5)",
      lambda named: named.update({"conv.weight": named["conv.weight"].swapaxes(2, 3)})),
 ])  # fmt: skip
@@ -837,6 +1029,51 @@ def test_a_layout_refuses_by_name(message, change):
     change(named)
     with pytest.raises(ValueError, match=re.escape(message)):
         both.to_flax(named)
+
+
+@pytest.mark.parametrize("message, tree, options", [
+    ("flattened has ['Line'], the modules are", TREE, {"flattened": {"Line": (5, 2, 3)}}),
+    ("flattened has ['head.weight'],", TREE, {"flattened": {"head.weight": (5, 2, 3)}}),
+    ("flattened has 'head.Dense_0': (5, 2, 2), and its kernel has shape (30, 1)", TREE,
+     {"flattened": {"head.Dense_0": (5, 2, 2)}}),
+    ("flattened has 'conv': (2, 1), and its kernel has shape (2, 3, 4, 5)", TREE,
+     {"flattened": {"conv": (2, 1)}}),
+    ("flattened has 'norm': (5,), and its kernel is missing", TREE, {"flattened": {"norm": (5,)}}),
+    ("rename has ['Conv'], the modules are", TREE, {"rename": {"Conv": "c"}}),
+    ("conv.bias and norm.bias are both 'x.bias'", TREE, {"rename": {"conv": "x", "norm": "x"}}),
+    ("a.kernel and a.scale are both 'a.weight'",
+     {"a": {"kernel": np.ones((2, 3)), "scale": np.ones(3)}}, {}),
+    ("are both 'a.b.bias'", {"a.b": {"bias": np.ones(1)}, "a": {"b": {"bias": np.ones(1)}}}, {}),
+])  # fmt: skip
+def test_a_layout_is_checked_when_it_is_made(message, tree, options):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        interop.layout(tree, **options)
+
+
+def test_a_layout_refuses_another_tree_by_its_paths():
+    with pytest.raises(ValueError, match=re.escape("layout: missing ['norm.bias'], surplus []")):
+        interop.layout(TREE).to_torch(TREE | {"norm": {"scale": np.arange(5.0)}})
+
+
+def test_a_layout_knows_running_statistics_and_takes_a_subset_on_request():
+    statistics = {"norm": {"mean": np.arange(3.0), "var": np.ones(3)}}
+    weights = {
+        "norm": {"scale": np.ones(3), "bias": np.zeros(3)},
+        "words": {"embedding": np.ones((4, 3))},
+    }
+    model = {
+        "norm.weight": np.ones(3), "norm.bias": np.zeros(3), "norm.num_batches_tracked": 7,
+        "norm.running_mean": np.arange(3.0), "norm.running_var": np.ones(3),
+        "words.weight": np.ones((4, 3)), "head.weight": np.ones((4, 3)),  # tied
+    }  # fmt: skip
+    for tree in (statistics, weights):
+        both = interop.layout(tree, subset=True)
+        chex.assert_trees_all_equal(both.to_flax(model), tree)
+        assert both.to_torch(tree).keys() <= model.keys()
+        with pytest.raises(ValueError, match="missing"):
+            both.to_flax({name: x for name, x in model.items() if "norm" not in name})
+    alone = interop.layout({"gaussian": {"mean": np.ones(3)}})  # a parameter, no statistic
+    assert list(alone.to_torch({"gaussian": {"mean": np.ones(3)}})) == ["gaussian.mean"]
 
 
 def test_the_second_slot_of_a_centred_tensorflow1_optimizer_is_the_mean():

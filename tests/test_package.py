@@ -54,7 +54,7 @@ FLOORS = {
     "interop._survey": 6,
     "interop._optax": 7,
     "interop._states": 8,
-    "dialects": 6,
+    "dialects": 9,
     "interop.keras": 9,
     "interop.layout": 9,
     "interop.tensorflow1": 9,

@@ -124,7 +124,8 @@ def put(where: str, value: Array, old: Any) -> Any:
     if not np.isfinite(new.astype(np.result_type(dtype, np.float32))).all():
         raise ValueError(f"{where}: a number of the source is too large for {dtype}")
     # What init left free to move stays free.
-    placed = getattr(old, "committed", isinstance(old, jax.ShapeDtypeStruct) and old.sharding)
+    abstract = isinstance(old, jax.ShapeDtypeStruct)
+    placed = not is_traced(old) and (old.sharding if abstract else getattr(old, "committed", False))
     return jax.device_put(new, old.sharding) if placed else jnp.asarray(new)
 
 

@@ -196,8 +196,9 @@ def _check_place(found: Survey, slot: Slot) -> None:
     """Refuse a leaf without a value, and one with a value that no framework has a place for."""
     if slot.quantity in TREES:
         array_of(f"{found.function}: {slot}", slot.value)
-    elif not slot.quantity and jnp.issubdtype(jnp.result_type(slot.value), jnp.inexact):
-        if np.ndim(slot.value) and np.any(slot.value):
+    elif not slot.quantity and np.ndim(slot.value):
+        inexact = jnp.issubdtype(slot.value.dtype, jnp.inexact)
+        if inexact and np.any(array_of(f"{found.function}: {slot}", slot.value)):
             raise ValueError(
                 f"{found.function}: no RMSprop of another framework has a place for {slot} "
                 f"({slot.link.name.rpartition('.')[2]}); give the part of the state that it has"

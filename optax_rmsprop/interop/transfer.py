@@ -3,7 +3,6 @@
 import collections
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -106,7 +105,7 @@ class _Source:
         same = self.places.get(str(slot))
         if same is not None and self._is_same(same, here, slot):
             self.taken.add(str(same))
-            if jnp.issubdtype(slot.value.dtype, jax.dtypes.prng_key):
+            if not isinstance(slot.value.dtype, np.dtype):  # of keys
                 return same.value
             return put(where, as_numpy(same.value), slot.value)
         if slot.quantity in SCALARS:
