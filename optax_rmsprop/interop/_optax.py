@@ -55,22 +55,18 @@ def read(function: str, state: optax.OptState, momentum: Momentum | None) -> Con
             for b in links[:i]:
                 if not a.leaves.isdisjoint(b.leaves):
                     raise ValueError(f"{function}: {b} and {a} are of the same parameters")
-    forms = {form: link for link in momenta for form in [_checked_form(found, link)]}
-    if len(forms) > 1:
-        raise ValueError(f"{function}: some momentum buffers contain the rate, others do not")
     for slot in found.slots:
         _check_place(found, slot)
-    trees: dict[str, list[Any]] = {"nu": [], "mu": [], **{form: [] for form in forms}}
-    for link in (*divisions, *momenta):
+    trees = collections.defaultdict[str, list[Any]](list)
+    for link in divisions:
         if "var" in link.trees:
             trees["nu"].append(jax.tree.map(_second_moment, link.trees["var"], link.trees["mu"]))
-        for quantity, tree in link.trees.items():
-            if quantity == "trace":
-                (form,) = forms
-                trees[form].append(jax.tree.map(np.negative, tree) if form == "step" else tree)
-            elif quantity != "var":
-                trees[quantity].append(tree)
-    merged = {quantity: functools.reduce(_merged, some) for quantity, some in trees.items() if some}
+        for quantity in link.trees.keys() - {"var"}:
+            trees[quantity].append(link.trees[quantity])
+    for link in momenta:
+        form, tree = _checked_form(found, link), link.trees["trace"]
+        trees[form].append(jax.tree.map(np.negative, tree) if form == "step" else tree)
+    merged = {quantity: functools.reduce(_merged, some) for quantity, some in trees.items()}
     masked = any(map(_is_masked, jax.tree.leaves(merged, is_leaf=_is_masked)))
     return Contents(merged, found.scalars("count"), found.rates(), masked)
 
@@ -161,6 +157,7 @@ def _merged(a: Any, b: Any) -> Any:
     """One tree of two, each of which masks the other's leaves."""
     if _is_masked(a) or _is_masked(b):
         return b if _is_masked(a) else a
+
     def is_below(x: Any) -> bool:
         return x is not a
 

@@ -101,11 +101,12 @@ def to_named(
         whole = sum(x.size for x in arrays.values()) == sum(map(np.size, jax.tree.leaves(tree)))
         absent = rates.keys() - arrays.keys() if found.masked and whole else set[str]()
         same_names(function, rates.keys() - absent, arrays)
-    if form not in named:
-        named = both_forms(named, rates)
-    if form not in named and FORMS & named.keys():
+    momenta = [both_forms({q: named.pop(q)}, rates) for q in FORMS & named.keys()]
+    if any(form not in both for both in momenta):
         raise ValueError(f"{function}: {NO_RATE}: give learning_rate=")
-    return {q: arrays for q, arrays in named.items() if q == form or q not in FORMS}
+    if momenta:  # some groups may have steps, and others directions
+        named[form] = {name: x for both in momenta for name, x in both[form].items()}
+    return named
 
 
 def counts_of(

@@ -225,9 +225,21 @@ def test_each_group_moves_its_own_rate_into_the_buffer():
         np.testing.assert_allclose(trace["bias"], -0.005 * saved[1]["momentum_buffer"])
         # Two rates have no place in one number: it stays what it was.
         assert float(optax.tree.get(state, "last_learning_rate")) == 0.1
-        with pytest.raises(ValueError, match="contain the rate, others do not"):
-            other = dialects.torch(0.1, momentum=0.9).init(params)
-            interop.to_torch((state, other), first.optimizer.state_dict(), to_named)
+        # One group has steps, the other directions.
+        groups = {"kernel": tx, "bias": dialects.torch(0.1, momentum=0.9)}
+        labels = {"dense": {"kernel": "kernel", "bias": "bias"}}
+        empty = optax.partition(groups, labels).init(empty[0].nu)
+        state = interop.from_torch(first.optimizer.state_dict(), empty, to_flax)
+        parts = [state.inner_states[label].inner_state for label in groups]
+        steps, directions = (optax.tree.get(part, "trace")["dense"] for part in parts)
+        np.testing.assert_allclose(steps["kernel"], trace["kernel"])
+        np.testing.assert_allclose(directions["bias"], saved[1]["momentum_buffer"])
+        both = interop.layout(to_flax(params), rename=lambda name: "")
+        back = interop.to_torch(state, first.optimizer.state_dict(), both.to_torch)
+        for i, entry in saved.items():
+            np.testing.assert_allclose(
+                back["state"][i]["momentum_buffer"], entry["momentum_buffer"]
+            )
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
