@@ -414,7 +414,7 @@ BAD = {
     "an average beside it": (
         lambda: to_torch(trained(optax.chain(dialects.torch(), optax.ema(0.9)))),
         ValueError,
-        r"has a place for \[1\].ema\['b'\] \(EmaState\)",
+        r"has a place for \[1\].ema\['b'\]: give the part of the state",
     ),
     "half an accumulation": (
         lambda: to_torch(trained(optax.MultiSteps(dialects.torch(), 3))),
@@ -434,7 +434,7 @@ BAD = {
     "an abstract state": (
         lambda: to_torch(jax.eval_shape(dialects.torch().init, LIKE[0].nu)),
         TypeError,
-        r"to_torch: \[0\].nu\['b'\] is no array of numbers: ShapeDtypeStruct",
+        r"to_torch: \[0\].count is no array of numbers: ShapeDtypeStruct",
     ),
     "a traced state": (
         lambda: jax.jit(to_torch)(LIKE), TypeError, r"to_torch: .* is traced: call this outside of",
@@ -672,6 +672,10 @@ WRAPPED = {
     ),
     "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 2),
     "momentum first": lambda tx: optax.chain(ours.trace(0.5), tx),
+    "a population": lambda tx: optax.GradientTransformation(
+        lambda p: jax.vmap(lambda _: tx.init(p))(jnp.arange(2)),
+        lambda g, s, p: (g, jax.vmap(lambda s: tx.update(g, s, p)[1])(s)),
+    ),
     "stored": lambda tx: ours.storage.stored_as(tx, lambda path, leaf: ours.storage.uint16()),
     "schedule-free": lambda tx: optax.contrib.schedule_free(tx, 0.1),
     "no RMSprop": lambda tx: optax.chain(optax.adam(0.1), optax.sgd(0.1, momentum=0.5)),

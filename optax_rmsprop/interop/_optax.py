@@ -104,7 +104,7 @@ def fill(
             counts = sorted(map(int, found.common(slot.link, values.get("count", {}))))
             differ = f"the parameters of {slot} differ in their number of steps, {counts}"
             lack = differ if counts else "the source has no number of steps"
-            raise ValueError(f"{function}: {lack}: give count=")
+            raise ValueError(f"{function}: {lack}: give count={(hints or {}).get('count', '')}")
         if isinstance(slot.value, jax.ShapeDtypeStruct):
             raise TypeError(f"{where} is abstract, and the source has no value for it")
         new.append(slot.value)
@@ -193,12 +193,14 @@ def _check_place(found: Survey, slot: Slot) -> None:
     """Refuse a leaf without a value, and one with a value that no framework has a place for."""
     if slot.quantity in TREES:
         array_of(f"{found.function}: {slot}", slot.value)
+    elif slot.quantity in SCALARS:
+        found.scalar(slot)
     elif not slot.quantity and np.ndim(slot.value):
         inexact = jnp.issubdtype(slot.value.dtype, jnp.inexact)
         if inexact and np.any(array_of(f"{found.function}: {slot}", slot.value)):
             raise ValueError(
-                f"{found.function}: no RMSprop of another framework has a place for {slot} "
-                f"({slot.link.name.rpartition('.')[2]}); give the part of the state that it has"
+                f"{found.function}: no RMSprop of another framework has a place for {slot}: give "
+                "the part of the state that it has"
             )
 
 

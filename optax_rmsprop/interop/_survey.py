@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
+import numpy as np
 
 from ..storage import decoded, encoded_like
 from ._arrays import (
@@ -104,6 +105,7 @@ class Survey:
         self.function, self.told, self.state = function, momentum, decoded(state)
         self.links, self.slots = list[Link](), list[Slot]()
         self._visit(self.state, (), (), None)
+        self._form = functools.cache(self._form_of)  # of a link: a state may have many leaves
 
     def _visit(self, node: Any, path: Any, order: Order, scope: Order | None) -> None:
         name, roles = class_of(node), _ROLES.get(class_of(node), {})
@@ -164,7 +166,7 @@ class Survey:
         """What a leaf holds, the momentum in its form."""
         return self.form(slot.link) if slot.quantity == "trace" else slot.quantity
 
-    def _form(self, link: Link) -> str | None:
+    def _form_of(self, link: Link) -> str | None:
         divisions = [x for x in self.of("division") if self.meet(x, link)]
         sides = {_follows(link, x) for x in divisions}
         if sides != {1}:
@@ -183,7 +185,7 @@ class Survey:
         """The number of each parameter: that of its division before that of other links."""
         found: dict[Path, set[Any]] = {}
         everywhere = {at for link in self.links for at in link.leaves}
-        slots = [slot for slot in self.slots if slot.quantity == quantity]
+        slots = [s for s in self.slots if s.quantity == quantity and np.ndim(s.value) == 0]
         for slot in sorted(slots, key=lambda slot: slot.link.kind == "division"):
             value = self.scalar(slot)
             for at in self.reach(slot.link) or everywhere:

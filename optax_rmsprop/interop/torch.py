@@ -52,7 +52,8 @@ def from_torch(
 
     Returns:
         A state like `like`, in its dtypes and shardings. `count` is torch's `step`,
-        `last_learning_rate` the group's, if there is one rate. Real arrays with a last axis of two
+        `last_learning_rate` the group's, if there is one rate. What is none of RMSprop's, and
+        injected hyperparameters, stay as they are in `like`. Real arrays with a last axis of two
         take complex ones.
 
     Raises:
@@ -90,7 +91,7 @@ def from_torch(
         if (names := sorted(saved.entries.keys() - named.get(quantity, {}).keys()))
     }
     if absent := sorted(saved.rates.keys() - saved.entries.keys()):
-        hints["nu"] = (
+        hints["nu"] = hints["count"] = (
             f": torch has no state for {', '.join(map(repr, absent))}, which never had a gradient; "
             "missing_ok=True keeps what `like` has"
         )
@@ -243,10 +244,10 @@ def _parts(function: str, state_dict: Any) -> tuple[Mapping[Any, Any], list[Mapp
         )
     groups = list(found["param_groups"])
     for i, group in enumerate(groups):
-        lacking = {"lr", "params"} - set(states.as_mapping(group) or ())
+        lacking = sorted({"lr", "params"} - set(states.as_mapping(group) or ()))
         if lacking:
             raise TypeError(
-                f"{function}: 'param_groups'[{i}] has no {' and no '.join(sorted(lacking))!r}"
+                f"{function}: 'param_groups'[{i}] has no {' and no '.join(map(repr, lacking))}"
             )
     return state, groups
 
@@ -273,9 +274,16 @@ def _names(
     function: str, groups: list[Mapping[str, Any]], count: int, names: Sequence[str] | None
 ) -> list[str]:
     recorded: list[str | None] = []
-    for group in groups:
+    for i, group in enumerate(groups):
         keys = [index if isinstance(index, str) else None for index in group["params"]]
-        recorded += group.get("param_names") or keys
+        recorded += (found := group.get("param_names") or keys)
+        if len(found) != len(keys):
+            raise ValueError(
+                f"{function}: 'param_groups'[{i}] has {len(found)} param_names for {len(keys)} "
+                "parameters"
+            )
+    if isinstance(names, str):
+        raise TypeError(f"{function}: names must be a list of names, got {names!r}")
     if names is None:
         names = [name for name in recorded if name is not None]
         if len(names) != count:
@@ -285,7 +293,7 @@ def _names(
                 'names=[name[id(p)] for group in optimizer.param_groups for p in group["params"]]'
             )
     names = list(names)
-    if len(names) != count or len(recorded) != count or len(set(names)) != count:
+    if len(names) != count or len(set(names)) != count:
         raise ValueError(f"{function}: {len(set(names))} names for {count} parameters: {names}")
     if all(isinstance(index, str) for group in groups for index in group["params"]):
         # Each entry has its name, whatever the order of those that were given.

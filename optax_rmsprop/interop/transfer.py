@@ -1,6 +1,7 @@
 """Optax: what two states have in common, whatever links hold it."""
 
 import collections
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -87,17 +88,18 @@ class _Source:
         self.slots = collections.defaultdict[tuple[str, Path], list[Slot]](list)
         for slot in survey.slots:
             self.slots[slot.quantity, slot.at].append(slot)
-        self.scalars = {quantity: survey.scalars(quantity) for quantity in SCALARS}
-        self.rates = survey.rates()
+        self.scalars, self.rates = functools.cache(survey.scalars), functools.cache(survey.rates)
+        self.rate = learning_rate
         if learning_rate is not None:
-            rate = learning_rate_of("transfer: learning_rate", learning_rate)
-            self.rates = {slot.at: rate for slot in survey.slots}
+            self.rate = learning_rate_of("transfer: learning_rate", learning_rate)
         self.taken, self.numbers = set[str](), set[tuple[str, Any]]()
 
     def used(self, slot: Slot) -> bool:
         """Whether a leaf, or its number, was carried."""
-        number = slot.quantity in SCALARS and (slot.quantity, self.survey.scalar(slot))
-        return str(slot) in self.taken or number in self.numbers
+        if str(slot) in self.taken or np.ndim(slot.value):
+            return str(slot) in self.taken
+        numbers = {x for quantity, x in self.numbers if quantity == slot.quantity}
+        return bool(numbers) and self.survey.scalar(slot) in numbers
 
     def of(self, here: Survey, slot: Slot) -> Any:
         """What the source has for a leaf of `like`, if it has the same shape."""
@@ -109,7 +111,7 @@ class _Source:
                 return same.value
             return put(where, as_numpy(same.value), slot.value)
         if slot.quantity in SCALARS:
-            numbers = here.common(slot.link, self.scalars[slot.quantity])
+            numbers = here.common(slot.link, self.scalars(slot.quantity))
             if len(numbers) != 1 or np.ndim(slot.value):
                 return None
             (number,) = numbers
@@ -158,7 +160,8 @@ class _Source:
         if form not in FORMS or wanted not in FORMS:
             return None
         values = {form: {slot.at: -buffer if form == "step" else buffer}}
-        moved = both_forms(values, self.rates).get(wanted, {}).get(slot.at)
+        rates = self.rates() if self.rate is None else {slot.at: self.rate}
+        moved = both_forms(values, rates).get(wanted, {}).get(slot.at)
         return -moved if wanted == "step" and moved is not None else moved
 
 
