@@ -13,7 +13,7 @@ import optax
 from . import _rule as rule
 from ._link import Treewise, link, parts_of, whole_of
 from ._run import Leafwise, Part, Rule
-from ._tree import is_gradient, map_leaves, widen
+from ._tree import dtype_of, is_gradient, map_leaves, widen
 
 
 @link(optax.EmptyState, "dialects")
@@ -70,11 +70,12 @@ def clip_by_norm(norm: float, together: bool) -> Treewise:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del params, extra_args
         leaves = [g for g in jax.tree.leaves(updates) if _is_inexact(g)]
-        length = _norm(leaves) if together else None
+        whole = rule.norm([rule.finite(widen(g)) for g in leaves]) if together else None
 
         def leaf(g: jax.Array) -> jax.Array:
-            longest = _norm([g]) if length is None else length
-            return rule.scale(widen(g), norm / jnp.maximum(longest, norm))
+            g = rule.finite(widen(g))
+            length, unit = rule.norm([g]) if whole is None else whole
+            return rule.scale(rule.scale(g, unit), norm / jnp.maximum(length, unit * norm))
 
         return map_leaves("clip_by_norm", leaf, updates), state
 
@@ -138,7 +139,7 @@ def split_complex(inner: optax.GradientTransformation) -> Treewise:
 
     def parts(updates: Any, state: Any) -> list[Part] | None:
         """Those of the inner transformation, where nothing is complex."""
-        if any(jnp.issubdtype(_dtype(g), jnp.complexfloating) for g in jax.tree.leaves(updates)):
+        if any(jnp.issubdtype(dtype_of(g), jnp.complexfloating) for g in jax.tree.leaves(updates)):
             return None
         return parts_of(inner.update, updates, state)
 
@@ -176,18 +177,11 @@ def _clip(g: jax.Array, bound: float) -> jax.Array:
 
 
 def _is_inexact(g: Any) -> bool:
-    return is_gradient(g) and jnp.issubdtype(_dtype(g), jnp.inexact)
-
-
-def _norm(leaves: list[jax.Array]) -> jax.Array:
-    norm: Any = jnp.linalg.norm
-    norms = [norm(widen(g)) for g in leaves]
-    widest = jnp.float64 if any(n.dtype == jnp.float64 for n in norms) else jnp.float32
-    return norm(jnp.array([n.astype(widest) for n in norms], widest))
+    return is_gradient(g) and jnp.issubdtype(dtype_of(g), jnp.inexact)
 
 
 def _as_real(x: Any) -> Any:
-    if not jnp.issubdtype(_dtype(x), jnp.complexfloating):
+    if not jnp.issubdtype(dtype_of(x), jnp.complexfloating):
         return x
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((*x.shape, 2), cast(Any, jnp.finfo(x.dtype)).dtype)
@@ -196,10 +190,6 @@ def _as_real(x: Any) -> Any:
 
 
 def _as_complex(real: Any, like: Any) -> Any:
-    if not jnp.issubdtype(_dtype(like), jnp.complexfloating):
+    if not jnp.issubdtype(dtype_of(like), jnp.complexfloating):
         return real
     return jax.lax.complex(real[..., 0], real[..., 1])
-
-
-def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)

@@ -13,9 +13,10 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from types import FunctionType
-from typing import Any, NamedTuple, ParamSpec, TypeAlias, cast
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,9 @@ from ._rule import DENOMINATORS, Denominator
 from ._run import Leafwise, Part, run
 
 Hyperparameter: TypeAlias = ArrayLike | optax.Schedule
+Static: TypeAlias = float | optax.Schedule
 Arguments = ParamSpec("Arguments")
+Factory = TypeVar("Factory", bound=Callable[..., optax.GradientTransformationExtraArgs])
 
 
 class Treewise(NamedTuple):
@@ -84,7 +87,7 @@ class Call:
         numbers, options = dict[str, Any](), list[Any]()
         for parameter in self._bound.signature.parameters.values():
             value = self.arguments[parameter.name]
-            if _is_hyperparameter(parameter) and value is not None:
+            if value is not None and _is_hyperparameter(parameter):
                 numbers[parameter.name] = number(name, parameter.name, value, state[0])
             elif parameter.name not in ("mask", "initial_scale"):  # which no update knows
                 options.append(value)
@@ -141,6 +144,8 @@ class Update:
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         """Return the updates made from gradients, and the new state."""
+        if cast(Any, updates) is None:
+            raise TypeError(f"{self.call.name}: update got None in the place of the gradients")
         parts = parts_of(self, updates, state)
         if parts is None:
             return cast(Treewise, self.call.definition).update(updates, state, params, **extra_args)
@@ -154,20 +159,21 @@ class Link(optax.GradientTransformationExtraArgs):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return repr(cast(Any, self.init).call)
+        init, update = cast(Any, tuple(self))
+        of_one_call = isinstance(init, Init) and update == Update(init.call)
+        return repr(init.call) if of_one_call else super().__repr__()
 
 
 def link(
-    state: type, where: str = "", *, below_one: Collection[str] = ()
+    state: type, where: str = ""
 ) -> Callable[
     [Callable[Arguments, Leafwise | Treewise]],
     Callable[Arguments, optax.GradientTransformationExtraArgs],
 ]:
-    """Make of a factory one of values.
+    """Make of a factory one of values, whose arguments are checked.
 
-    Hyperparameters are known by their annotation. They must be at least 0, and below 1 where their
-    names are in `below_one`. An update wants a state of the type `state`. `where` is the public
-    module that users find the factory in.
+    An update wants a state of the type `state`. `where` is the public module that users find the
+    factory in.
     """
 
     def decorate(
@@ -180,13 +186,9 @@ def link(
         def make(
             *args: Arguments.args, **kwargs: Arguments.kwargs
         ) -> optax.GradientTransformationExtraArgs:
-            bound = bind(name, signature, *args, **kwargs)
+            bound = _checked_arguments(name, signature, args, kwargs)
             bound.apply_defaults()
-            arguments = {
-                key: checked_argument(name, signature.parameters[key], value, below_one)
-                for key, value in bound.arguments.items()
-            }
-            call = Call(make, f"{where}.{name}" if where else name, state, arguments)
+            call = Call(make, f"{where}.{name}" if where else name, state, dict(bound.arguments))
             assert call.definition, "made now, so that its errors come from the call"
             return Link(Init(call), Update(call))
 
@@ -197,66 +199,146 @@ def link(
     return decorate
 
 
-def bind(name: str, signature: inspect.Signature, *args: Any, **kwargs: Any) -> Any:
-    """The arguments of a call; an error names what was called."""
+def checked(*, zero_is_none: bool = False) -> Callable[[Factory], Factory]:
+    """Check the arguments of a factory that calls others, by the names that its user gave them.
+
+    With `zero_is_none` a number 0 is None where None may stand for a hyperparameter.
+    """
+
+    def decorate(factory: Factory) -> Factory:
+        signature = inspect.signature(factory)
+
+        @functools.wraps(factory)
+        def checked_first(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+            bound = _checked_arguments(factory.__name__, signature, args, kwargs, zero_is_none)
+            return factory(*bound.args, **bound.kwargs)
+
+        return cast(Factory, checked_first)
+
+    return decorate
+
+
+def _checked_arguments(
+    function: str, signature: inspect.Signature, args: Any, kwargs: Any, zero_is_none: bool = False
+) -> inspect.BoundArguments:
+    """The arguments of a call, each of the kind that its annotation says.
+
+        Hyperparameter    a number >= 0 or a schedule; below 1 if its name is in `_BELOW_ONE`
+        Static            the same, but no array: the rule depends on whether it is 0
+        ArrayLike         a number >= 0
+        float             a number > 0; of any sign if its name is in `_ANY_SIGN`
+        bool              True or False
+
+    None stands for itself where the annotation has it. Transformations and pairs are known too;
+    other annotations are the factory's own to check.
+    """
     try:
-        return signature.bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
+        raise TypeError(f"{function}: {error}") from None
+    for name, value in bound.arguments.items():
+        parameter = signature.parameters[name]
+        kind, optional = parameter.annotation, _is_optional(parameter.annotation)
+        if optional and zero_is_none and _is_hyperparameter(parameter) and is_number(value, 0):
+            value = None
+        if optional and value is None:
+            pass
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            each = enumerate(cast(tuple[Any, ...], value))
+            value = tuple(_argument(function, f"{name}[{i}]", kind, x) for i, x in each)
+        else:
+            value = _argument(function, name, kind, value)
+        bound.arguments[name] = value
+    return bound
 
 
-def checked_argument(
-    link: str, parameter: inspect.Parameter, value: Any, below_one: Collection[str]
-) -> Any:
-    """An argument, if its annotation says what it must be: a hyperparameter, a number, a switch."""
-    name, kind = parameter.name, parameter.annotation
-    if value is None is parameter.default:
-        return None
-    if _is_hyperparameter(parameter):
-        return checked(link, name, value, below=1.0 if name in below_one else math.inf)
+def _argument(function: str, name: str, kind: Any, value: Any) -> Any:
+    """An argument of a kind, if it is of that kind."""
+    if kind in (Static, Static | None) and isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        raise TypeError(
+            f"{function}: {name} must be a Python number or a schedule, got {value!r}: the rule "
+            f"depends on whether it is 0; optax.inject_hyperparams takes {name!r} in static_args"
+        )
+    if kind in (*_HYPERPARAMETERS, Static, Static | None):
+        return scalar(function, name, value, below=1.0 if name in _BELOW_ONE else math.inf)
+    if kind == tuple[Hyperparameter, Hyperparameter]:
+        if not (isinstance(value, (tuple, list)) and len(cast(Any, value)) == 2):
+            raise TypeError(f"{function}: {name} must be a pair of hyperparameters, got {value!r}")
+        pair = enumerate(cast(Any, value))
+        return tuple(scalar(function, f"{name}[{i}]", x, below=1.0) for i, x in pair)
     if kind == ArrayLike:
-        return checked(link, name, value, schedule=False)
+        return scalar(function, name, value, schedule=False)
+    if kind in (float, float | None):
+        above = -math.inf if name in _ANY_SIGN else 0.0
+        return scalar(function, name, value, above=above, schedule=False)
     if kind in (bool, bool | Denominator):
-        return checked_switch(link, name, value, function=kind is not bool)
+        return _switch(function, name, value, function_too=kind is not bool)
+    if kind in (optax.GradientTransformation, optax.GradientTransformation | None):
+        if not all(callable(getattr(value, method, None)) for method in ("init", "update")):
+            raise TypeError(f"{function}: {name} must be an Optax transformation, got {value!r}")
     return value
 
 
-def checked_switch(link: str, name: str, value: Any, *, function: bool = False) -> Any:
-    """Refuse what is neither True nor False, nor a function where there may be one."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(cast(Any, value))
-    if not (function and callable(value)):
-        kinds = "True, False or a function" if function else "True or False"
-        raise TypeError(f"{link}: {name} must be {kinds}, got {value!r}")
-    return value
+_BELOW_ONE = {"alpha", "rho", "decay", "gamma1", "gamma2", "momentum"}
+_ANY_SIGN = {"factor"}
+_HYPERPARAMETERS = (Hyperparameter, Hyperparameter | None)
 
 
 def _is_hyperparameter(parameter: inspect.Parameter) -> bool:
-    return parameter.annotation in (Hyperparameter, Hyperparameter | None)
+    return parameter.annotation in (*_HYPERPARAMETERS, Static | None)
 
 
-def checked(
-    link: str, name: str, value: Any, *, below: float = math.inf, schedule: bool = True
+def _is_optional(annotation: Any) -> bool:
+    return type(None) in get_args(annotation)
+
+
+def _switch(function: str, name: str, value: Any, *, function_too: bool = False) -> Any:
+    """Refuse what is neither True nor False, nor a function where there may be one."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(cast(Any, value))
+    if not (function_too and callable(value)):
+        kinds = "True, False or a function" if function_too else "True or False"
+        raise TypeError(f"{function}: {name} must be {kinds}, got {value!r}")
+    return value
+
+
+def is_number(value: Any, number: int) -> bool:
+    """Whether a value is this Python number. No array is: its value may not be known."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == number
+
+
+def scalar(
+    function: str,
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    below: float = math.inf,
+    schedule: bool = True,
 ) -> Any:
     """Refuse what is known to be wrong before tracing: no scalar, or outside [0, below).
 
-    An array whose value is known becomes a number, which can be compared and hashed.
+    With `above` the range is (above, below). An array whose value is known becomes a number, which
+    can be compared and hashed.
     """
     if callable(value):
         if not schedule:
-            raise TypeError(f"{link}: {name} must be a number, not a schedule; got {value!r}")
+            raise TypeError(f"{function}: {name} must be a number, not a schedule; got {value!r}")
         return value
     if not _is_real_scalar(value):
         kinds = "a number, a scalar array or a schedule" if schedule else "a number or scalar array"
         raise TypeError(
-            f"{link}: {name} must be {kinds}, got {value!r}; optax.partition gives groups of "
+            f"{function}: {name} must be {kinds}, got {value!r}; optax.partition gives groups of "
             "leaves values of their own"
         )
     if is_traced(value):
         return value
-    if not 0 <= float(value) < below:
-        raise ValueError(f"{link}: {name} must be in [0, {below}), got {value}")
-    return value if isinstance(value, (int, float)) else float(value)
+    number = value if isinstance(value, (int, float)) else float(value)
+    inside = 0 <= number < below if above is None else above < number < below
+    if not (inside and number <= sys.float_info.max):
+        ends = f"[0, {below})" if above is None else f"({above:g}, {below})"
+        raise ValueError(f"{function}: {name} must be in {ends}, got {value}")
+    return number
 
 
 def number(link: str, name: str, value: Any, count: Any) -> Any:
@@ -274,8 +356,11 @@ def number(link: str, name: str, value: Any, count: Any) -> Any:
 
 
 def _is_real_scalar(value: Any) -> bool:
-    number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
-    return number and np.ndim(cast(Any, value)) == 0 and not jnp.iscomplexobj(cast(Any, value))
+    if not isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    dtype = cast(Any, value).dtype
+    real = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+    return real and np.ndim(cast(Any, value)) == 0
 
 
 def check_state(link: str, state: Any, expected: type) -> None:
@@ -286,7 +371,8 @@ def check_state(link: str, state: Any, expected: type) -> None:
         raise TypeError(
             f"{link}: expected {expected.__name__}({fields}), got {found.__module__}."
             f"{found.__name__}; was the state made by this transformation's init, and restored "
-            "from a checkpoint with that state as its target?"
+            "from a checkpoint with that state as its target? interop.transfer carries the state "
+            "of another transformation"
         )
 
 

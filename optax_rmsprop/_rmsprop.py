@@ -3,7 +3,7 @@
 import optax
 from jax.typing import ArrayLike
 
-from ._link import Hyperparameter, checked, checked_switch
+from ._link import Hyperparameter, checked
 from ._rule import Denominator
 from .links import (
     Mask,
@@ -16,6 +16,7 @@ from .links import (
 )
 
 
+@checked()
 def rmsprop(
     learning_rate: Hyperparameter,
     decay: Hyperparameter = 0.9,
@@ -67,12 +68,8 @@ def rmsprop(
 
     Source: Hinton, Coursera lecture 6e, 2012; centred: Graves, 2013.
     """
-    centered = checked_switch("rmsprop", "centered", centered)
-    nesterov = checked_switch("rmsprop", "nesterov", nesterov)
     if nesterov and momentum is None:
         raise ValueError("rmsprop: nesterov=True needs a momentum, got momentum=None")
-    if momentum is not None:
-        momentum = checked("rmsprop", "momentum", momentum, below=1.0)
     scale_by = scale_by_stddev if centered else scale_by_rms
     links = [
         scale_by(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
@@ -81,6 +78,7 @@ def rmsprop(
     return chain(*links) if momentum is None else chain(*links, trace(momentum, nesterov))
 
 
+@checked()
 def rmspropw(
     learning_rate: Hyperparameter,
     decay: Hyperparameter = 0.9,

@@ -4,9 +4,10 @@
     V ← β·(V + (1−β)·|g−μ|²),  μ ← μ + (1−β)·(g−μ)        average(μ, g), variance(V, g, μ)
     u = g / √(ν+ε)   or   g / (√ν+ε)                      divide, with any denominator of ν and ε
     b ← μ·b + u                                           momentum
+    ‖g‖ = √Σ|g|²                                          norm
 
 V equals ν − μ² in exact arithmetic, and is a sum of squares: rounding cannot make it negative.
-`divide` is the one place of the package that takes a root and divides by it.
+No other module takes a root, and `divide` alone divides by that of a second moment.
 
 What is not a number is not kept: an average stays as it is where a NaN comes in, and so does a
 momentum buffer where the sum is not finite. A gradient saturates before it is squared.
@@ -30,12 +31,14 @@ def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
     It is a step from the one that weighs more, so that the weights add up to 1 exactly. Rounded
     apart, β and 1−β do not, and a long average is off by their difference over 1−β.
     """
-    from_old, from_new = old + scale(new - old, 1 - decay), new + scale(old - new, decay)
+    change = new - old
+    from_old, from_new = old + scale(change, 1 - decay), new - scale(change, decay)
     if isinstance(decay, float):
         step = from_old if decay >= 0.5 else from_new
     else:
         step = jnp.where(decay >= 0.5, from_old, from_new)
-    return jax.lax.select((new == new) & (decay == decay), step, old)
+    # The change is NaN where the new value is, and sharded as the average is.
+    return jax.lax.select((change == change) & (decay == decay), step, old)
 
 
 def variance(
@@ -87,7 +90,21 @@ def divide(
     # Divided by the largest number nothing is left, and no infinity is there for a debugger.
     largest = jnp.asarray(np.finfo(denominator.dtype).max, denominator.dtype)
     divisor = jnp.where(denominator == 0, largest, denominator)
-    return by_parts(lambda part: part / divisor, g)
+    return by_parts(lambda part: jax.lax.clamp(-largest, _quotient(part, divisor), largest), g)
+
+
+@jax.custom_jvp
+def _quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:
+    """The quotient, whose derivative does not square the divisor: the square can underflow."""
+    return x / divisor
+
+
+@_quotient.defjvp
+def _(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    quotient = _quotient(*primals)
+    return quotient, (tangents[0] - quotient * tangents[1]) / primals[1]
 
 
 @jax.custom_jvp
@@ -105,8 +122,18 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 
 def correction(decay: Any, count: jax.Array) -> jax.Array:
     """1 - decay**count, without the cancellation when decay is near 1."""
-    steps = count.astype(jnp.result_type(float))
-    return jnp.where(count == 0, 0.0, -jnp.expm1(steps * jnp.log1p(decay - 1)))
+    steps = jnp.maximum(count, 1).astype(jnp.result_type(float))
+
+    def near_one(decay: Any) -> jax.Array:
+        return -jnp.expm1(steps * jnp.log1p(decay - 1))  # of 0 infinite, without a derivative
+
+    if isinstance(decay, float):
+        value = near_one(decay) if decay >= 0.5 else 1 - decay**steps
+    else:
+        value = jnp.where(
+            decay >= 0.5, near_one(jnp.where(decay >= 0.5, decay, 0.5)), 1 - decay**steps
+        )
+    return jnp.where(count == 0, 0.0, value)
 
 
 def inverse(decay: Any) -> Any:
@@ -120,6 +147,48 @@ def inverse(decay: Any) -> Any:
 def abs_sq(x: jax.Array) -> jax.Array:
     """|x|², which is real."""
     return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
+
+
+def finite(g: jax.Array) -> jax.Array:
+    """A gradient with the largest number in place of infinity."""
+    largest = np.finfo(g.dtype).max
+    return by_parts(lambda part: jax.lax.clamp(-largest, part, largest), g)
+
+
+@jax.custom_jvp
+def norm(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The norm of finite leaves together in a unit, and the unit: 1, or less if squares overflow.
+
+    The derivative of the norm of zeros is 0.
+    """
+    dtype = np.result_type(np.float32, *(g.real.dtype for g in leaves))
+    zero, small = dtype.type(0), dtype.type(2.0 ** -(np.finfo(dtype).maxexp // 2 + 16))
+
+    def squares(g: jax.Array) -> list[jax.Array]:
+        # One reduction gives both sums, so that a leaf is read once.
+        both = [abs_sq(x).astype(dtype) for x in (g, scale(g, small))]
+        return jax.lax.reduce(both, [zero, zero], _added, tuple(range(g.ndim)))
+
+    sums = [squares(g) for g in leaves]
+    whole, in_small = (sum((x[i] for x in sums), start=jnp.zeros([], dtype)) for i in (0, 1))
+    fits = whole < np.inf
+    return jnp.sqrt(jnp.where(fits, whole, in_small)), jnp.where(fits, dtype.type(1), small)
+
+
+@norm.defjvp
+def _(primals: tuple[Any], tangents: tuple[Any]) -> Any:
+    (leaves,), (moved,) = primals, tangents
+    length, unit = norm(leaves)
+    share = jnp.where(length == 0, 0, unit / jnp.where(length == 0, 1, length))
+    along = [
+        jnp.sum((scale(g, share) * jnp.conj(scale(t, unit))).real).astype(length.dtype)
+        for g, t in zip(leaves, moved, strict=True)
+    ]
+    return (length, unit), (sum(along, start=jnp.zeros_like(length)), jnp.zeros_like(unit))
+
+
+def _added(a: Any, b: Any) -> Any:
+    return [x + y for x, y in zip(a, b, strict=True)]
 
 
 def saturate(g: jax.Array) -> jax.Array:

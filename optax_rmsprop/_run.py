@@ -17,8 +17,9 @@ import optax
 
 from ._formats import Stored, format_of, number_of, words
 from ._jax import again, is_traced
-from ._rule import DENOMINATORS, saturate
+from ._rule import DENOMINATORS, saturate, scale
 from ._tree import (
+    check_width,
     checked_leaf,
     flatten,
     flatten_up_to,
@@ -118,8 +119,10 @@ class _Column:
 
     def checked(self, g: Any, i: int) -> jax.Array:
         """The gradient of a leaf, if it fits what is there."""
-        arrays = [x.code_v1 if isinstance(x, Stored) else x for x in self.cells[i]]
         where = functools.partial(place, self.part.name, self.updates, i)
+        for field, cell in zip(self.fields, self.cells[i], strict=True):
+            check_width(where, field, getattr(cell, "dtype", None))
+        arrays = [x.code_v1 if isinstance(x, Stored) else x for x in self.cells[i]]
         return checked_leaf(g, [*arrays, *self.inputs[i]], where, self.part.definition.signed)
 
     def state(self, tree: Any, cells: list[list[Any]]) -> Any:
@@ -247,7 +250,8 @@ def _update_leaf(
         plain = all(link.is_plain for link in links)
         saturated = any(link.saturates for link in links[:first])
         entered = g if plain else incoming(first, *sources()[:2])
-        u = jnp.where(_is_fine(entered, plain and saturated, arrays), u, jnp.nan)
+        fine = _is_fine(entered, plain and saturated, arrays)
+        u = scale(u, jnp.where(fine, 1.0, jnp.nan))  # which may be sharded as no gradient is
     return narrow(u, g.dtype), stored
 
 

@@ -46,13 +46,19 @@ def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False)
     """Arrays of `fill` with the shapes and shardings of `params`, in float32 or wider.
 
     Complex parameters get complex ones unless `real`. A leaf that no gradient can reach (an
-    integer, a key) gets an empty one: it costs nothing and no gradient fits it.
+    integer, a key) gets a single False: it costs nothing and no gradient fits it.
     """
+    for i, p in enumerate(flatten(params)[0]):
+        if not (p is None or is_array(p)):
+            raise TypeError(
+                f"init: the parameter at {paths(params)[i] or 'the root'} is no array: {p!r:.60}; "
+                "give it the arrays of a model alone, as from equinox.filter or nnx.state"
+            )
 
     def leaf(p: Any) -> jax.Array:
-        dtype = p.dtype if hasattr(p, "dtype") else jnp.result_type(p)
+        dtype = dtype_of(p)
         if not jnp.issubdtype(dtype, jnp.inexact):
-            return jnp.zeros((0,), jnp.float32)
+            return jnp.zeros((), bool)
         dtype = wide(jnp.finfo(dtype).dtype if real else dtype)
         dtype = canonical(dtype)  # NumPy's float64, where JAX has none
         filled = jnp.full_like(p, fill, dtype=dtype)
@@ -122,6 +128,8 @@ def checked_leaf(
 
     `signed` says that the first of these must be complex where the gradient is.
     """
+    if not is_array(g):
+        raise TypeError(f"{where()} is no array: {g!r:.60}")
     g = jnp.asarray(g)
     if not jnp.issubdtype(g.dtype, jnp.inexact):
         raise TypeError(f"{where()} has dtype {g.dtype}")
@@ -131,12 +139,40 @@ def checked_leaf(
             raise ValueError(f"{where()} has shape {g.shape}, init saw {found} there")
         shape = np.shape(other)
         if shape != g.shape and not isinstance(other, bool):
-            hint = "; was this parameter an integer at init?" if shape == (0,) else ""
-            raise ValueError(f"{where()} has shape {g.shape}, expected {shape} from init{hint}")
+            raise ValueError(f"{where()} has shape {g.shape}, expected {shape} from init")
     kinds = ["complex" if jnp.iscomplexobj(x) else "real" for x in (g, *others[:1])]
     if signed and kinds[0] != kinds[-1]:
         raise TypeError(f"{where()} is {kinds[0]}, its parameter was {kinds[1]} at init")
     return g
+
+
+def check_width(where: Callable[[], str], field: str, dtype: Any) -> None:
+    """Refuse an accumulator that is narrower than float32, or that no gradient can reach."""
+    if dtype is None:  # No array: the comparison with the gradient says so.
+        return
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"{where()} has a {field} of {dtype}; was its parameter an integer at init?"
+        )
+    if wide(dtype) != dtype:
+        raise TypeError(
+            f"{where()} has a {field} of {dtype}, float32 or wider is needed: was the state cast? "
+            "Widen its floating-point arrays, and go on"
+        )
+
+
+def dtype_of(x: Any) -> Any:
+    """The dtype of an array, of its abstract value, or of a Python number; else that of objects."""
+    if not is_array(x):
+        return np.dtype(object)
+    return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+
+
+def is_array(x: Any) -> bool:
+    """Whether JAX has arrays like it: Python's numbers are, NumPy's of objects or strings not."""
+    if isinstance(x, type) or not (hasattr(x, "dtype") and hasattr(x, "shape")):
+        return isinstance(x, (bool, int, float, complex))
+    return getattr(x.dtype, "kind", "") not in ("O", "S", "U", "M", "m")
 
 
 def _is_none(x: Any) -> bool:

@@ -16,8 +16,8 @@ weight of the past is α, β, γ or ρ, as the framework has it. All averages an
 where no ν₀ is given.
 
 Every learning rate, decay, epsilon, momentum and weight decay is a number or a schedule `count ->
-value` whose first call sees 0. A momentum or weight decay that is the number 0, or None, makes no
-link and no state.
+value` whose first call sees 0. A momentum or weight decay of None, or the Python number 0, makes no
+link and no state. An array makes one, whatever its value, since that may not be known.
 
 Where a framework turns to NaN, or accepts an option and ignores it, the dialect follows the formula
 and not the defect. Like all of the package, a dialect keeps its accumulators in float32 at least.
@@ -34,10 +34,8 @@ or a gradient is not floating point.
 """
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, cast
+from typing import Any, cast
 
 import jax.numpy as jnp
 import optax
@@ -51,9 +49,10 @@ from ._framework_links import clip_weights as clip_weights
 from ._framework_links import multiply as multiply
 from ._framework_links import split_complex as split_complex
 from ._jax import is_traced
-from ._link import Hyperparameter, bind, checked, checked_argument, shown
+from ._link import Hyperparameter, Static, checked, is_number, shown
 from ._rule import Denominator, eps_floor, eps_subtracted
 from .links import (
+    Mask,
     add_decayed_weights,
     chain,
     scale_by_learning_rate,
@@ -63,36 +62,10 @@ from .links import (
 )
 
 _Transformation = optax.GradientTransformationExtraArgs
-_Arguments = ParamSpec("_Arguments")
 
 
-def _dialect(
-    factory: Callable[_Arguments, _Transformation],
-) -> Callable[_Arguments, _Transformation]:
-    """Refuse wrong arguments by the names that the user gave them, then make the chain.
-
-    The annotation says what a parameter takes:
-
-        bool              True or False
-        Hyperparameter    a number >= 0 or a schedule; below 1 if its name is in `_BELOW_ONE`
-        ArrayLike         a number >= 0
-        float             a number > 0
-
-    None stands for itself where it is the default, and for 0 in a momentum or weight decay. Other
-    annotations are the dialect's own to check. The chain is returned as it is, so that a dialect is
-    equal to its chain.
-    """
-    signature = inspect.signature(factory)
-
-    @functools.wraps(factory)
-    def checked_first(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Transformation:
-        name = checked_first.__name__
-        given = bind(name, signature, *args, **kwargs)
-        for argument, value in given.arguments.items():
-            given.arguments[argument] = _checked(name, signature.parameters[argument], value)
-        return cast(Any, factory)(*given.args, **given.kwargs)
-
-    return checked_first
+# A number 0 makes no link, as None does.
+_dialect = checked(zero_is_none=True)
 
 
 @_dialect
@@ -100,11 +73,12 @@ def torch(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
     eps: Hyperparameter = 1e-8,
-    weight_decay: Hyperparameter = 0.0,
-    momentum: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter | None = None,
+    momentum: Hyperparameter | None = None,
     centered: bool = False,
     *,
     maximize: bool = False,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """PyTorch's RMSprop: eps outside the root, momentum of directions, L2 decay.
 
@@ -123,6 +97,8 @@ def torch(
         weight_decay: λ >= 0, coupled: it is part of the gradient, averaged and divided with it.
         momentum: μ in [0, 1).
         centered: Divide by the standard deviation, √(ν−m²), instead of the root mean square √ν.
+        mask: True where weights decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to it. The framework has parameter groups for it.
         maximize: Climb. The weight decay still shrinks the parameters.
 
     Example:
@@ -138,7 +114,7 @@ def torch(
     return split_complex(
         _chain(
             multiply(-1.0) if maximize else None,
-            _l2(weight_decay),
+            _l2(weight_decay, mask),
             _scale(centered, alpha, eps, eps_in_sqrt=False),
             _trace(momentum),
             scale_by_learning_rate(lr),
@@ -150,7 +126,7 @@ def torch(
 def tensorflow1(
     learning_rate: Hyperparameter,
     decay: Hyperparameter = 0.9,
-    momentum: Hyperparameter = 0.0,
+    momentum: Hyperparameter | None = None,
     epsilon: Hyperparameter = 1e-10,
     *,
     centered: bool = False,
@@ -192,13 +168,15 @@ def tensorflow1(
 def keras(
     learning_rate: Hyperparameter = 1e-3,
     rho: Hyperparameter = 0.9,
-    momentum: Hyperparameter = 0.0,
+    momentum: Hyperparameter | None = None,
     epsilon: Hyperparameter = 1e-7,
     centered: bool = False,
     weight_decay: Hyperparameter | None = None,
     clipnorm: float | None = None,
     clipvalue: float | None = None,
     global_clipnorm: float | None = None,
+    *,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """Keras's RMSprop (3, and 2.11 on): epsilon inside, the rate in the buffer.
 
@@ -216,6 +194,7 @@ def keras(
         epsilon: ε >= 0, in units of |g|².
         centered: Divide by the standard deviation, √(ν−m²), instead of the root mean square √ν.
         weight_decay: λ >= 0, decoupled: it follows the rate and enters no buffer.
+        mask: True where weights decay, as in `torch`; Keras has `exclude_from_weight_decay`.
         clipnorm: Shorten the gradient of each parameter to this length, > 0.
         clipvalue: Clip each entry of the gradients to ± this, > 0.
         global_clipnorm: Shorten all gradients together to this length, > 0.
@@ -241,7 +220,7 @@ def keras(
         _scale(centered, rho, epsilon),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
-        _decoupled(weight_decay, learning_rate),
+        _decoupled(weight_decay, learning_rate, mask),
     )
 
 
@@ -249,31 +228,41 @@ def keras(
 def keras2(
     learning_rate: Hyperparameter = 1e-3,
     rho: Hyperparameter = 0.9,
-    momentum: Hyperparameter = 0.0,
+    momentum: Static | None = None,
     epsilon: Hyperparameter = 1e-7,
     centered: bool = False,
     *,
     decay: ArrayLike = 0.0,
+    clipnorm: float | None = None,
+    clipvalue: float | None = None,
+    global_clipnorm: float | None = None,
 ) -> _Transformation:
     """RMSprop of tf.keras 2.0 to 2.10: epsilon outside, or inside with momentum.
 
         μ = 0:    p ← p − η·g / (√ν+ε)        μ > 0:    b ← μ·b + η·g / √(ν+ε),    p ← p − b
 
-    With ε = 1e-7 the smallest denominator is 1e-7 without momentum and 3e-4 with it. A `momentum`
-    that is scheduled or traced counts as μ > 0. Keras 2.3 has this rule, but ignored `centered`
-    without momentum.
+    With ε = 1e-7 the smallest denominator is 1e-7 without momentum and 3e-4 with it. Keras 2.3 has
+    this rule, but ignored `centered` without momentum.
 
     Args:
-        learning_rate, rho, momentum, centered: As in `keras`.
+        learning_rate, rho, centered: As in `keras`.
+        momentum: μ in [0, 1), a Python number, or a schedule, which counts as μ > 0. An array is
+            refused: `optax.inject_hyperparams` needs `static_args="momentum"`.
         epsilon: ε >= 0, in units of |g| without momentum and of |g|² with it; 0 means 1e-7.
         decay: A number >= 0; the rate is divided by 1 + decay·count.
+        clipnorm, clipvalue, global_clipnorm: As in `keras`; values are clipped before a norm, and
+            two norms raise a ValueError.
 
     Source: tf_keras 2.21, tf_keras/optimizers/legacy/rmsprop.py.
     """
-    rate = learning_rate if _is(decay, 0) else InverseTime(learning_rate, decay)
-    epsilon = 1e-7 if _is(epsilon, 0) else epsilon
+    if clipnorm is not None and global_clipnorm is not None:
+        raise ValueError(f"keras2: got clipnorm={clipnorm} and global_clipnorm={global_clipnorm}")
+    rate = learning_rate if is_number(decay, 0) else InverseTime(learning_rate, decay)
     return _chain(
-        _scale(centered, rho, epsilon, eps_in_sqrt=not _is(momentum, 0)),
+        _if(clipvalue, clip),
+        _if(clipnorm, clip_by_norm, together=False),
+        _if(global_clipnorm, clip_by_norm, together=True),
+        _scale(centered, rho, _nonzero(epsilon, 1e-7), eps_in_sqrt=momentum is not None),
         scale_by_learning_rate(rate),
         _trace(momentum),
     )
@@ -284,8 +273,8 @@ def timm(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-10,
-    weight_decay: Hyperparameter = 0.0,
-    momentum: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter | None = None,
+    momentum: Hyperparameter | None = None,
     centered: bool = False,
     decoupled_decay: bool = False,
     corrected_weight_decay: bool = False,
@@ -293,6 +282,7 @@ def timm(
     caution: bool = False,
     *,
     lr_max: float | None = None,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """RMSpropTF of timm: TensorFlow 1's rule, with weight decay of three kinds.
 
@@ -303,7 +293,7 @@ def timm(
     states of the average, the rate and the buffer are a tuple within the state.
 
     Args:
-        lr, alpha, weight_decay, momentum, centered: As in `torch`.
+        lr, alpha, weight_decay, momentum, centered, mask: As in `torch`.
         eps: ε >= 0, in units of |g|².
         decoupled_decay: p ← p − η·λ·p, outside the averages, instead of L2.
         corrected_weight_decay: With `decoupled_decay`, p ← p − (η²/η_max)·λ·p.
@@ -321,9 +311,9 @@ def timm(
     if caution and buffer is not None:
         step = cautious(step)
     if not decoupled_decay:
-        return _chain(_l2(weight_decay), step)
+        return _chain(_l2(weight_decay, mask), step)
     decay_rate = _corrected(lr, lr_max) if corrected_weight_decay else lr
-    return _chain(step, _decoupled(weight_decay, decay_rate))
+    return _chain(step, _decoupled(weight_decay, decay_rate, mask))
 
 
 @_dialect
@@ -331,9 +321,11 @@ def stable_baselines3(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
     eps: Hyperparameter = 1e-8,
-    weight_decay: Hyperparameter = 0.0,
-    momentum: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter | None = None,
+    momentum: Hyperparameter | None = None,
     centered: bool = False,
+    *,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """Stable-Baselines3's RMSpropTFLike: ν starts at 1, the rate after the buffer.
 
@@ -343,13 +335,13 @@ def stable_baselines3(
     momentum it is therefore not `tensorflow1`. dfdx has this rule, with alpha 0.9.
 
     Args:
-        lr, alpha, weight_decay, momentum, centered: As in `torch`.
+        lr, alpha, weight_decay, momentum, centered, mask: As in `torch`.
         eps: ε >= 0, in units of |g|².
 
     Source: Stable-Baselines3 2.9.2, common/sb2_compat/rmsprop_tf_like.py.
     """
     return _chain(
-        _l2(weight_decay),
+        _l2(weight_decay, mask),
         _scale(centered, alpha, eps, initial_scale=1.0),
         _trace(momentum),
         scale_by_learning_rate(lr),
@@ -361,9 +353,11 @@ def pfrl(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
     eps: Hyperparameter = 1e-8,
-    weight_decay: Hyperparameter = 0.0,
-    momentum: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter | None = None,
+    momentum: Hyperparameter | None = None,
     centered: bool = False,
+    *,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """RMSpropEpsInsideSqrt of pfrl: PyTorch's rule with eps inside the root.
 
@@ -373,13 +367,13 @@ def pfrl(
     have it. Other implementations of that paper start ν at 1 (`tensorflow1`).
 
     Args:
-        lr, alpha, weight_decay, momentum, centered: As in `torch`.
+        lr, alpha, weight_decay, momentum, centered, mask: As in `torch`.
         eps: ε >= 0, in units of |g|².
 
     Source: pfrl 0.4.0, pfrl/optimizers/rmsprop_eps_inside_sqrt.py.
     """
     return _chain(
-        _l2(weight_decay),
+        _l2(weight_decay, mask),
         _scale(centered, alpha, eps),
         _trace(momentum),
         scale_by_learning_rate(lr),
@@ -390,7 +384,7 @@ def pfrl(
 def graves(
     lr: Hyperparameter = 1e-4,
     alpha: Hyperparameter = 0.95,
-    momentum: Hyperparameter = 0.9,
+    momentum: Hyperparameter | None = 0.9,
     eps: Hyperparameter = 1e-4,
 ) -> _Transformation:
     """Graves's RMSprop: always centred, eps inside, the rate in the buffer.
@@ -412,7 +406,9 @@ def graves(
 
 @_dialect
 def hinton(
-    learning_rate: Hyperparameter, decay: Hyperparameter = 0.9, momentum: Hyperparameter = 0.0
+    learning_rate: Hyperparameter,
+    decay: Hyperparameter = 0.9,
+    momentum: Hyperparameter | None = None,
 ) -> _Transformation:
     """Hinton's RMSprop: no epsilon, and Nesterov momentum of divided corrections.
 
@@ -440,14 +436,15 @@ def hinton(
 def mxnet(
     learning_rate: Hyperparameter = 1e-3,
     gamma1: Hyperparameter = 0.9,
-    gamma2: Hyperparameter = 0.9,
+    gamma2: Hyperparameter | None = 0.9,
     epsilon: Hyperparameter = 1e-8,
     centered: bool = False,
     clip_weights: float | None = None,
     *,
-    wd: Hyperparameter = 0.0,
-    rescale_grad: float = 1.0,
+    wd: Hyperparameter | None = None,
+    rescale_grad: float | None = None,
     clip_gradient: float | None = None,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """MXNet 1's RMSProp: centred with momentum, or neither; clipping after L2.
 
@@ -464,14 +461,16 @@ def mxnet(
         centered: As in `torch`, and with momentum.
         clip_weights: Keep the parameters in ± this, > 0.
         wd: λ >= 0, coupled.
+        mask: True where weights decay, as in `torch`; MXNet has `wd_mult`, which is 0 by default
+            for names that end in neither "_weight" nor "_gamma".
         rescale_grad: c > 0, a factor of the gradients.
         clip_gradient: Clip each entry of the gradients, decay included, to ± this, > 0.
 
     Source: MXNet 1.9.1, python/mxnet/optimizer/optimizer.py.
     """
     return _chain(
-        _multiply(rescale_grad),
-        _l2(wd),
+        _if(rescale_grad, multiply),
+        _l2(wd, mask),
         _if(clip_gradient, clip),
         _scale(centered, gamma1, epsilon),
         scale_by_learning_rate(_one_ahead(learning_rate)),
@@ -484,14 +483,15 @@ def mxnet(
 def mxnet2(
     learning_rate: Hyperparameter = 1e-3,
     rho: Hyperparameter = 0.9,
-    momentum: Hyperparameter = 0.9,
+    momentum: Hyperparameter | None = 0.9,
     epsilon: Hyperparameter = 1e-8,
     centered: bool = False,
     clip_weights: float | None = None,
     *,
-    wd: Hyperparameter = 0.0,
-    rescale_grad: float = 1.0,
+    wd: Hyperparameter | None = None,
+    rescale_grad: float | None = None,
     clip_gradient: float | None = None,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """MXNet 2's RMSProp: epsilon outside, but inside if centred; clipping before L2.
 
@@ -500,7 +500,7 @@ def mxnet2(
     Centred it is `graves`. A scheduled rate is called with 1 at the first update, as in `mxnet`.
 
     Args:
-        learning_rate, centered, clip_weights, wd, rescale_grad: As in `mxnet`.
+        learning_rate, centered, clip_weights, wd, mask, rescale_grad: As in `mxnet`.
         rho: ρ in [0, 1), the weight of the past in the average.
         momentum: μ in [0, 1), if `centered`; else it has no effect.
         epsilon: ε >= 0, in units of |g|, or of |g|² if `centered`.
@@ -509,9 +509,9 @@ def mxnet2(
     Source: MXNet 2.0, python/mxnet/optimizer/rmsprop.py.
     """
     return _chain(
-        _multiply(rescale_grad),
+        _if(rescale_grad, multiply),
         _if(clip_gradient, clip),
-        _l2(wd),
+        _l2(wd, mask),
         _scale(centered, rho, epsilon, eps_in_sqrt=centered),
         scale_by_learning_rate(_one_ahead(learning_rate)),
         _trace(momentum) if centered else None,
@@ -524,11 +524,12 @@ def paddle(
     learning_rate: Hyperparameter,
     rho: Hyperparameter = 0.95,
     epsilon: Hyperparameter = 1e-6,
-    momentum: Hyperparameter = 0.0,
+    momentum: Hyperparameter | None = None,
     centered: bool = False,
     *,
     weight_decay: Hyperparameter | None = None,
     grad_clip: optax.GradientTransformation | None = None,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """Paddle's RMSProp: epsilon inside, the rate in the buffer, clipping before L2.
 
@@ -538,7 +539,7 @@ def paddle(
 
     Args:
         learning_rate, rho, epsilon, momentum, centered: As in `keras`.
-        weight_decay: As in `torch`.
+        weight_decay, mask: As in `torch`.
         grad_clip: A transformation of the gradients in place of Paddle's object: `optax.clip(c)`
             for ClipGradByValue, `optax.clip_by_global_norm(c)` for ClipGradByGlobalNorm. Its state
             comes first.
@@ -547,7 +548,7 @@ def paddle(
     """
     return _chain(
         grad_clip,
-        _l2(weight_decay),
+        _l2(weight_decay, mask),
         _scale(centered, rho, epsilon),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
@@ -585,7 +586,7 @@ def chainer(
 def sonnet(
     learning_rate: Hyperparameter,
     decay: Hyperparameter = 0.9,
-    momentum: Hyperparameter = 0.0,
+    momentum: Hyperparameter | None = None,
     epsilon: Hyperparameter = 1e-10,
     centered: bool = False,
 ) -> _Transformation:
@@ -610,13 +611,14 @@ def torchopt(
     lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
     eps: Hyperparameter = 1e-8,
-    weight_decay: Hyperparameter = 0.0,
-    momentum: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter | None = None,
+    momentum: Hyperparameter | None = None,
     centered: bool = False,
     *,
     initial_scale: ArrayLike = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """TorchOpt's RMSProp: PyTorch's rule with an initial ν and Nesterov momentum.
 
@@ -624,7 +626,7 @@ def torchopt(
         p ← p − η·b    or, with `nesterov`,    p ← p − η·(d + μ·b)
 
     Args:
-        lr, alpha, eps, weight_decay, momentum, centered, maximize: As in `torch`.
+        lr, alpha, eps, weight_decay, momentum, centered, mask, maximize: As in `torch`.
         initial_scale: ν₀, a number >= 0.
         nesterov: The second form of the step. Without momentum it does nothing.
 
@@ -632,7 +634,7 @@ def torchopt(
     """
     return _chain(
         multiply(-1.0) if maximize else None,
-        _l2(weight_decay),
+        _l2(weight_decay, mask),
         _scale(centered, alpha, eps, initial_scale, eps_in_sqrt=False),
         _trace(momentum, nesterov),
         scale_by_learning_rate(lr),
@@ -643,12 +645,13 @@ def torchopt(
 def mindspore(
     learning_rate: Hyperparameter = 0.1,
     decay: Hyperparameter = 0.9,
-    momentum: Hyperparameter = 0.0,
+    momentum: Hyperparameter | None = None,
     epsilon: Hyperparameter = 1e-10,
     *,
     centered: bool = False,
-    loss_scale: float = 1.0,
-    weight_decay: Hyperparameter = 0.0,
+    loss_scale: float | None = None,
+    weight_decay: Hyperparameter | None = None,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """MindSpore's nn.RMSProp: TensorFlow 1's rule with a loss scale and L2 decay.
 
@@ -662,12 +665,13 @@ def mindspore(
         learning_rate, decay, momentum, epsilon, centered: As in `tensorflow1`.
         loss_scale: s > 0, the factor that the loss was multiplied by.
         weight_decay: λ >= 0, coupled; not divided by the loss scale.
+        mask: As in `torch`.
 
     Source: MindSpore 2.10, mindspore/nn/optim/rmsprop.py.
     """
     return _chain(
-        _multiply(1.0 / loss_scale),
-        _l2(weight_decay),
+        None if loss_scale is None else multiply(1.0 / loss_scale),
+        _l2(weight_decay, mask),
         _scale(centered, decay, epsilon, initial_scale=1.0),
         scale_by_learning_rate(learning_rate),
         _trace(momentum),
@@ -679,7 +683,9 @@ def heavyball(
     lr: Hyperparameter = 0.0025,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99),
     eps: Hyperparameter = 1e-6,
-    weight_decay: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter | None = None,
+    *,
+    mask: Mask | None = None,
 ) -> _Transformation:
     """HeavyBall's RMSprop: a bias-corrected average, and eps as a floor of its root.
 
@@ -688,17 +694,16 @@ def heavyball(
     The first step is η times the sign of the gradient, where |g| >= ε.
 
     Args:
-        lr, eps: As in `torch`.
+        lr, eps, mask: As in `torch`.
         betas: The second is β in [0, 1), the weight of the past; the first has no effect.
         weight_decay: λ >= 0, decoupled.
 
     Source: HeavyBall 3.2.1.
     """
-    beta = checked("heavyball", "betas[1]", betas[1], below=1.0)
     return _chain(
-        scale_by_rms(beta, eps, eps_in_sqrt=eps_floor, bias_correction=True),
+        scale_by_rms(betas[1], eps, eps_in_sqrt=eps_floor, bias_correction=True),
         scale_by_learning_rate(lr),
-        _decoupled(weight_decay, lr),
+        _decoupled(weight_decay, lr, mask),
     )
 
 
@@ -706,7 +711,7 @@ def heavyball(
 def tensorflowjs(
     learningRate: Hyperparameter,
     decay: Hyperparameter = 0.9,
-    momentum: Hyperparameter = 0.0,
+    momentum: Hyperparameter | None = None,
     epsilon: Hyperparameter = 1e-7,
     centered: bool = False,
 ) -> _Transformation:
@@ -747,34 +752,25 @@ def _scale(
     return scale_by(decay, eps, initial_scale, eps_in_sqrt)
 
 
-def _trace(momentum: Hyperparameter, nesterov: bool = False) -> _Transformation | None:
+def _trace(momentum: Hyperparameter | None, nesterov: bool = False) -> _Transformation | None:
     return _if(momentum, trace, nesterov)
 
 
-def _l2(weight_decay: Hyperparameter | None) -> _Transformation | None:
-    return _if(weight_decay, add_decayed_weights)
+def _l2(weight_decay: Hyperparameter | None, mask: Mask | None) -> _Transformation | None:
+    return _if(weight_decay, add_decayed_weights, mask=mask)
 
 
 def _decoupled(
-    weight_decay: Hyperparameter | None, learning_rate: Hyperparameter
+    weight_decay: Hyperparameter | None, learning_rate: Hyperparameter, mask: Mask | None
 ) -> _Transformation | None:
-    return _if(weight_decay, add_decayed_weights, learning_rate)
-
-
-def _multiply(factor: float) -> _Transformation | None:
-    return None if _is(factor, 1) else multiply(factor)
+    return _if(weight_decay, add_decayed_weights, learning_rate, mask)
 
 
 def _if(
     value: Any, link: Callable[..., _Transformation], *args: Any, **options: Any
 ) -> _Transformation | None:
-    """The link of this value, if there is one that is not 0."""
-    return None if value is None or _is(value, 0) else link(value, *args, **options)
-
-
-def _is(value: Any, number: int) -> bool:
-    """Whether a value is known, before any step, to be this number."""
-    return not callable(value) and not is_traced(value) and value == number
+    """The link of this value, if there is one."""
+    return None if value is None else link(value, *args, **options)
 
 
 class _Schedule:
@@ -835,25 +831,16 @@ def _corrected(lr: Hyperparameter, lr_max: float | None) -> Hyperparameter:
     return lr
 
 
+def _nonzero(value: Hyperparameter, default: float) -> Hyperparameter:
+    """The default in place of 0, in place of an array that is 0 too."""
+    if is_traced(value):
+        return jnp.where(cast(Any, value) == 0, default, cast(Any, value))
+    return default if is_number(value, 0) else value
+
+
 def _one_ahead(value: Hyperparameter) -> Hyperparameter:
     return OneAhead(value) if callable(value) else value
 
 
 def _at(value: Hyperparameter, count: ArrayLike) -> Any:
     return value(count) if callable(value) else value
-
-
-def _checked(dialect: str, parameter: inspect.Parameter, value: Any) -> Any:
-    name, kind = parameter.name, parameter.annotation
-    if value is None and name in _NONE_IS_ZERO:
-        return 0.0
-    if kind not in (float, float | None) or (value is None is parameter.default):
-        return checked_argument(dialect, parameter, value, _BELOW_ONE)
-    number = checked(dialect, name, value, schedule=False)
-    if _is(number, 0):
-        raise ValueError(f"{dialect}: {name} must be in (0, inf), got {value}")
-    return number
-
-
-_BELOW_ONE = {"alpha", "rho", "decay", "gamma1", "gamma2", "momentum"}
-_NONE_IS_ZERO = {"momentum", "gamma2", "weight_decay", "wd"}

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from . import _rule as rule
 from ._link import Hyperparameter, Treewise, check_state, link, number, parts_of, whole_of
 from ._run import Leafwise, Part, Rule
-from ._tree import accumulators_like, increment, narrow, wide, widen, zero
+from ._tree import accumulators_like, dtype_of, increment, narrow, wide, widen, zero
 
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
 
@@ -63,7 +63,7 @@ class AddDecayedWeightsState(NamedTuple):
     decay_count: jax.Array  # int32 []: updates made so far
 
 
-@link(ScaleByRmsState, below_one=("decay",))
+@link(ScaleByRmsState)
 def scale_by_rms(
     decay: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-8,
@@ -128,7 +128,7 @@ def scale_by_rms(
     return Leafwise(init, update, saturates=True)
 
 
-@link(ScaleByStddevState, below_one=("decay",))
+@link(ScaleByStddevState)
 def scale_by_stddev(
     decay: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-8,
@@ -182,7 +182,8 @@ def scale_by_stddev(
             del mu
             square = rule.scale(var, factor)
             if bias_correction:
-                square = jnp.where(first & (square == 0), rule.abs_sq(g), square)
+                alone = (first & (square == 0)).astype(square.dtype)
+                square = square + alone * rule.abs_sq(g)
             return rule.divide(g, square, at.eps, eps_in_sqrt)
 
         return Rule(step, mu=mu, var=var)
@@ -190,7 +191,7 @@ def scale_by_stddev(
     return Leafwise(init, update, signed=True, saturates=True)
 
 
-@link(TraceState, below_one=("decay",))
+@link(TraceState)
 def trace(decay: Hyperparameter, nesterov: bool = False) -> Leafwise:
     """Add up past updates with decaying weights: momentum.
 
@@ -205,9 +206,9 @@ def trace(decay: Hyperparameter, nesterov: bool = False) -> Leafwise:
         nesterov: Return what the buffer will be one step ahead if the direction lasts.
 
     Returns:
-        A transformation with the state `TraceState(trace_count, trace)`. Updates have the dtypes of what
-        comes in; `trace` is at least float32, complex for complex parameters. What is not finite
-        is not kept, and shows as NaN.
+        A transformation with the state `TraceState(trace_count, trace)`. Updates have the dtypes of
+        what comes in; `trace` is at least float32, complex for complex parameters. What is not
+        finite is not kept, and the update shows it: it is not finite either.
 
     Raises:
         ValueError, TypeError: as `scale_by_rms`.
@@ -407,15 +408,21 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
 
 
 def _mask(mask: Mask | None, params: optax.Params) -> Any:
-    mask = mask(params) if callable(mask) else mask
-    if not all(isinstance(leaf, (bool, np.bool_)) for leaf in jax.tree.leaves(mask)):
+    mask = True if mask is None else mask
+    # A model whose leaves are booleans may be callable, and is a tree.
+    mask = mask(params) if callable(mask) and not _is_of_booleans(mask) else mask
+    if not _is_of_booleans(mask):
         raise TypeError(f"add_decayed_weights: mask must be a tree of booleans, got {mask}")
     try:
-        return jax.tree.map(bool, jax.tree.broadcast(True if mask is None else mask, params))
+        return jax.tree.map(bool, jax.tree.broadcast(mask, params))
     except ValueError as error:
         raise ValueError(
             f"add_decayed_weights: mask must be a tree like the parameters, or a prefix: {error}"
         ) from error
+
+
+def _is_of_booleans(mask: Any) -> bool:
+    return all(isinstance(leaf, (bool, np.bool_)) for leaf in jax.tree.leaves(mask))
 
 
 def _check_parts(links: tuple[optax.GradientTransformation, ...], state: Any) -> None:
@@ -424,14 +431,15 @@ def _check_parts(links: tuple[optax.GradientTransformation, ...], state: Any) ->
         found = [type(part).__name__ for part in state]
         raise ValueError(
             f"chain: expected a tuple of {len(links)} states, one for each of {links}, got "
-            f"{found}; was the state made by this transformation's init?"
+            f"{found}; was the state made by this transformation's init? interop.transfer carries "
+            "the state of another"
         )
 
 
 def _widened(g: Any) -> Any:
-    dtype = jnp.result_type(g)
+    dtype = dtype_of(g)
     return jnp.asarray(g, wide(dtype)) if jnp.issubdtype(dtype, jnp.inexact) else g
 
 
 def _narrowed(u: Any, g: Any) -> Any:
-    return u if u is g else narrow(u, jnp.result_type(g))
+    return u if u is g else narrow(u, dtype_of(g))

@@ -107,8 +107,8 @@ BALLS = {"momentum": 0.9, "centered": True}
 NESTEROV = {"momentum": 0.9, "nesterov": True}
 OUTSIDE, ONES, CORRECTED = {"eps_in_sqrt": False}, {"initial_scale": 1.0}, {"bias_correction": True}
 LAST = {"rate_last": True}
-DECAY = {"weight_decay": 0.1}
-MXNET = {"clip_weights": 1.0, "wd": 0.1, "rescale_grad": 0.5, "clip_gradient": 1.0}
+DECAY = {"weight_decay": 0.1, "mask": True}
+MXNET = {"clip_weights": 1.0, "wd": 0.1, "mask": True, "rescale_grad": 0.5, "clip_gradient": 1.0}
 
 # Exceptions to the rule, each with what was measured on jax 0.8.1, 0.10.2 and 0.12.0.
 NORM = Bound(
@@ -186,6 +186,18 @@ ROWS = {
     ),
     "keras2": Row(dialects.keras2, {"decay": 0.1}, links(**OUTSIDE)),
     "keras2 centred": Row(dialects.keras2, BALLS, links(**BALLS)),
+    "keras2 clips": Row(
+        dialects.keras2,
+        BALL | {"clipvalue": 1.0, "clipnorm": 1.0},
+        links(CLIP, optax.clip_by_block_rms(1.0), **BALL),
+        NORM,
+    ),
+    "keras2 global": Row(
+        dialects.keras2,
+        BALL | {"global_clipnorm": 1.0},
+        links(optax.clip_by_global_norm(1.0), **BALL),
+        NORM,
+    ),
     "timm": Row(
         dialects.timm,
         DECAY | BALLS | {"lr_in_momentum": False},

@@ -1,5 +1,7 @@
 """Promise 7: the same numbers inside every wrapper, framework and tree."""
 
+import inspect
+
 import chex
 import equinox as eqx
 import flax
@@ -13,8 +15,9 @@ from flax import linen, nnx
 from flax.training.train_state import TrainState
 
 import optax_rmsprop as ours
-from optax_rmsprop import storage
+from optax_rmsprop import dialects, storage
 from tests.cases import cases, crossed
+from tests.test_compiled import ROWS
 
 pytestmark = pytest.mark.api
 
@@ -123,6 +126,65 @@ def test_injected_hyperparameters_can_be_replaced(case):
     chex.assert_trees_all_close(updates, expected, rtol=2e-5)
 
 
+def static(factory, options):
+    """The arguments that are no hyperparameters, or on whose value the rule depends."""
+    names = {name for name, value in options.items() if callable(value)}
+    return names | ({"momentum"} if factory is dialects.keras2 else set())
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_every_factory_with_every_option_is_the_same_under_inject_hyperparams(name):
+    """Optax makes arrays of all numbers, known in an eager `init` and traced in a jitted update."""
+    row = ROWS[name]
+    options = row.options | {next(iter(inspect.signature(row.factory).parameters)): 0.1}
+    injected = optax.inject_hyperparams(row.factory, static_args=static(row.factory, options))
+    tx, plain = injected(**options), row.factory(**options)
+    start = jax.tree.map(jnp.asarray, PARAMS)
+    expected, own = run(plain, wrap=jax.jit)
+    for init in (tx.init, jax.jit(tx.init)):
+        state = init(start)
+        chex.assert_trees_all_equal_structs(state.inner_state, own)
+        for update in (jax.jit(tx.update), tx.update):
+            params, after = start, state
+            for g in GRADS:
+                updates, after = update(g, after, params)
+                params = optax.apply_updates(params, updates)
+            chex.assert_trees_all_equal_structs(after, state)
+            # An injected decay is rounded before it is taken from one: 2^-24 / (1 - decay) of ν.
+            chex.assert_trees_all_close(params, expected, rtol=2e-5, atol=1e-6)
+
+
+@cases()
+def test_a_structure_does_not_depend_on_whether_a_number_is_known(case):
+    expected = jax.tree.structure(case().init(PARAMS))
+    for name, value in case.hyper.items():
+        traced = jax.eval_shape(lambda x, n=name: case(**{n: x}).init(PARAMS), jnp.float32(value))
+        assert jax.tree.structure(traced) == expected
+        for known in (np.float32(value), jnp.asarray(value), optax.constant_schedule(value)):
+            assert jax.tree.structure(case(**{name: known}).init(PARAMS)) == expected
+
+
+@cases(is_chain=False)
+def test_one_count_and_one_rate_are_found_by_name(case):
+    """Each by one name in our states, and the rate by another in those of Optax's wrapper."""
+    state = run(case())[1]
+    counts = optax.tree.get_all_with_path(state, "count")
+    assert [int(count) for _, count in counts] == [len(GRADS)] * case.divides
+    with pytest.raises(KeyError):
+        optax.tree.set(state, learning_rate=jnp.float32(1.0))
+    if "learning_rate" in case.hyper:
+        assert optax.tree.get(state, "last_learning_rate") == case.hyper["learning_rate"]
+        injected = optax.inject_hyperparams(case.make)(**case.hyper)
+        state = injected.init(PARAMS)
+        assert optax.tree.get(state, "learning_rate") == case.hyper["learning_rate"]
+        faster = optax.tree.set(state, learning_rate=2 * optax.tree.get(state, "learning_rate"))
+        update, twice = (injected.update(GRADS[0], s, PARAMS)[0] for s in (state, faster))
+        if not case.decays_weights:
+            chex.assert_trees_all_close(twice, jax.tree.map(lambda u: 2 * u, update), rtol=1e-6)
+        else:
+            assert not np.allclose(twice["w"], update["w"])
+
+
 @cases(decays_weights=False)
 def test_flattened(case):
     close(run(optax.flatten(case()))[0], run(case())[0], case.rounding)
@@ -182,7 +244,42 @@ def test_the_rate_in_the_state_is_the_one_just_used(case, wrap):
     state, update = tx.init(PARAMS), wrap(tx.update)
     for rate, g in zip(rates, GRADS, strict=True):
         _, state = update(g, state, PARAMS)
-        assert optax.tree.get(state, "learning_rate", None) == (rate if own else None)
+        assert optax.tree.get(state, "last_learning_rate", None) == (rate if own else None)
+
+
+class Callable(eqx.Module):
+    """A model that is called, as one of booleans can be too."""
+
+    w: jax.Array
+    b: jax.Array
+
+    def __call__(self, x):
+        return self.w @ x + self.b
+
+
+DECAYING = [
+    pytest.param(factory, name, id=factory.__name__)
+    for factory in {row.factory: None for row in ROWS.values()}
+    for name in inspect.signature(factory).parameters
+    if name in ("weight_decay", "wd")
+]
+
+
+@pytest.mark.parametrize(["factory", "name"], DECAYING)
+def test_a_mask_says_which_weights_decay(factory, name):
+    """As a tree, as a prefix, as a function, and as a model, which could be called."""
+    model = Callable(**jax.tree.map(jnp.asarray, PARAMS))
+    grads = [Callable(**jax.tree.map(jnp.asarray, g)) for g in GRADS]
+    decayed, plain = (run(factory(0.1, **{name: x}), model, grads)[0] for x in (0.5, 0.0))
+    assert not np.allclose(decayed.w, plain.w)
+    masks = [
+        Callable(True, False),
+        jax.tree.map(lambda p: p.ndim > 1, model),
+        lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    ]
+    for mask in masks:
+        masked, _ = run(factory(0.1, **{name: 0.5, "mask": mask}), model, grads)
+        close(masked, Callable(decayed.w, plain.b))
 
 
 class Layer(nnx.Module):

@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import optax_rmsprop as ours
+from optax_rmsprop import dialects
 from tests.cases import cases, essential, slow
 
 pytestmark = pytest.mark.device
@@ -82,6 +83,80 @@ def test_the_slope_at_a_zero_gradient(eps_in_sqrt, slope, centered):
     np.testing.assert_allclose(derivative[0], slope, rtol=1e-6)
     # With eps = 0 the update is 0 at 0 by definition, and so is its derivative.
     assert step(make(eps=0.0, eps_in_sqrt=eps_in_sqrt))(jnp.zeros(1)) == 0
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("eps", [1e-8, 1e-20, 1e-30])
+@pytest.mark.parametrize("make", [ours.scale_by_rms, ours.scale_by_stddev])
+def test_a_tiny_eps_outside_leaves_derivatives_finite_and_right(make, eps, mode):
+    g = jnp.array([0.0, 1.0])
+
+    def step(eps):
+        tx = make(0.75, eps=eps, eps_in_sqrt=False)
+        return tx.update(g, tx.init(g))[0]
+
+    # d/dε of g/(r+ε) is -g/(r+ε)², and r is half of g, or 0.75^0.5 of half of it.
+    root = 0.5 if make is ours.scale_by_rms else 0.75**0.5 * 0.5
+    np.testing.assert_allclose(mode(step)(eps), [0.0, -1 / (root + eps) ** 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_no_derivative_by_a_decay_of_zero_is_infinite(steps):
+    def last(decay):
+        tx = ours.scale_by_stddev(decay, 0.5, bias_correction=True)
+        g = jnp.array([2.0, 0.0])
+        return jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], tx.init(g), jnp.stack(steps * [g]))[
+            1
+        ]
+
+    chex.assert_tree_all_finite([jax.jacfwd(last)(0.0), jax.jacrev(last)(0.0)])
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("decay", [0.0, 1e-3, 0.3, 0.5, 0.9])
+def test_the_derivative_of_a_corrected_average_by_its_decay(decay, mode, x64):
+    gradients = jnp.array([1.0, 2.0, 3.0])
+
+    def last(decay):
+        tx = ours.scale_by_rms(decay, 0.0, bias_correction=True)
+        state = tx.init(gradients[0])
+        for g in gradients:
+            u, state = tx.update(g, state)
+        return u
+
+    def exact(decay):  # the weights of the average, written out
+        weights = jnp.stack([decay * decay, decay, 1 + 0 * decay])
+        weights = weights / weights.sum()
+        return gradients[-1] / jnp.sqrt(weights @ gradients**2)
+
+    np.testing.assert_allclose(last(decay), exact(decay), rtol=1e-12)
+    np.testing.assert_allclose(mode(last)(decay), mode(exact)(decay), rtol=1e-10)
+
+
+NORMS = {"each": {"clipnorm": 1.0}, "all": {"global_clipnorm": 1.0}}
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("clip", NORMS.values(), ids=NORMS)
+def test_a_dead_layer_stops_no_derivative_of_a_clipped_run(clip, mode):
+    grads = {"dead": jnp.zeros(3), "alive": jnp.array([3.0, 4.0])}
+
+    def moved(rate):
+        tx = dialects.keras(rate, rho=0.75, epsilon=0.0, **clip)
+        return tx.update(grads, tx.init(grads))[0]
+
+    slope = mode(moved)(0.5)  # -g/√(g²/4) at the first step, however short g is
+    np.testing.assert_allclose(slope["alive"], [-2.0, -2.0], rtol=1e-6)
+    np.testing.assert_array_equal(slope["dead"], jnp.zeros(3))
+
+
+@pytest.mark.parametrize("clip", NORMS.values(), ids=NORMS)
+def test_the_derivatives_of_a_norm_are_those_of_its_formula(clip, x64):
+    together = "global_clipnorm" in clip
+    grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.3 + 0.4j])}
+    tx = dialects.clip_by_norm(1.0, together)
+    clipped = lambda g: tx.update(g, tx.init(g))[0]  # noqa: E731
+    check_grads(clipped, (grads,), 2, ["fwd", "rev"])
 
 
 @pytest.mark.parametrize("eps_in_sqrt", [True, *slow(False)])

@@ -494,13 +494,18 @@ BAD = {
     "keras: clipnorm must be in (0, inf), got 0": lambda: dialects.keras(clipnorm=0),
     "keras: only one kind of clipping": lambda: dialects.keras(clipnorm=1.0, clipvalue=1.0),
     "keras2: decay must be in [0, inf), got -0.5": lambda: dialects.keras2(decay=-0.5),
+    "keras2: got clipnorm=1.0 and global_clipnorm=2.0": lambda: dialects.keras2(
+        clipnorm=1.0, global_clipnorm=2.0
+    ),
+    "clip_weights: bound must be in (0, inf), got -1.0": lambda: dialects.clip_weights(-1.0),
+    "multiply: factor must be in (-inf, inf), got nan": lambda: dialects.multiply(np.nan),
     "timm: corrected_weight_decay with a schedule needs lr_max": lambda: dialects.timm(
         halving, decoupled_decay=True, corrected_weight_decay=True
     ),
     "timm: lr_max must be in (0, inf), got 0.0": lambda: dialects.timm(lr_max=0.0),
     "mxnet: gamma2 must be in [0, 1.0), got 1": lambda: dialects.mxnet(gamma2=1),
     "mxnet2: rescale_grad must be in (0, inf), got 0": lambda: dialects.mxnet2(rescale_grad=0),
-    "mxnet: clip_weights must be in [0, inf), got -1": lambda: dialects.mxnet(clip_weights=-1),
+    "mxnet: clip_weights must be in (0, inf), got -1": lambda: dialects.mxnet(clip_weights=-1),
     "mindspore: loss_scale must be in (0, inf), got 0": lambda: dialects.mindspore(loss_scale=0),
     "heavyball: betas[1] must be in [0, 1.0), got 1.0": lambda: dialects.heavyball(
         betas=(0.9, 1.0)
@@ -529,11 +534,26 @@ NO_NUMBER = {
     "keras: clipnorm must be a number, not a schedule": lambda: dialects.keras(clipnorm=halving),
     "keras2: decay must be a number, not a schedule": lambda: dialects.keras2(decay=halving),
     "keras2: decay must be a number or scalar array, got None": lambda: dialects.keras2(decay=None),
-    "mxnet: rescale_grad must be a number or scalar array, got None": lambda: dialects.mxnet(
-        rescale_grad=None
+    "mxnet: rescale_grad must be a number or scalar array, got '2'": lambda: dialects.mxnet(
+        rescale_grad="2"
     ),
     "mindspore: loss_scale must be a number or scalar": lambda: dialects.mindspore(loss_scale="4"),
     "heavyball: betas[1] must be a number": lambda: dialects.heavyball(betas=(0.9, None)),
+    "heavyball: betas must be a pair of hyperparameters": lambda: dialects.heavyball(betas=0.9),
+    "heavyball: betas must be a pair of hyperparameters, got ()": lambda: dialects.heavyball(
+        betas=()
+    ),
+    "keras2: momentum must be a Python number or a schedule": lambda: dialects.keras2(
+        momentum=np.float32(0.9)
+    ),
+    "paddle: grad_clip must be an Optax transformation": lambda: dialects.paddle(
+        0.1, grad_clip=1.0
+    ),
+    "clip: bound must be a number or scalar array": lambda: dialects.clip(None),
+    "clip_by_norm: together must be True or False": lambda: dialects.clip_by_norm(1.0, 1),
+    "multiply: factor must be a number": lambda: dialects.multiply("-1"),
+    "cautious: inner must be an Optax transformation": lambda: dialects.cautious(dialects.torch),
+    "split_complex: inner must be an Optax": lambda: dialects.split_complex(None),
     "torchopt: initial_scale must be a number": lambda: dialects.torchopt(initial_scale=halving),
     "torch: centered must be True or False, got 0.9": lambda: dialects.torch(
         1e-3, 0.99, 1e-8, 0.0, 0.0, 0.9
@@ -619,15 +639,15 @@ def test_every_bound_and_scale_of_a_dialect_is_greater_than_zero(dialect, name):
     chex.assert_trees_all_equal(traced, called(dialect, name, 0.5).init(PARAMS))
 
 
-def test_a_momentum_of_zero_has_no_buffer_and_a_traced_one_has():
-    plain = dialects.torch(momentum=0.0).init(PARAMS)
-    assert optax.tree.get(plain, "trace", None) is None
-    for momentum in (np.float32(0.0), jnp.zeros(())):
-        chex.assert_trees_all_equal_structs(dialects.torch(momentum=momentum).init(PARAMS), plain)
+def test_a_momentum_of_none_or_zero_has_no_buffer_and_an_array_has():
+    for momentum in (None, 0, 0.0):
+        plain = dialects.torch(momentum=momentum).init(PARAMS)
+        assert optax.tree.get(plain, "trace", None) is None
     traced = jax.eval_shape(lambda mu: dialects.torch(momentum=mu).init(PARAMS), jnp.zeros(()))
     assert optax.tree.get(traced, "trace").shape == (3,)
-    scheduled = dialects.keras(momentum=optax.constant_schedule(0.0)).init(PARAMS)
-    assert optax.tree.get(scheduled, "trace").shape == (3,)
+    for momentum in (np.float32(0.0), jnp.zeros(()), optax.constant_schedule(0.0)):
+        kept = dialects.torch(momentum=momentum).init(PARAMS)
+        chex.assert_trees_all_equal_structs(kept, traced)
 
 
 def test_a_denominator_is_any_function_of_the_moment_and_epsilon():

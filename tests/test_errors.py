@@ -177,6 +177,29 @@ CONSTRUCTION = {
 }
 
 
+NO_NUMBERS = [
+    True, np.True_, jnp.asarray(True), None, "0.1", b"0", [0.1], (0.1,), {"a": 0.1}, 0.1j,
+    np.ones(1), np.array("0.1"), np.array(0.1, object), jax.random.key(0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@cases()
+def test_what_is_no_number_is_no_hyperparameter(case, value):
+    for name in case.hyper:
+        if value is None and name in ("momentum", "weight_decay"):
+            continue  # of dialects and of rmsprop: no momentum, no decay
+        words = spoken(case, name).removesuffix("in [0, ")
+        check(Bad(lambda n=name: case(**{n: value}), TypeError, (words,)))
+
+
+@cases()
+def test_a_number_too_large_for_a_float_is_refused_by_name(case):
+    for name in case.hyper:
+        says = (spoken(case, name), "got 1000")
+        check(Bad(lambda n=name: case(**{n: 10**400}), ValueError, says))
+
+
 @rows(CONSTRUCTION)
 def test_static_mistakes_are_told_at_construction(bad):
     check(bad)
@@ -237,6 +260,39 @@ def test_a_gradient_that_is_not_floating_point_is_refused_by_path_and_dtype(case
     check(Bad(lambda: stepped(case(), grads), TypeError, says))
 
 
+@cases()
+def test_a_missing_tree_of_gradients_is_refused(case):
+    """A forgotten `return` in the loss."""
+    tx = case()
+    check(Bad(lambda: tx.update(None, tx.init(TREE), TREE), TypeError, ("update got None",)))
+    check(Bad(lambda: tx.update(None, tx.init(ONES), ONES), TypeError, ("update got None",)))
+
+
+NO_ARRAYS = [jax.nn.relu, "relu", object(), np.array("a"), np.array([None]), jnp.float32]
+
+
+@pytest.mark.parametrize("leaf", NO_ARRAYS, ids=lambda leaf: type(leaf).__name__)
+@accumulating
+def test_a_leaf_that_is_no_array_is_refused_by_path(case, leaf):
+    tx, mixed = case(), {"a": ONES, "b": {"c": leaf}}
+    check(Bad(lambda: tx.init(mixed), TypeError, ("init", "['b']['c'] is no array")))
+    check(Bad(lambda: stepped(tx, mixed), TypeError, ("the gradient at ['b']['c'] is no array",)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@accumulating
+def test_a_state_that_was_cast_is_refused_by_link_field_and_path(case, dtype):
+    """It would go on in half precision, where a float16 gradient of 300 saturates."""
+    tx = case()
+    state = tx.init(TREE)
+    narrow = jax.tree.map(lambda x: x.astype(dtype) if jnp.ndim(x) else x, state)
+    if "stored" in case.name:
+        return
+    for update in (tx.update, jax.jit(tx.update)):
+        says = ("the gradient at ['a'] has a", np.dtype(dtype).name, "float32 or wider")
+        check(Bad(lambda u=update: u(TREE, narrow, TREE), TypeError, says))
+
+
 @complex_aware
 def test_complex_for_a_real_parameter_and_the_reverse_are_refused_by_path(case):
     mixed = {"a": ONES, "b": {"c": ONES.astype(np.complex64)}}
@@ -249,8 +305,8 @@ def test_complex_for_a_real_parameter_and_the_reverse_are_refused_by_path(case):
 @accumulating
 def test_a_gradient_for_an_integer_or_absent_parameter_is_refused_by_path(case):
     integer = {"a": ONES, "b": {"c": np.arange(2)}}
-    says = ("['b']['c']", "was this parameter an integer at init?")
-    check(Bad(lambda: stepped(case(), TREE, integer), ValueError, says))
+    says = ("['b']['c']", "was its parameter an integer at init?")
+    check(Bad(lambda: stepped(case(), TREE, integer), TypeError, says))
     absent = {"a": ONES, "b": {"c": None}}
     says = ("['b']['c']", "init saw no parameter there")
     check(Bad(lambda: stepped(case(), TREE, absent), ValueError, says))

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
-from optax_rmsprop import storage
+from optax_rmsprop import dialects, storage
 from tests.cases import cases, crossed
 
 pytestmark = pytest.mark.device
@@ -99,6 +99,58 @@ def test_a_huge_gradient_steps_no_further_than_the_bound(case):
         mu = case.hyper.get("momentum", 0.0)
         nesterov = 1 + mu if case.reference.get("nesterov") else 1
         assert (jnp.abs(u) <= case.bound * nesterov * (1 + 1e-6)).all()
+
+
+NORMS = {"each": "clipnorm", "all": "global_clipnorm"}
+LONG = {
+    "infinite": [np.inf, 1.0, 0.0],
+    "minus infinite": [-np.inf, -1.0, 0.0],
+    "huge": [1e20, 1.0, 0.0],
+    "largest": [3.4e38, -3.4e38, 3.4e38],
+    "half": [60000.0, 60000.0, 1.0],
+    "a square that underflows": [1e-30, 0.0, 0.0],
+    "zeros": [0.0, 0.0, 0.0],
+    "plain": [3.0, 4.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("g", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("argument", NORMS.values(), ids=NORMS)
+def test_a_gradient_of_any_length_is_shortened_to_the_norm(argument, g, dtype, x64):
+    g = jnp.asarray(g).astype(dtype)
+    grads, bound = {"a": g, "b": jnp.full(2, 0.25, dtype)}, 0.5
+    tx = dialects.clip_by_norm(bound, together=argument == "global_clipnorm")
+    clipped, _ = tx.update(grads, tx.init(grads))
+    width = np.float64 if dtype == jnp.float64 else np.float32
+    largest = float(np.finfo(width).max)
+    exact = {
+        k: np.clip(np.float64(x), -largest, largest).astype(np.longdouble) for k, x in grads.items()
+    }
+    norms = {k: np.sqrt((x**2).sum()) for k, x in exact.items()}
+    if argument == "global_clipnorm":
+        norms = dict.fromkeys(norms, np.hypot(norms["a"], norms["b"]))
+    for k, x in exact.items():
+        expected = np.float64(x * (bound / max(norms[k], bound)))
+        tolerance = 4 * float(jnp.finfo(dtype).eps)
+        tiny = float(jnp.finfo(dtype).tiny)
+        np.testing.assert_allclose(np.float64(clipped[k]), expected, tolerance, tiny)
+
+    step = dialects.keras(1e-3, **{argument: bound})
+    update, state = step.update(grads, step.init(grads))
+    chex.assert_tree_all_finite((update, state))
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-20, 1e-30])
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_a_huge_steady_gradient_without_variance_gives_a_finite_step(eps, rate):
+    tx = dialects.torch(rate, 0.5, eps, momentum=0.9, centered=True)
+    g = jnp.array([1e20, -1.0, 0.0])
+    state, updates = jax.lax.scan(
+        lambda state, _: tx.update(g, state)[::-1], tx.init(g), length=400
+    )
+    chex.assert_tree_all_finite((state, updates))
+    assert (updates[:, 0] <= 0).all() and (updates[:, 2] == 0).all()
 
 
 @cases()

@@ -140,12 +140,20 @@ def test_counts_rates_and_wrappers_are_found_wherever_they_are():
     np.testing.assert_array_equal(optax.tree.get(inner, "nu")["w"], saved["state"][0]["square_avg"])
 
 
-def test_a_leaf_without_gradients_keeps_its_empty_accumulator():
-    params = PARAMS | {"steps": np.arange(3)}
-    like = dialects.torch().init(jax.tree.map(jnp.asarray, params))
-    saved = interop.to_torch(trained(dialects.torch()), fresh_torch(), same, names=NAMES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_leaf_without_gradients_is_not_carried(setting):
+    tx = dialects.torch(**SETTINGS[setting])
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    saved = interop.to_torch(trained(tx), fresh_torch(), same, names=NAMES)
+    like = tx.init(params | {"steps": jnp.arange(3)})
     state = interop.from_torch(saved, like, same, names=NAMES)
-    assert optax.tree.get(state, "nu")["steps"].shape == (0,)
+    assert optax.tree.get(state, "count") == 5
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, like)
+    back = interop.to_torch(state, fresh_torch(), same, names=NAMES)
+    chex.assert_trees_all_close(back, saved, rtol=1e-6)
+    for source, target in (state, dialects.keras(0.01).init(params)), (trained(tx), like):
+        _, unfilled, unused = interop.transfer(source, target)
+        assert not any("steps" in path for path in unfilled + unused)
 
 
 def torch_saved():
@@ -196,6 +204,46 @@ def to_torch(state):
 
 
 FIRST = optax.chain(ours.trace(0.9), ours.rmsprop(0.1))
+
+
+VALUE, GRAPH = "/.ATTRIBUTES/VARIABLE_VALUE", "_CHECKPOINTABLE_OBJECT_GRAPH"
+SLOTS = ["w/RMSProp", "w/RMSProp_1", "w/RMSProp_2", "w/RMSProp_3"]
+
+
+class Known:
+    """A variable that knows its path, as one of Keras."""
+
+    def __init__(self, path, value):
+        self.path, self.value = path, np.asarray(value)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.value, dtype)
+
+
+class Group(dict):
+    """A group of an HDF5 file."""
+
+    def __init__(self, entries, **attrs):
+        super().__init__(entries)
+        self.attrs = attrs
+
+
+def graph(names):
+    """The object graph of a checkpoint: each key's full name."""
+
+    def message(*fields):
+        return b"".join(bytes([8 * number + 2, len(x)]) + x for number, x in fields)
+
+    return message(
+        *((1, message((2, message((2, name.encode()), (3, key.encode()))))) for key, name in names)
+    )
+
+
+def keras(variables, convert=same, momentum=0.0, centered=False, **options):
+    tx = dialects.keras(momentum=momentum, centered=centered)
+    return interop.from_keras(variables, tx.init({"a": jnp.zeros(2)}), convert, **options)
+
+
 BAD = {
     "no state": (
         lambda: from_torch(changed(lambda s: s["state"].pop(1))),
@@ -416,7 +464,7 @@ BAD = {
         ValueError,
         r"has a place for \[1\].ema\['b'\]: give the part of the state",
     ),
-    "half an accumulation": (
+    "an accumulation that is not complete": (
         lambda: to_torch(trained(optax.MultiSteps(dialects.torch(), 3))),
         ValueError,
         r"has a place for .acc_grads\['b'\]",
@@ -541,6 +589,165 @@ BAD = {
         ),
         ValueError,
         "the optimizer in `like` has no mean",
+    ),
+    "Keras variables by their numbers": (
+        lambda: keras({0: 1, 1: np.ones(2)}), TypeError, "from_keras: expected variables by name",
+    ),
+    "a Keras iteration that is an array": (
+        lambda: keras({"o/iteration": np.ones(2), "o/a_velocity": np.ones(2)}),
+        ValueError,
+        r"from_keras: 'o/iteration' has shape \(2,\), expected \(\)",
+    ),
+    "Adam's Keras variables by its name": (
+        lambda: keras(dict.fromkeys(["adam_1/iteration", "adam_1/w_velocity"], 1)),
+        TypeError,
+        "from_keras: no variables of Keras's RMSprop, but of 'adam_1'",
+    ),
+    "Adam's Keras variables by their order": (
+        lambda: keras(dict.fromkeys(["gen/a_momentum", "gen/a_velocity"], np.ones(2))),
+        TypeError,
+        "from_keras: 'gen/a_momentum' comes before 'gen/a_velocity', as in Adam",
+    ),
+    "Adam's slots": (
+        lambda: keras({f"m/.OPTIMIZER_SLOT/o/{kind}{VALUE}": np.ones(2) for kind in "mv"}),
+        TypeError,
+        r"from_keras: no variables of Keras's RMSprop: \['optimizer/m/m', 'optimizer/m/v'\]",
+    ),
+    "Adam's file": (
+        lambda: keras(Group({"0": 1, "1": np.ones(2)}, name="adam"), names=["a"]),
+        TypeError,
+        "from_keras: no variables of Keras's RMSprop, but of 'adam'",
+    ),
+    "a file": (
+        lambda: keras({"layers": {}, "optimizer": {"inner_optimizer": {"vars": {"0": 1}}}}),
+        TypeError,
+        "from_keras: .*give its group 'optimizer/inner_optimizer/vars'",
+    ),
+    "a file's optimizer": (
+        lambda: keras({"vars": {"0": 1}}), TypeError, "from_keras: .*give its group 'vars'",
+    ),
+    "a whole model's file": (
+        lambda: keras({"model_weights": {}, "optimizer_weights": {"o": {}}}),
+        TypeError,
+        "from_keras: .*give its group 'optimizer_weights'",
+    ),
+    "a model's state tree": (
+        lambda: keras({"o": {"iteration": 1}}), TypeError, "from_keras: .*give its group 'o'",
+    ),
+    "Keras variables of two optimizers": (
+        lambda: keras(dict.fromkeys(["o/iteration", "p/iteration", "o/a_velocity"], 1)),
+        ValueError,
+        r"from_keras: variables of several optimizers, .* \['o/iteration', 'p/iteration'\]",
+    ),
+    "two Keras variables of one name": (
+        lambda: keras([Known("o/iteration", 1), *[Known("o/a_velocity", np.ones(2))] * 2]),
+        ValueError,
+        "from_keras: two variables are called 'a'; .*names=",
+    ),
+    "one that overwrote the other": (
+        lambda: keras({"o/iteration": 1, "o/a_velocity": np.ones(2)}, names=["a", "b"]),
+        ValueError,
+        r"from_keras: missing \['b'\]",
+    ),
+    "a name twice": (
+        lambda: keras([1, *[np.ones(2)] * 2], names=["a", "a"]), ValueError, "names has 'a' twice",
+    ),
+    "names that are one": (
+        lambda: keras([1, np.ones(2)], names="a"), TypeError, "names must be a list of names",
+    ),
+    "half an accumulation": (
+        lambda: keras(dict.fromkeys(["o/a_gradient_accumulator", "o/a_velocity"], np.ones(2))),
+        ValueError,
+        "from_keras: 'o/a_gradient_accumulator' is in the midst of an accumulation",
+    ),
+    "averaged weights in the place of v": (
+        lambda: keras([1, np.array([1.0, -1.0]), np.ones(2)], momentum=0.9, names=["a"]),
+        ValueError,
+        "from_keras: the second moment of 'a' is negative",
+    ),
+    "momentum in the place of a mean": (
+        lambda: keras([1, np.full(2, 0.1), np.full(2, -1.0)], centered=True, names=["a"]),
+        ValueError,
+        "from_keras: the mean of 'a' is larger than",
+    ),
+    "Adam's order of variables": (
+        lambda: keras([1, *map(np.ones, (2, 2, 3, 3))], momentum=0.9, names=["a", "b"]),
+        ValueError,
+        r"from_keras: a variable of 'a' has shape \(3,\)",
+    ),
+    "Keras's loss scale in order": (
+        lambda: keras([0, 0.1, 0, 1.0, 3, 0.1, np.ones(2)], names=["a"]),
+        ValueError,
+        "from_keras: 7 variables, expected .*`optimizer.inner_optimizer.variables`",
+    ),
+    "a variable that is no array": (
+        lambda: keras({"o/a_velocity": "one"}), TypeError, "from_keras: 'o/a_velocity' has no num",
+    ),
+    "two optimizers in a checkpoint": (
+        lambda: keras({f"{o}/_variables/1{VALUE}": np.ones(2) for o in ("gen", "dis")}),
+        ValueError,
+        r"from_keras: give optimizer=, one of \['dis', 'gen'\]",
+    ),
+    "another optimizer in a checkpoint": (
+        lambda: keras({f"gen/_variables/1{VALUE}": np.ones(2)}, optimizer="dis"),
+        TypeError,
+        r"from_keras: no variables of the optimizer 'dis' in the checkpoint, only of \['gen'\]",
+    ),
+    "an optimizer of no checkpoint": (
+        lambda: keras({"o/a_velocity": np.ones(2)}, optimizer="o"),
+        ValueError,
+        "from_keras: optimizer='o' is for a checkpoint",
+    ),
+    "a checkpoint without an optimizer": (
+        lambda: keras({f"w{VALUE}": np.ones(2)}), TypeError, "no variables of the optimizer",
+    ),
+    "a broken checkpoint": (
+        lambda: keras({f"o/_variables/0{VALUE}": 1, GRAPH: b"\x0a\x7f"}),
+        ValueError,
+        f"from_keras: {GRAPH} is no object graph",
+    ),
+    "a Keras optimizer with momentum": (
+        lambda: interop.to_keras(trained(dialects.keras()), fresh_keras(centered=False), same),
+        ValueError,
+        "to_keras: the state has no momentum, the optimizer in `like` has one",
+    ),
+    "other names than Keras's": (
+        lambda: interop.to_keras(
+            trained(dialects.keras()), fresh_keras(False, False), same, names=["x", "b"]
+        ),
+        ValueError,
+        r"to_keras: missing \['x'\], surplus \['w'\]",
+    ),
+    "too large for a Keras variable": (
+        lambda: interop.to_keras(
+            dialects.keras().init({"a": jnp.zeros(1)})[0]._replace(nu={"a": jnp.full(1, 1e6)}),
+            {"o/iteration": 0, "o/a_velocity": np.zeros(1, np.float16)},
+            same,
+        ),
+        ValueError,
+        r"to_keras: 'o/a_velocity': 1e\+06 is too large for float16",
+    ),
+    "two TensorFlow 1 optimizers": (
+        lambda: interop.from_tensorflow1({"w/RMSProp": 1, "v/rmsprop_gen": 1}, LIKE, same),
+        ValueError,
+        r"from_tensorflow1: several optimizers, give slot=, of \['RMSProp', 'rmsprop_gen'\]",
+    ),
+    "two on one variable": (
+        lambda: interop.from_tensorflow1(dict.fromkeys(SLOTS, np.ones(2)), LIKE, same),
+        ValueError,
+        "from_tensorflow1: 'w' has 4 slots, expected 2 or 3; .* give slot=.*'w/RMSProp_2'",
+    ),
+    "Adam's TensorFlow 1 slots": (
+        lambda: interop.from_tensorflow1({"w/Adam": 1, "w/Adam_1": 1}, LIKE, same, slot="Adam"),
+        TypeError,
+        "from_tensorflow1: no slot <variable>/Adam of an RMSProp",
+    ),
+    "a centred TensorFlow 1 optimizer": (
+        lambda: interop.to_tensorflow1(
+            trained(dialects.tensorflow1(0.1)), fresh_tensorflow1(True), same
+        ),
+        ValueError,
+        "to_tensorflow1: the optimizer in `like` is centred, the state is not",
     ),
 }  # fmt: skip
 
@@ -1090,3 +1297,193 @@ def test_the_second_slot_of_a_centred_tensorflow1_optimizer_is_the_mean():
     state = interop.from_tensorflow1(saved, like, same, count=1)
     fields = {f: float(optax.tree.get(state, f)["w"][0]) for f in ("mu", "var", "trace")}
     assert fields == {"mu": 2.0, "var": 1.0, "trace": -1.0}
+
+
+ONE, TWO = np.array([1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
+AVERAGE = np.array([-5.0, 6.0], np.float32)
+RATE = np.float32(0.5)
+
+
+def numbered(optimizer, *names, start=0, **more):
+    """A checkpoint of an optimizer that numbers its variables, and knows their names."""
+    keys = [f"{optimizer}/_variables/{start + i}{VALUE}" for i, _ in enumerate(names)]
+    labels = zip(keys, [name for name, _ in names], strict=True)
+    return (
+        dict(reversed([*zip(keys, [x for _, x in names], strict=True)]))
+        | more
+        | {GRAPH: graph(labels)}
+    )
+
+
+# Two parameters of one shape: a swap is nobody's error. What is not RMSprop's is not read.
+KERAS = {
+    "a list that knows its names": [
+        Known("gen/iteration", 7), Known("gen/learning_rate", RATE),
+        Known("gen/b_velocity", TWO), Known("gen/a_velocity", ONE),
+    ],
+    "averaged weights in a list": [
+        Known("o/iteration", 7), Known("o/a_average", AVERAGE), Known("o/b_average", AVERAGE),
+        Known("o/a_velocity", ONE), Known("o/b_velocity", TWO),
+    ],
+    "averages and accumulators by name": {
+        "o/iteration": 7, "o/a_average": AVERAGE, "o/b_average": AVERAGE,
+        "o/a_gradient_accumulator": 0 * ONE, "o/b_gradient_accumulator": 0 * ONE,
+        "o/b_velocity": TWO, "o/a_velocity": ONE,
+    },
+    "an optimizer for mixed precision": {
+        "scale/iteration": 0, "scale/learning_rate": np.float32(0), "scale/step_counter": 3,
+        "scale/dynamic_scale": np.float32(8), "o/iteration": 7, "o/learning_rate": RATE,
+        "scale/o/b_velocity": TWO, "scale/o/a_velocity": ONE,
+    },
+    "tf_keras": {
+        "average/b:0": AVERAGE, "iteration:0": 7, "velocity/b:0": TWO, "velocity/a:0": ONE,
+    },
+    "tf_keras's legacy optimizer, in a scope": {
+        "cond_1/RMSprop/iter:0": 7, "cond_1/RMSprop/b/rms:0": TWO, "cond_1/RMSprop/a/rms:0": ONE,
+    },
+    "a whole model's file": Group(
+        {"o/a_velocity": ONE, "o/b_velocity": TWO, "o/iteration": 7},
+        weight_names=np.array([b"o/iteration", b"o/a_velocity", b"o/b_velocity"]),
+    ),
+    "slots of a checkpoint": {
+        f"opt/momentum{VALUE}": RATE, f"opt/iter{VALUE}": 7, f"other{VALUE}": AVERAGE,
+        f"b/.OPTIMIZER_SLOT/opt/rms{VALUE}": TWO, f"a/.OPTIMIZER_SLOT/opt/rms{VALUE}": ONE,
+    },
+    "slots of variables that have names": {
+        f"opt/iter{VALUE}": 7, "save_counter": 1, GRAPH: graph([
+            (f"l0{VALUE}", "b"), (f"l1{VALUE}", "a"),
+            (f"l0/.OPTIMIZER_SLOT/opt/rms{VALUE}", "c/RMSprop/b/rms"),
+        ]),
+        f"l0/.OPTIMIZER_SLOT/opt/rms{VALUE}": TWO, f"l1/.OPTIMIZER_SLOT/opt/rms{VALUE}": ONE,
+    },
+    "numbered variables of a checkpoint": numbered(
+        "opt", ("RMSprop/velocity/b", TWO), ("RMSprop/velocity/a", ONE), start=9,
+        **{f"opt/_iterations{VALUE}": 7, f"opt/_current_learning_rate{VALUE}": RATE},
+    ),
+    "more than nine": numbered(
+        "model/optimizer", *[(f"o/{n}_average", AVERAGE) for n in "ba"],
+        ("o/b_velocity", TWO), ("o/a_velocity", ONE), start=8,
+        **{f"model/optimizer/_iterations{VALUE}": 7},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", KERAS)
+@pytest.mark.parametrize("names", [None, ["a", "b"]], ids=["", "names"])
+def test_a_keras_variable_is_known_by_its_own_name(form, names):
+    saved = KERAS[form]
+    like = dialects.keras().init({"a": jnp.zeros(2), "b": jnp.zeros(2)})
+    state = interop.from_keras(saved, like, same, names=names)
+    assert int(state[0].count) == 7
+    chex.assert_trees_all_equal(state[0].nu, {"a": ONE, "b": TWO})
+    # Back into a new optimizer: the same, and what is not RMSprop's as it was there.
+    back = interop.to_keras(state, saved, same, names=["a", "b"])
+    pairs = enumerate(back) if isinstance(saved, list) else back.items()
+    for key, x in pairs:
+        np.testing.assert_array_equal(x, saved[key])
+        old = saved[key].value if isinstance(saved, list) else np.asarray(saved[key])
+        assert x.dtype == old.dtype and x.flags.writeable and not np.shares_memory(x, old)
+
+
+def test_variables_of_one_name_are_told_apart_by_their_order():
+    saved = [Known("o/iteration", 7), Known("o/w_velocity", ONE), Known("o/w_velocity", TWO)]
+    like = dialects.keras().init({"x/w": jnp.zeros(2), "y/w": jnp.zeros(2)})
+    state = interop.from_keras(saved, like, same, names=["x/w", "y/w"])
+    chex.assert_trees_all_equal(state[0].nu, {"x/w": ONE, "y/w": TWO})
+    # Two variables of one kind and name, and only one is left: as a dictionary has them.
+    with pytest.raises(ValueError, match="from_keras: missing"):
+        interop.from_keras({x.path: x for x in saved}, like, same, names=["x/w", "y/w"])
+
+
+def test_numbered_variables_without_names_are_in_the_order_of_their_numbers():
+    numbers = [7, 0.5, *range(9)]
+    saved = {f"o/_variables/{i}{VALUE}": np.float32(x) for i, x in enumerate(numbers)}
+    names = [f"{i}" for i in range(9)]
+    like = dialects.keras().init(dict.fromkeys(names, jnp.zeros(())))
+    state = interop.from_keras(dict(sorted(saved.items())), like, same, names=names)
+    chex.assert_trees_all_equal(state[0].nu, {name: np.float32(name) for name in names})
+
+
+@pytest.mark.parametrize("kind", ["momentum", "velocity"])
+def test_a_layer_may_be_called_as_a_variable_is(kind):
+    like = dialects.keras(momentum=0.9).init({f"{kind}/w": jnp.zeros(2)})
+    parameter = f"{kind}/w"
+    forms = [
+        {"iteration": 7, f"velocity/{parameter}": ONE, f"momentum/{parameter}": TWO},
+        {"R/iter": 7, f"R/{parameter}/rms": ONE, f"R/{parameter}/momentum": TWO},
+        {"o/iteration": 7, f"o/{kind}_w_velocity": ONE, f"o/{kind}_w_momentum": TWO},
+    ]
+    for saved in forms:
+        state = interop.from_keras(saved, like, same, names=[parameter])
+        np.testing.assert_array_equal(state[0].nu[parameter], ONE)
+        np.testing.assert_array_equal(state[2].trace[parameter], -TWO)
+
+
+def test_a_decay_of_keras_2_leaves_no_rate():
+    like = dialects.keras(momentum=0.9).init({"w": jnp.zeros(2)})
+    saved = {f"o/iter{VALUE}": 7, f"o/learning_rate{VALUE}": RATE, f"o/decay{VALUE}": 0.0} | {
+        f"w/.OPTIMIZER_SLOT/o/{kind}{VALUE}": ONE for kind in ("rms", "momentum")
+    }
+    for decay, rate in ((0.0, 0.5), (0.1, 0.001)):
+        state = interop.from_keras(saved | {f"o/decay{VALUE}": decay}, like, same)
+        np.testing.assert_allclose(optax.tree.get(state, "last_learning_rate"), rate)
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_a_half_precision_variable_stays_one(half):
+    state = trained(dialects.keras(momentum=0.9))
+    fresh = {k: np.asarray(x).astype(half) for k, x in fresh_keras(centered=False).items()}
+    fresh["rmsprop/iteration"] = np.int64(0)
+    for like in (fresh, [Known(key, x) for key, x in fresh.items()]):
+        saved = interop.to_keras(state, like, same)
+        for got, old in zip(
+            saved.values() if like is fresh else saved, fresh.values(), strict=True
+        ):
+            assert got.dtype == old.dtype and got.flags.writeable and got.flags.owndata
+    slots = {k: x.astype(half) for k, x in fresh_tensorflow1(False).items()} | {
+        "w": np.ones(3, half)
+    }
+    tx = dialects.tensorflow1(0.1, momentum=0.9)
+    for got, old in zip(
+        interop.to_tensorflow1(trained(tx), slots, same).values(), slots.values(), strict=True
+    ):
+        assert got.dtype == old.dtype and got.flags.writeable and got.flags.owndata
+
+
+def test_a_bfloat16_dataset_is_two_bytes():
+    saved = {"0": 7, "1": np.asarray(ONE, jnp.bfloat16).view("V2")}
+    like = dialects.keras().init({"a": jnp.zeros(2)})
+    state = interop.from_keras(saved, like, same, names=["a"])
+    np.testing.assert_array_equal(state[0].nu["a"], ONE)
+    assert interop.to_keras(state, saved, same, names=["a"])[1].dtype == jnp.bfloat16
+
+
+FOUR = {key: np.full(2, 1.0 + i, np.float32) for i, key in enumerate(SLOTS)}
+TENSORFLOW1 = {
+    "its own name": ({"w/gen_rmsprop": ONE, "w/gen_rmsprop_1": TWO}, None, (ONE, TWO)),
+    "a name without rmsprop": ({"w/gen": ONE, "w/gen_1": TWO, "w/Adam": TWO}, "gen", (ONE, TWO)),
+    "a name that ends with a number": ({"w/gen_2": ONE, "w/gen_2_1": TWO}, "gen_2", (ONE, TWO)),
+    "one of two": ({"w/gen": ONE, "w/gen_1": TWO, "v/RMSProp": TWO}, "gen", (ONE, TWO)),
+    "the first of two on one variable": (FOUR, "RMSProp", (FOUR[SLOTS[0]], FOUR[SLOTS[1]])),
+    "the second of two on one variable": (FOUR, "RMSProp_2", (FOUR[SLOTS[2]], FOUR[SLOTS[3]])),
+}
+
+
+@pytest.mark.parametrize("case", TENSORFLOW1)
+def test_a_tensorflow1_optimizer_may_have_a_name(case):
+    saved, slot, (nu, step) = TENSORFLOW1[case]
+    like = dialects.tensorflow1(0.1, momentum=0.9).init({"w": jnp.zeros(2)})
+    state = interop.from_tensorflow1(saved | {"w": nu}, like, same, count=7, slot=slot)
+    np.testing.assert_array_equal(state[0].nu["w"], nu)
+    np.testing.assert_array_equal(state[2].trace["w"], -step)
+    back = interop.to_tensorflow1(state, saved, same, slot=slot)
+    chex.assert_trees_all_equal(back, saved)
+
+
+def test_a_slot_that_tensorflow_does_not_read_holds_no_momentum():
+    tx = dialects.tensorflow1(0.5)
+    state = trained(tx)
+    slots = {key: x + 0.3 for key, x in fresh_tensorflow1(False).items()}
+    saved = interop.to_tensorflow1(state, slots, same)
+    np.testing.assert_array_equal(saved["w/RMSProp"], state[0].nu["w"])
+    assert not saved["w/RMSProp_1"].any()

@@ -167,6 +167,24 @@ def assert_close(actual: Any, expected: Any) -> None:
 
 
 @pytest.mark.device
+@crossed("kind", KINDS)
+def test_a_state_may_be_split_where_the_parameters_are_whole(case, mesh):
+    """A shard of the optimizer's state for each device, as in ZeRO's first stage."""
+    params = {"w": jnp.asarray(np.arange(1.0, 33.0, dtype=np.float32).reshape(8, 4))}
+    tx, whole = case(), jax.device_put(params, NamedSharding(mesh, P()))
+    expected, _ = tx.update(params, tx.init(params), params)
+
+    def split(x):
+        return jax.device_put(x, NamedSharding(mesh, P("x"))) if x.ndim else x
+
+    state = jax.tree.map(split, tx.init(whole))
+    updates, after = jax.jit(tx.update)(whole, state, whole)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert new.sharding.is_equivalent_to(old.sharding, old.ndim) or not old.ndim
+
+
+@pytest.mark.device
 @chains_on_meshes
 def test_inside_shard_map_it_is_the_same_and_local(case, mesh):
     tx = case()

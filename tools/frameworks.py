@@ -351,7 +351,13 @@ FRAMEWORKS = [
         ("tf_keras", "tensorflow"),
         functools.partial(_tf_keras, True),
         dialects.keras2,
-        TENSORFLOW | {"falling rate": {"decay": 0.1}, "epsilon of 0": {"epsilon": 0.0}},
+        TENSORFLOW
+        | {
+            "falling rate": {"decay": 0.1},
+            "epsilon of 0": {"epsilon": 0.0},
+            "clipped": {"clipvalue": 0.5, "clipnorm": 0.75},
+            "clipped together": {"global_clipnorm": 0.75, "momentum": 0.9},
+        },
         rate="learning_rate",
         rounds=frozenset({"learning_rate", "rho", "momentum", "decay"}),
         decay_in_single=True,

@@ -86,6 +86,8 @@ table = table.at[rows].add(updates)
   TensorFlow.js in centred mode wherever the variance is below ε, where the call takes no step.
 - Options that are accepted and ignored: momentum in bitsandbytes, `centered` without momentum in
   Keras 2.3.
+- Numbers out of range: Keras 3 takes ρ = 1 and μ = 1, and every ε. Here ρ and μ are below 1, and
+  ε is not below 0.
 - MindSpore's CPU kernel has ε outside the root in its vector lanes and inside elsewhere.
 - bitsandbytes' 8-bit state, whose rounding is another algorithm; its first step is the formula's.
 - TensorFlow 1's square of a complex gradient, which is not conjugated: ν is then complex, and a

@@ -1,12 +1,14 @@
 """The workdir: which run it holds, and where that run can go on."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import filelock
 import jax
 from orbax.checkpoint import v1 as ocp
 
@@ -19,24 +21,49 @@ KEPT = 3
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
-def claim(workdir: Path, config: dict, environment: dict, resume: bool) -> None:
-    """Write the config into a new workdir, or see that the run to resume has an equal one."""
+def claim(
+    workdir: Path, config: dict, environment: dict, resume: bool
+) -> contextlib.AbstractContextManager:
+    """Write the config into a new workdir, or see that the run to resume has an equal one.
+
+    Return a context that keeps other processes out of the workdir until its end.
+    """
     path = workdir / "config.json"
-    if not resume:
-        if path.exists():
-            raise UserError(f"{workdir} already holds a run: give --resume or another --workdir")
-        devices.meet("claim")  # Nobody writes before all have looked.
-        if devices.first_process():
-            workdir.mkdir(parents=True, exist_ok=True)
-            report.write_text(path, json.dumps(config | environment, indent=2) + "\n")
-        devices.meet("claimed")
-        return
-    if not path.exists():
+    if resume and not path.exists():
         raise UserError(f"there is no run to resume in {workdir}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as run:
+        run.enter_context(_lock(workdir))
+        if resume:
+            _compare(path, config)
+        elif path.exists():
+            raise UserError(f"{workdir} already holds a run: give --resume or another --workdir")
+        else:
+            devices.meet("claim")  # Nobody writes before all have looked.
+            report.write_text(path, json.dumps(config | environment, indent=2) + "\n")
+            devices.meet("claimed")
+        return run.pop_all()
+
+
+@contextlib.contextmanager
+def _lock(workdir: Path) -> Iterator[None]:
+    """Keep other runs out; the system unlocks what a killed process had locked."""
+    lock, free = filelock.FileLock(workdir / "run.lock"), True
+    if devices.first_process():
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            free = False
+    if not devices.agree(free):
+        raise UserError(f"another process trains in {workdir}: stop it, or give another --workdir")
     try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        yield
+    finally:
+        lock.release()
+
+
+def _compare(path: Path, config: dict) -> None:
+    before = report.read_object(path.read_bytes(), str(path))
     now = json.loads(json.dumps(config))
     differing = [
         f"{name} was {before.get(name)} and is now {value}"
@@ -44,7 +71,7 @@ def claim(workdir: Path, config: dict, environment: dict, resume: bool) -> None:
         if before.get(name) != value
     ]
     if differing:
-        raise UserError(f"the run in {workdir} has another config: {'; '.join(differing)}")
+        raise UserError(f"the run in {path.parent} has another config: {'; '.join(differing)}")
 
 
 class Checkpoints:
@@ -68,11 +95,14 @@ class Checkpoints:
         with self._failing_clearly():
             self.orbax.close()
 
-    def save(self, step: int, carry: Carry) -> None:
-        """Write a checkpoint in the background, whole or not at all."""
+    def save(self, step: int, carry: Carry, rows: Sequence[dict] = ()) -> None:
+        """Write a checkpoint in the background, whole or not at all, with the metrics so far."""
+        about = json.dumps({"metrics": rows, "sha256": _digests(step, carry, rows)})
         with self._failing_clearly():
             # Orbax would skip it while the one before is being written.
-            self.orbax.save_async(step, carry, overwrite=True, force=True)
+            self.orbax.save_checkpointables_async(
+                step, {"state": carry, "about": about}, overwrite=True, force=True
+            )
 
     @contextlib.contextmanager
     def _failing_clearly(self) -> Iterator[None]:
@@ -84,11 +114,11 @@ class Checkpoints:
                 "Those before it are whole: --resume goes on from there"
             ) from error
 
-    def restore(self, like: Carry, say: Callable[[str], None]) -> tuple[Carry, int]:
-        """Return what the newest whole checkpoint holds, and the number of steps behind it.
+    def restore(self, like: Carry, say: Callable[[str], None]) -> tuple[Carry, int, list[dict]]:
+        """Return what the newest whole checkpoint holds, the steps behind it, and their metrics.
 
-        One that cannot be read is named, and moved aside. A run that was stopped before its
-        first checkpoint starts again.
+        One that cannot be read, or not as it was written, is named, and moved aside. A run that
+        was stopped before its first checkpoint starts again.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -96,15 +126,24 @@ class Checkpoints:
         steps = sorted((c.step for c in self.orbax.checkpoints), reverse=True)
         if not steps:
             say("there is no checkpoint yet: starting from the beginning")
-            return like, 0
+            return like, 0, []
         for step in steps:
             try:
-                return self.orbax.load(step, abstract), step
+                loaded = self.orbax.load_checkpointables(step, {"state": abstract, "about": ""})
+                carry, about = loaded["state"], json.loads(loaded["about"])
+                rows, written = about["metrics"], about["sha256"]
+                for name, digest in _digests(step, carry, rows).items():
+                    if written.get(name) != digest:
+                        raise ValueError(f"the SHA-256 of {name} is not the one that was written")
+                return carry, step, rows
             except Exception as error:  # What a damaged file raises is nowhere said.
                 path = self.folder / str(step)
                 say(f"checkpoint {path} cannot be read and is skipped: {_first_line(error)}")
                 self._move_aside(path)
-        raise UserError(f"there is no whole checkpoint to resume from in {self.folder}")
+        raise UserError(
+            f"there is no whole checkpoint to resume from in {self.folder}: remove "
+            f"{self.folder.parent} or give another --workdir, and start again"
+        )
 
     def _move_aside(self, path: Path) -> None:
         if devices.first_process():
@@ -113,6 +152,14 @@ class Checkpoints:
             os.replace(path, aside / f"{path.name}-{len(list(aside.iterdir()))}")
         devices.meet(f"moved {path.name}")
         self.orbax.reload()
+
+
+def _digests(step: int, carry: Carry, rows: Sequence[dict]) -> dict[str, str]:
+    """Return the SHA-256 of every leaf by its path, and of what is no leaf."""
+    parts = {"the step and the metrics": json.dumps([step, rows]).encode()}
+    for path, leaf in jax.tree.leaves_with_path(devices.gather(carry)):
+        parts[jax.tree_util.keystr(path)] = leaf.tobytes()
+    return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
 
 def _first_line(error: BaseException) -> str:

@@ -281,16 +281,23 @@ def check(options: Options) -> None:
     """Refuse values that cannot work, by name."""
     recipe = options.recipe
     network, augmentation, optimization = recipe.network, recipe.augmentation, recipe.optimization
-    for name, value in (
-        ("seeds", options.seeds),
-        ("batch-size", recipe.batch_size),
-        ("epochs", 1 if recipe.epochs is None else recipe.epochs),
-        ("train-images", 1 if recipe.train_images is None else recipe.train_images),
-        ("widths", min(network.widths)),
-        ("devices", 1 if options.devices is None else options.devices),
+    for name, value, least, most in (
+        ("seeds", options.seeds, 1, 2**32),
+        ("seed", recipe.seed, 0, 2**32 - options.seeds),  # JAX's keys drop higher bits.
+        ("batch-size", recipe.batch_size, 1, 2**31 - 1),
+        ("epochs", recipe.epochs, 1, 2**31 - 1),
+        ("train-images", recipe.train_images, 1, 2**31 - 1),
+        ("widths", min(network.widths), 1, 4096),
+        ("widths", max(network.widths), 1, 4096),
+        ("whitening-bias-epochs", network.whitening_bias_epochs, 0, 2**31 - 1),
+        ("devices", options.devices, 1, recipe.batch_size),
+        ("num-processes", options.num_processes, 1, 2**31 - 1),
+        ("process-id", options.process_id, 0, 2**31 - 1),
     ):
-        if value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be at least {least}, got {value}")
+        if value is not None and value > most:
+            raise UserError(f"--{name} must be at most {most}, got {value}")
     for name, value in (
         ("warmup", optimization.warmup),
         ("label-smoothing", optimization.label_smoothing),
@@ -300,6 +307,10 @@ def check(options: Options) -> None:
             raise UserError(f"--{name} must be at least 0 and less than 1, got {value}")
     for name, value in (
         ("learning-rate", optimization.learning_rate),
+        ("filters-scale", optimization.filters_scale),
+        ("fan-in-power", optimization.fan_in_power),
+        ("head-scale", optimization.head_scale),
+        ("final-scale", optimization.final_scale),
         ("weight-decay", optimization.weight_decay),
         ("l2", optimization.l2),
     ):

@@ -40,6 +40,14 @@ class Dataset:
     unverified: tuple[str, ...] = ()  # files that are not the official ones
 
     @property
+    def sha256(self) -> str:
+        """What tells these images and labels from others."""
+        digest = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    @property
     def label(self) -> str:
         """The name that every result carries."""
         if self.unverified:
@@ -97,6 +105,11 @@ def cifar10(options: Options) -> Dataset:
             download.archive((*options.mirrors, download.URL), download.SHA256, folder)
     elif not folder.is_dir():
         raise UserError(f"--data-dir {folder} is not a folder")
+    elif (folder / "data_batch_1").exists():
+        raise UserError(
+            f"--data-dir {folder} holds the Python version of CIFAR-10, and what is read here is "
+            f"the binary one: unpack {download.URL}, or leave --data-dir out"
+        )
     batches = {name: _read(folder / name) for name in CIFAR10_FILES}
     unverified = tuple(
         name

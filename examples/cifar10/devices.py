@@ -104,6 +104,11 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def gather(tree):
+    """Return every array whole, in NumPy, in every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def agree(value: bool) -> bool:
     """Return the first process's value in every process."""
     if jax.process_count() == 1:

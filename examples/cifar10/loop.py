@@ -29,62 +29,66 @@ def train_and_evaluate(
     if steps == 0:
         raise UserError(f"--batch-size {recipe.batch_size} is more than all training images")
     total = epochs * steps
+    if steps * max(epochs, recipe.network.whitening_bias_epochs) >= 2**31:
+        raise UserError(
+            f"--epochs and --whitening-bias-epochs, of {steps} steps, must be less than 2**31 steps"
+        )
+    if round(recipe.optimization.warmup * total) == total:
+        raise UserError(f"--warmup {recipe.optimization.warmup} takes all of the {total} steps")
     labels = {"data": data.label, "split": data.split, "seed": recipe.seed}
     tx, learning_rate = optimizer(recipe, total)
-    checkpoint.claim(workdir, _flat(recipe) | labels, report.environment(), resume)
+    config = _flat(recipe) | labels | {"data_sha256": data.sha256}
+    with checkpoint.claim(workdir, config, report.environment(), resume):
+        graphdef, carry = train.create(recipe, data, tx, layout)
+        step = train.make_step(graphdef, tx, learning_rate, recipe, layout, total)
+        run_steps = Compiled(train.make_steps(step, recipe, layout, data.mirror), data, layout)
+        predict = train.make_predict(graphdef, layout, data.mirror)
+        test_images = layout.put(data.test_images)
 
-    graphdef, carry = train.create(recipe, data, tx, layout)
-    step = train.make_step(graphdef, tx, learning_rate, recipe, layout, total)
-    run_steps = Compiled(train.make_steps(step, recipe, layout, data.mirror), data, layout)
-    predict = train.make_predict(graphdef, layout, data.mirror)
-    test_images = layout.put(data.test_images)
+        def test(carry, views=augment.CENTRE):
+            logits = np.asarray(predict(carry.params, carry.rest, test_images, views))
+            return logits, float((logits.argmax(-1) == data.test_labels).mean())
 
-    def test(carry, views=augment.CENTRE):
-        logits = np.asarray(predict(carry.params, carry.rest, test_images, views))
-        return logits, float((logits.argmax(-1) == data.test_labels).mean())
+        progress = report.Progress(epochs, steps, recipe.batch_size)
+        rows, done = [], 0
+        with (
+            jax.set_mesh(layout.mesh),
+            checkpoint.Checkpoints(workdir) as checkpoints,
+            progress.bar,
+            stop_requests() as stop,
+        ):
+            if resume:
+                carry, done, rows = checkpoints.restore(carry, report.say)
+            while done < total:
+                epoch, first = divmod(done, steps)
+                carry, logs, seconds = run_steps(recipe, carry, epoch, first)
+                check_finite(logs, done, recipe)
+                done += len(logs.loss)
+                row = report.train_row(logs, done, steps, recipe.batch_size, seconds)
+                rows.append(row | labels)
+                progress.step(row)
+                ended, stopped = done % steps == 0, devices.agree(bool(stop))
+                if ended:
+                    rows.append(report.epoch_row(rows, test(carry)[1]) | labels)
+                    progress.end(rows[-1])
+                if ended or stopped:
+                    report.write_metrics(workdir, rows)
+                    checkpoints.save(done, carry, rows)
+                if stopped and done < total:
+                    raise InterruptedRun(f"stopped after {done} of {total} steps, and saved")
+            logits, final = test(carry, augment.CENTRE if recipe.one_view else augment.VIEWS)
 
-    progress = report.Progress(epochs, steps, recipe.batch_size)
-    rows, done = [], 0
-    with (
-        jax.set_mesh(layout.mesh),
-        checkpoint.Checkpoints(workdir) as checkpoints,
-        progress.bar,
-        stop_requests() as stop,
-    ):
-        if resume:
-            carry, done = checkpoints.restore(carry, report.say)
-        if done:  # Only what the checkpoint has behind it: the rest is repeated.
-            rows = [row for row in report.read_metrics(workdir) if row["step"] <= done]
-        while done < total:
-            epoch, first = divmod(done, steps)
-            carry, logs, seconds = run_steps(recipe, carry, epoch, first)
-            check_finite(logs, done, recipe)
-            done += len(logs.loss)
-            row = report.train_row(logs, done, steps, recipe.batch_size, seconds)
-            rows.append(row | labels)
-            progress.step(row)
-            ended, stopped = done % steps == 0, devices.agree(bool(stop))
-            if ended:
-                rows.append(report.epoch_row(rows, test(carry)[1]) | labels)
-                progress.end(rows[-1])
-            if ended or stopped:
-                report.write_metrics(workdir, rows)
-                checkpoints.save(done, carry)
-            if stopped and done < total:
-                raise InterruptedRun(f"stopped after {done} of {total} steps, and saved")
-        logits, final = test(carry, augment.CENTRE if recipe.one_view else augment.VIEWS)
-
-    result = report.result_row(rows, final) | {
-        "compile_seconds": run_steps.seconds,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(carry.params)),
-    }
-    result |= labels
-    rows = [row for row in rows if row["kind"] != "result"] + [result]
-    report.write_metrics(workdir, rows)
-    report.curves(workdir / "curves.png", rows, data.label)
-    report.confusion(workdir / "confusion.png", logits, data)
-    report.worst(workdir / "worst.png", logits, data)
-    return result
+        result = report.result_row(rows, final) | {
+            "compile_seconds": run_steps.seconds,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(carry.params)),
+        }
+        result |= labels
+        rows.append(result)
+        report.write_metrics(workdir, rows)
+        report.curves(workdir / "curves.png", rows, data.label)
+        report.confusion(workdir / "confusion.png", logits, data)
+        report.worst(workdir / "worst.png", logits, data)
+        return result
 
 
 class Compiled:

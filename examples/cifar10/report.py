@@ -10,7 +10,6 @@ import os
 import platform
 import shlex
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -160,14 +159,13 @@ def write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """Let `fill` write a file under a temporary name, then give it its own; once a run."""
     if not devices.first_process():
         return
-    file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)
+    temporary = path.with_name(path.name + ".tmp")  # What a killed run left is written over.
     try:
-        with file:
+        with temporary.open("wb") as file:
             fill(file)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(file.name)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -183,13 +181,25 @@ def write_metrics(workdir: Path, rows: Iterable[dict]) -> None:
 
 def read_metrics(workdir: Path) -> list[dict]:
     """Read what `write_metrics` wrote."""
-    path, rows = workdir / "metrics.jsonl", []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is damaged: {error}") from error
-    return rows
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() or [b""]
+    return [
+        read_object(line, f"{path}, line {number}", ("kind", "step"))
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def read_object(text: bytes, where: str, names: Iterable[str] = ()) -> dict:
+    """Read a JSON object that has the names; an error says where it stands."""
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+        if missing := [name for name in names if name not in value]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged: {error}") from error
+    return value
 
 
 def curves(path: Path, rows: list[dict], title: str) -> None:

@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import http.server
 import io
+import re
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,11 @@ def server(content: bytes, cut: int | None = None) -> Iterator[tuple[str, list[s
             thread.join()
 
 
+def left(folder: Path) -> list[str]:
+    """What a download leaves, besides the lock's file."""
+    return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
+
+
 def nowhere() -> str:
     """Return an address where nothing listens."""
     with server(b"") as (url, _):
@@ -69,7 +76,7 @@ def test_download_that_breaks_off_continues_where_it_was(tmp_path):
         download.archive([url], SHA256, tmp_path / "folder")
     assert ranges == [None, "bytes=150000-"]
     assert (tmp_path / "folder" / "data_batch_1.bin").stat().st_size == 200_000
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert left(tmp_path) == ["folder"]
 
 
 def test_download_continues_at_the_next_address(tmp_path):
@@ -85,7 +92,7 @@ def test_wrong_archive_is_refused_and_the_next_address_tried(tmp_path):
     with server(wrong) as (bad, _), server(ARCHIVE) as (good, _):
         with pytest.raises(UserError, match=r"refused.*SHA-256"):
             download.archive([bad], SHA256, tmp_path / "folder")
-        assert not list(tmp_path.iterdir())
+        assert not left(tmp_path)
         download.archive([bad, good], SHA256, tmp_path / "folder")
     assert (tmp_path / "folder").is_dir()
 
@@ -93,7 +100,43 @@ def test_wrong_archive_is_refused_and_the_next_address_tried(tmp_path):
 def test_truncated_archive_is_refused(tmp_path):
     with server(ARCHIVE[:-10]) as (url, _), pytest.raises(UserError, match=r"refused.*SHA-256"):
         download.archive([url], SHA256, tmp_path / "folder")
-    assert not list(tmp_path.iterdir())
+    assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("stale", [b"stale", b"s" * len(ARCHIVE), b"s" * 2 * len(ARCHIVE)])
+def test_part_of_another_file_is_begun_again_once(stale, tmp_path):
+    part = tmp_path / "folder.tar.gz.part"
+    part.write_bytes(stale)
+    with server(ARCHIVE) as (url, ranges):
+        download.archive([url], SHA256, tmp_path / "folder")
+    assert ranges == [f"bytes={len(stale)}-", None]
+    part.write_bytes(stale)
+    with server(b"x" + ARCHIVE) as (url, ranges), pytest.raises(UserError, match="refused"):
+        download.archive([url], SHA256, tmp_path / "other")
+    assert ranges == [None]
+
+
+def test_whole_part_needs_no_address(tmp_path):
+    (tmp_path / "folder.tar.gz.part").write_bytes(ARCHIVE)
+    download.archive([nowhere()], SHA256, tmp_path / "folder")
+    assert left(tmp_path) == ["folder"]
+
+
+def test_answer_without_end_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 100_000)
+    sizes = []
+    monkeypatch.setattr(download, "_sha256", lambda part: sizes.append(download._size(part)))
+    with server(bytes(10_000_000)) as (url, ranges), pytest.raises(UserError, match="refused"):
+        download.archive([url], SHA256, tmp_path / "folder")
+    assert len(ranges) == 1 and max(sizes) < 200_000
+
+
+def test_of_two_downloads_at_once_one_waits_for_the_other(tmp_path):
+    with server(ARCHIVE, cut=20_000) as (url, ranges), futures.ThreadPoolExecutor() as pool:
+        both = [pool.submit(download.archive, [url], SHA256, tmp_path / "folder") for _ in range(2)]
+        assert [one.result() for one in both] == [None, None]
+    assert len(set(ranges)) == len(ranges)
+    assert left(tmp_path) == ["folder"]
 
 
 def test_no_answer_is_told_apart(tmp_path):
@@ -121,6 +164,13 @@ def test_unverified_files_are_refused_or_named(batches):
     record = np.frombuffer((batches / "test_batch.bin").read_bytes()[:3073], np.uint8)
     assert got.test_labels[0] == record[0]
     np.testing.assert_array_equal(got.test_images[0, 0, 1], record[[2, 1026, 2050]])
+
+
+def test_other_versions_of_cifar10_are_told_by_name(batches):
+    for path in batches.iterdir():
+        path.rename(path.with_suffix(""))
+    with pytest.raises(UserError, match=rf"Python version.*{re.escape(download.URL)}"):
+        data.cifar10(Options(Recipe(), data_dir=batches))
 
 
 def test_validation_keeps_the_test_images_out():

@@ -3,13 +3,19 @@
 import dataclasses
 import json
 import os
+import random
 import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+from concurrent import futures
 from pathlib import Path
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,6 +109,55 @@ def test_truncated_checkpoint_is_named_and_skipped(finished, tmp_path, capsys):
     chex.assert_trees_all_equal(latest(workdir), latest(finished))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[Path, train.Carry]:
+    """Two checkpoints, and what is in both."""
+    carry = train.Carry(
+        {"w": jax.random.normal(jax.random.key(0), (64, 64))},
+        {"mean": jnp.ones(8, jnp.bfloat16)},
+        (jnp.int32(3), jnp.arange(9, dtype=jnp.uint8)),
+        None,
+    )
+    workdir = tmp_path_factory.mktemp("saved")
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, carry, [{"kind": "train", "step": step, "loss": 1 / 3}])
+    return workdir, carry
+
+
+@pytest.mark.api
+@pytest.mark.filterwarnings("ignore")  # Orbax warns of what it finds damaged.
+@pytest.mark.parametrize("seed", range(12))
+def test_flipped_bit_is_noticed_or_without_effect(saved, seed, tmp_path):
+    rng, said = random.Random(seed), []
+    workdir, carry = shutil.copytree(saved[0], tmp_path / "copy"), saved[1]
+    files = [f for f in (workdir / "checkpoints" / "2").rglob("*") if f.is_file()]
+    largest = max(files, key=lambda f: f.stat().st_size)
+    path = largest if seed % 2 else rng.choice([f for f in files if f.stat().st_size])
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        got, step, metrics = checkpoints.restore(carry, said.append)
+    chex.assert_trees_all_equal(got, carry)
+    assert metrics == [{"kind": "train", "step": step, "loss": 1 / 3}]
+    assert step == 2 or "checkpoints/2 cannot be read and is skipped" in said[0]
+    if path == largest:
+        assert step == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("where", [".params['w']", ".opt_state[1]", "the step and the metrics"])
+def test_what_is_not_as_it_was_written_is_named(where, saved, monkeypatch, tmp_path):
+    digests, said = checkpoint._digests, []
+    workdir, carry = shutil.copytree(saved[0], tmp_path / "copy"), saved[1]
+    monkeypatch.setattr(checkpoint, "_digests", lambda *args: digests(*args) | {where: "other"})
+    with checkpoint.Checkpoints(workdir) as checkpoints, pytest.raises(UserError) as error:
+        checkpoints.restore(carry, said.append)
+    assert f"the SHA-256 of {where} is not the one" in said[0]
+    assert f"remove {workdir} or" in str(error.value)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_foreign_checkpoint_is_named_and_skipped(finished, tmp_path, capsys):
@@ -132,17 +187,80 @@ def test_resume_refuses_another_config_and_a_folder_without_a_run(finished, tmp_
         train_small(finished)
     with pytest.raises(UserError, match="no run to resume"):
         train_small(tmp_path, resume=True)
-    (tmp_path / "config.json").write_text("{")
+
+
+def test_resume_refuses_other_data_of_the_same_name(finished):
+    made_up = data.synthetic()
+    labels = made_up.test_labels.copy()
+    labels[0] += 1
+    other = dataclasses.replace(made_up, test_labels=labels)
+    with pytest.raises(UserError, match=r"data_sha256 was \w{64} and is now \w{64}"):
+        loop.train_and_evaluate(SMALL, other, finished, True, devices.layout(Options(SMALL)))
+
+
+DAMAGED = ["", "{", "[1]", "3", '"x"', "null", "true", "[" * 100_000, "\x80"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_config_is_named(text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text.encode("latin1"))
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        train_small(tmp_path, resume=True)
+        checkpoint.claim(tmp_path, {"epochs": 2}, {}, resume=True)
 
 
-def test_metrics_whose_last_line_was_cut_are_read(tmp_path):
-    report.write_metrics(tmp_path, [{"step": 1}, {"step": 2}])
+@pytest.mark.parametrize("text", [*DAMAGED, "{}", '{"step": 1}'])
+def test_damaged_metrics_are_named(text, tmp_path):
+    report.write_metrics(tmp_path, [{"kind": "train", "step": 1}])
     path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text()[:-5])
-    with pytest.raises(UserError, match="line 2"):
+    path.write_bytes(path.read_bytes() + text.encode("latin1") + b"\n")
+    with pytest.raises(UserError, match="line 2 is damaged"):
         report.read_metrics(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        report.read_metrics(tmp_path)
+
+
+@pytest.mark.slow
+def test_metrics_come_from_the_checkpoint(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    path = workdir / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(True)[2:]))
+    (workdir / "metrics.jsonl.tmp").write_text("what a killed run left")
+    train_small(workdir, resume=True)
+    assert rows(workdir) == rows(finished)
+    assert not list(workdir.glob("*.tmp"))
+
+
+def test_one_run_at_a_time_has_a_workdir(tmp_path):
+    barrier, config = threading.Barrier(8), {"epochs": 2}
+
+    def claim(resume):
+        barrier.wait()
+        try:
+            return checkpoint.claim(tmp_path, config, {}, resume)
+        except UserError as error:
+            return str(error)
+
+    for resume in (False, True):
+        with futures.ThreadPoolExecutor(8) as pool:
+            runs = list(pool.map(claim, [resume] * 8))
+        (run,) = (run for run in runs if not isinstance(run, str))
+        assert all("another process trains" in said for said in runs if said is not run)
+        run.close()
+    with pytest.raises(UserError, match="already holds a run"):
+        checkpoint.claim(tmp_path, config, {}, resume=False)
+
+
+def test_a_killed_run_locks_nothing(tmp_path):
+    code = (
+        "import os, pathlib, signal\n"
+        "from examples.cifar10 import checkpoint\n"
+        f"run = checkpoint.claim(pathlib.Path({str(tmp_path)!r}), {{}}, {{}}, False)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    with checkpoint.claim(tmp_path, {}, {}, resume=True):
+        pass
 
 
 @pytest.mark.slow

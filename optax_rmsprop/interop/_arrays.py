@@ -80,6 +80,12 @@ def array_of(where: str, x: Any) -> Array:
     return array
 
 
+def is_idle(x: Any) -> bool:
+    """Whether an accumulator is of a parameter that no gradient can reach, such as an integer."""
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    return not jnp.issubdtype(dtype, jnp.inexact)
+
+
 def owned(x: Array) -> Array:
     """A copy in memory of its own, which the other side may write to."""
     return np.array(x, order="C")

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._arrays import Array, Path, array_of, path_of, put, shown
+from ._arrays import Array, Path, array_of, is_idle, path_of, put, shown
 from ._survey import (
     FORMS,
     SCALARS,
@@ -58,14 +57,15 @@ def read(function: str, state: optax.OptState, momentum: Momentum | None) -> Con
     for slot in found.slots:
         _check_place(found, slot)
     trees = collections.defaultdict[str, list[Any]](list)
-    for link in divisions:
-        if "var" in link.trees:
-            trees["nu"].append(jax.tree.map(_second_moment, link.trees["var"], link.trees["mu"]))
-        for quantity in link.trees.keys() - {"var"}:
-            trees[quantity].append(link.trees[quantity])
-    for link in momenta:
-        form, tree = _checked_form(found, link), link.trees["trace"]
-        trees[form].append(jax.tree.map(np.negative, tree) if form == "step" else tree)
+    for link in (*divisions, *momenta):
+        has = {quantity: jax.tree.map(_unless_idle, tree) for quantity, tree in link.trees.items()}
+        if "var" in has:
+            has["nu"] = jax.tree.map(_second_moment, has.pop("var"), has["mu"])
+        if "trace" in has:
+            form, trace = _checked_form(found, link), has.pop("trace")
+            has[form] = jax.tree.map(np.negative, trace) if form == "step" else trace
+        for quantity, tree in has.items():
+            trees[quantity].append(tree)
     merged = {quantity: functools.reduce(_merged, some) for quantity, some in trees.items()}
     masked = any(map(_is_masked, jax.tree.leaves(merged, is_leaf=_is_masked)))
     return Contents(merged, found.scalars("count"), found.rates(), masked)
@@ -98,7 +98,7 @@ def fill(
             new.append(put(where, np.asarray(value), slot.value))
             continue
         absent = missing_ok and slot.at not in values.get("nu", {})
-        if kind_of(quantity) in _MOMENTS and not absent and np.shape(slot.value) != (0,):
+        if kind_of(quantity) in _MOMENTS and not absent and not is_idle(slot.value):
             _check_lack(found, slot, quantity, values, hints or {})
         if slot.quantity == "count":
             counts = sorted(map(int, found.common(slot.link, values.get("count", {}))))
@@ -149,6 +149,10 @@ def _classes(node: Any) -> Iterator[str]:
             yield from _classes(child)
 
 
+def _unless_idle(x: Any) -> Any:
+    return optax.MaskedNode() if is_idle(x) else x
+
+
 def _is_masked(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
 
@@ -191,13 +195,12 @@ def _checked_form(found: Survey, link: Link) -> str:
 
 def _check_place(found: Survey, slot: Slot) -> None:
     """Refuse a leaf without a value, and one with a value that no framework has a place for."""
-    if slot.quantity in TREES:
+    if slot.quantity in TREES and not is_idle(slot.value):
         array_of(f"{found.function}: {slot}", slot.value)
     elif slot.quantity in SCALARS:
         found.scalar(slot)
-    elif not slot.quantity and np.ndim(slot.value):
-        inexact = jnp.issubdtype(slot.value.dtype, jnp.inexact)
-        if inexact and np.any(array_of(f"{found.function}: {slot}", slot.value)):
+    elif not slot.quantity and np.ndim(slot.value) and not is_idle(slot.value):
+        if np.any(array_of(f"{found.function}: {slot}", slot.value)):
             raise ValueError(
                 f"{found.function}: no RMSprop of another framework has a place for {slot}: give "
                 "the part of the state that it has"

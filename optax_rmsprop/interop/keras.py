@@ -1,21 +1,45 @@
 """Keras: an optimizer's variables, by name or in order, Keras 3's, tf_keras's or tf.keras 2's."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import optax
 
+from . import _checkpoints as checkpoints
 from . import _states as states
 from ._states import Convert, ConvertBack
+from ._variables import new, numbers
 
 _KINDS = dict(velocity="nu", rms="nu", average_gradient="mu", mg="mu", momentum="step")
-_SCALARS = {"iteration": "count", "iter": "count", "learning_rate": "learning_rate"}
-_NAMES = [
-    re.compile(r"(?:[^/]+/)*(?P<name>[^/]+)_(?P<kind>velocity|momentum|average_gradient)"),
-    re.compile(r"(?:[^/]+/)?(?P<kind>velocity|momentum|average_gradient)/(?P<name>.+)"),
-    re.compile(r"[^/]+/(?P<name>.+)/(?P<kind>rms|momentum|mg)"),
+_SCALARS = {
+    "iteration": "count",
+    "iter": "count",
+    "learning_rate": "learning_rate",
+    "current_learning_rate": "learning_rate",
+}
+_LOSS_SCALE = {"step_counter", "dynamic_scale"}  # of the optimizer that has ours inside
+_KIND = "(?P<kind>velocity|momentum|average_gradient|average|gradient_accumulator)"
+_KERAS3 = re.compile(rf"(?:(?P<scope>.+)/)?(?P<name>[^/]+)_{_KIND}")
+_TF_KERAS = [
+    re.compile(rf"(?P<scope>){_KIND}/(?P<name>.+)"),
+    re.compile(rf"(?P<scope>.+?)/{_KIND}/(?P<name>.+)"),  # in a file
 ]
+_RMSPROP = re.compile(r"(?i)(?:.*/)?rm_?sprop(_\d+)*")
+_OTHERS = re.compile(
+    r"(?i)(adam|(schedule_?free_?)?adam_?w|adamax|adadelta|adafactor|adagrad|ftrl|lamb|lion|muon"
+    r"|nadam|sgd)(_\d+)*"
+)
+_GROUPS = [
+    "optimizer/inner_optimizer/vars", "optimizer/vars", "optimizer_weights",
+    "inner_optimizer/vars", "vars",
+]  # fmt: skip
+_INNER = (
+    "in mixed precision RMSprop's are `optimizer.inner_optimizer.variables`, and in a file the "
+    "group 'optimizer/inner_optimizer/vars'"
+)
 
 
 def from_keras(
@@ -24,27 +48,35 @@ def from_keras(
     convert: Convert,
     *,
     names: Sequence[str] | None = None,
+    count: int | None = None,
     learning_rate: float | None = None,
+    optimizer: str | None = None,
 ) -> optax.OptState:
     """Fill a state with that of a Keras optimizer: Keras 3's, tf_keras's, tf.keras 2's.
 
     Args:
-        variables: By name, `{v.path: v for v in optimizer.variables}` (tf_keras: `v.name`); or in
-            the optimizer's order, with `names`: `optimizer.variables`, tf.keras's `get_weights()`,
-            or the group "optimizer/vars" of a saved `.weights.h5`, which a `.keras` file contains.
+        variables: The list `optimizer.variables`; or these by name, `{v.path: v for v in
+            optimizer.variables}` (tf_keras: `v.name`), as the group "optimizer_weights" of a whole
+            model's `.h5`, or as a checkpoint of TensorFlow 2, `{n: reader.get_tensor(n) for n in
+            reader.get_variable_to_shape_map()}`; or arrays in the optimizer's order, with `names`:
+            `get_weights()`, or the group "optimizer/vars" of a `.weights.h5`, which a `.keras` file
+            contains. Averaged weights are not read.
         like, convert: As in `from_torch`.
         names: The parameters' names in the model's order, `[v.path for v in
             model.trainable_variables]`. Without them the names are those that Keras gave its
             variables, "layer_kernel" for "layer/kernel".
+        count: The steps made; by default Keras's `iteration`, which counts batches, also where
+            `gradient_accumulation_steps` of them make a step.
         learning_rate: The rate, if Keras does not have it as a variable, and `like` has its
             momentum before the rate.
+        optimizer: Which one, "generator_optimizer", of several in a checkpoint.
 
     Returns:
-        A state like `like`, in its dtypes and shardings; `count` is Keras's `iteration`.
+        A state like `like`, in its dtypes and shardings.
 
     Raises:
         ValueError: as `from_torch`.
-        TypeError: if `variables` are not those of an optimizer.
+        TypeError: if `variables` are not those of an RMSprop.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,8 +88,8 @@ def from_keras(
         >>> print(state[0].nu["w"], state[2].trace["w"])  # a trace holds minus the steps
         [1. 2.] [-0.5 -0. ]
     """
-    found = _variables("from_keras", variables, names, states.quantities(like))
-    return states.from_variables("from_keras", found, like, convert, None, learning_rate)
+    found = _variables("from_keras", variables, names, states.quantities(like), optimizer)
+    return states.from_variables("from_keras", found, like, convert, count, learning_rate)
 
 
 def to_keras(
@@ -67,6 +99,7 @@ def to_keras(
     *,
     names: Sequence[str] | None = None,
     learning_rate: float | None = None,
+    optimizer: str | None = None,
 ) -> Any:
     """The variables of a Keras optimizer that goes on where `state` is.
 
@@ -77,10 +110,12 @@ def to_keras(
         state: Any tree of Optax states with ours in it.
         like: The optimizer's variables, as in `from_keras`.
         convert: From a tree like the parameters to a dictionary of named arrays.
-        names, learning_rate: As in `from_keras`. Keras's own rate is kept.
+        names, learning_rate, optimizer: As in `from_keras`. Keras's own rate is kept.
 
     Returns:
-        NumPy arrays under the same names, or in the same order, and in the same dtypes.
+        New NumPy arrays under the same names, or in the same order, and in the same dtypes. What
+        is not RMSprop's, as averaged weights, is as in `like`; of a checkpoint only the optimizer's
+        entries are returned.
 
     Raises:
         ValueError, TypeError: as `from_keras`.
@@ -97,68 +132,256 @@ def to_keras(
         o/w_velocity [4.]
         o/w_momentum [1.]
     """
-    found = _variables("to_keras", like, names, states.quantities(state))
+    has = states.quantities(state)
+    found = _variables("to_keras", like, names, has, optimizer)
+    for quantity, field in dict(step="trace", mu="mu").items():
+        if field not in has and any(quantity == role for role, _ in found.roles.values()):
+            word = states.WORDS[quantity]
+            raise ValueError(f"to_keras: the state has no {word}, the optimizer in `like` has one")
     result = states.to_variables("to_keras", found, state, convert, learning_rate)
-    return list(result.values()) if _by_name(like) is None else result
+    result = {
+        key: new(f"to_keras: {key!r}", x, found.values[key].dtype) for key, x in result.items()
+    }
+    return list(result.values()) if all(str(key).isdigit() for key in result) else result
 
 
 def _variables(
-    function: str, variables: Any, names: Sequence[str] | None, has: set[str]
+    function: str, variables: Any, names: Any, has: set[str], optimizer: str | None
 ) -> states.Variables:
-    by_name = _by_name(variables)
-    if by_name is not None:
-        return _named(function, by_name, names)
-    # The keys of a saved store are numbers, sorted as text.
-    store = states.as_mapping(variables)
-    if store is None and not isinstance(variables, (list, tuple)):
-        shown = states.shown(variables)
-        raise TypeError(f"{function}: expected an optimizer's variables, got {shown}")
-    if names is None:
+    given = _checked(function, names)
+    labels, in_order = _labels(function, variables, optimizer)
+    values = {
+        key: numbers(f"{function}: {(label or key)!r}", variables[key])
+        for key, label in labels.items()
+    }
+    if all(labels.values()):
+        return _named(function, labels, values, given, in_order)
+    if given is None:
         raise ValueError(f"{function}: variables in order need names=, the parameters'")
-    if store is not None:
-        variables = [store[key] for key in sorted(store, key=int)]
-    return _ordered(function, cast("Sequence[Any]", variables), names, has)
+    return _ordered(function, values, given, has)
 
 
-def _by_name(variables: Any) -> Mapping[str, Any] | None:
+def _checked(function: str, names: Any) -> list[str] | None:
+    """The names that are given."""
+    if names is None:
+        return None
+    if not isinstance(names, Iterable) or isinstance(names, str):
+        raise TypeError(f"{function}: names must be a list of names, got {states.shown(names)}")
+    found = [str(name) for name in cast("Iterable[Any]", names)]
+    if twice := [name for name, n in Counter(found).items() if n > 1]:
+        raise ValueError(f"{function}: names has {twice[0]!r} twice")
+    return found
+
+
+def _labels(function: str, variables: Any, optimizer: str | None) -> tuple[dict[Any, str], bool]:
+    """The variables' keys, each with the name that the source gives it; are they in order?"""
     found = states.as_mapping(variables)
-    return None if found is None or all(key.isdigit() for key in found) else found
+    if not all(isinstance(key, str) for key in cast("Iterable[Any]", found or ())):
+        raise TypeError(f"{function}: expected variables by name, got {states.shown(variables)}")
+    if found and checkpoints.is_checkpoint(found):
+        return checkpoints.entries_of(function, found, optimizer)
+    if optimizer is not None:
+        raise ValueError(f"{function}: optimizer={optimizer!r} is for a checkpoint of TensorFlow 2")
+    if isinstance(variables, (list, tuple)):
+        return {i: _own_name(x) for i, x in enumerate(cast("Sequence[Any]", variables))}, True
+    if not found:
+        raise TypeError(
+            f"{function}: expected an optimizer's variables, got {states.shown(variables)}; of a "
+            "file, give a group that is opened with h5py"
+        )
+    attributes = getattr(found, "attrs", {})
+    if all(key.isdigit() for key in found):
+        _check_owner(function, str(attributes.get("name", "")))
+        return dict.fromkeys(sorted(found, key=int), ""), True
+    if "weight_names" in attributes:
+        keys = [k.decode() if isinstance(k, bytes) else k for k in attributes["weight_names"]]
+        return {key: key.removesuffix(":0") for key in keys}, True
+    if group := next((group for group in [*_GROUPS, *found] if _has_group(found, group)), ""):
+        raise TypeError(
+            f"{function}: expected an optimizer's variables, got what holds them: give its group "
+            f"{group!r}"
+        )
+    return {key: key.removesuffix(":0") for key in found}, False
+
+
+def _own_name(variable: Any) -> str:
+    """The name that a variable of Keras or TensorFlow knows."""
+    name: Any = getattr(variable, "path", None) or getattr(variable, "name", None)
+    known = isinstance(name, str) and not name.startswith("/")  # as that of a dataset of a file
+    return name.removesuffix(":0") if known else ""
+
+
+def _has_group(found: Any, group: str) -> bool:
+    for part in group.split("/"):
+        found = (states.as_mapping(found) or {}).get(part)
+    return bool(states.as_mapping(found))
+
+
+def _check_owner(function: str, scope: str) -> None:
+    """Refuse the variables of another optimizer, by its default name."""
+    for part in scope.split("/"):
+        if _OTHERS.fullmatch(part):
+            raise TypeError(f"{function}: no variables of Keras's RMSprop, but of {part!r}")
 
 
 def _named(
-    function: str, variables: Mapping[str, Any], names: Sequence[str] | None
+    function: str,
+    labels: Mapping[Any, str],
+    values: Mapping[Any, states.Array],
+    names: list[str] | None,
+    in_order: bool,
 ) -> states.Variables:
-    # Keras 3 writes layer/kernel as layer_kernel in the names of its variables.
-    known = {n.removesuffix(":0").replace("/", "_"): n for n in names or ()}
-    roles = {key: _role(key.removesuffix(":0"), known) for key in variables}
-    strange = [key.removesuffix(":0") for key, role in roles.items() if role is None]
-    roles = {key: role for key, role in roles.items() if role is not None}
-    found = [name for quantity, name in roles.values() if quantity == "nu"]
-    if strange or not found:
-        raise TypeError(f"{function}: no variables of Keras's RMSprop: {strange or variables}")
-    return states.Variables(variables, roles, found if names is None else names)
+    """Each variable's quantity and parameter by the names of a source."""
+    spelling = _spelling(function, list(labels.values()))
+    slots = {key: m for key, label in labels.items() if (m := spelling.fullmatch(label))}
+    scalars = {key: label.rpartition("/") for key, label in labels.items() if key not in slots}
+    for scope in {m["scope"] or "" for m in slots.values()} | {x[0] for x in scalars.values()}:
+        _check_owner(function, scope)
+    outer = {scope for scope, _, name in scalars.values() if name in _LOSS_SCALE}
+    roles = {
+        key: (_SCALARS[name], "")
+        for key, (scope, _, name) in scalars.items()
+        if name in _SCALARS and scope not in outer
+    }
+    if len({*roles.values()}) != len(roles):
+        several = sorted(labels[key] for key in roles)
+        raise ValueError(
+            f"{function}: variables of several optimizers, give those of one: {several}"
+        )
+    for key in roles:
+        if shape := values[key].shape:
+            raise ValueError(f"{function}: {labels[key]!r} has shape {shape}, expected ()")
+    if spelling is _KERAS3:
+        _check_blocks(function, labels, slots)
+    found: dict[str, list[tuple[Any, str]]] = {}
+    for key, match in slots.items():
+        if match["kind"] == "gradient_accumulator" and np.any(values[key]):
+            raise ValueError(
+                f"{function}: {labels[key]!r} is in the midst of an accumulation; leave these "
+                "variables out to drop it"
+            )
+        if quantity := _KINDS.get(match["kind"]):
+            found.setdefault(quantity, []).append((key, match["name"]))
+    parameters = _parameters(function, [name for _, name in found["nu"]], names, in_order)
+    expected = [name for of_one in parameters.values() for name in of_one]
+    for quantity, variables in found.items():
+        left = {short: list(of_one) for short, of_one in parameters.items()}
+        got = [left[short].pop(0) if left.get(short) else short for _, short in variables]
+        states.same_names(function, expected, got)
+        if len(got) != len(expected):
+            raise ValueError(f"{function}: {len(got)} variables of {states.WORDS[quantity]}")
+        roles |= {key: (quantity, n) for (key, _), n in zip(variables, got, strict=True)}
+    return states.Variables(values, roles, expected)
 
 
-def _role(key: str, known: Mapping[str, str]) -> tuple[str, str] | None:
-    last = key.rpartition("/")[2]
-    if last in _SCALARS:
-        return _SCALARS[last], ""
-    for pattern in _NAMES:
-        if match := pattern.fullmatch(key):
-            name = match["name"]
-            return _KINDS[match["kind"]], known.get(name.replace("/", "_"), name)
-    return None
+def _spelling(function: str, labels: list[str]) -> re.Pattern[str]:
+    """The one that spells all of these: a layer, too, may be called "momentum"."""
+    owners = [owner for owner, _, name in (x.rpartition("/") for x in labels) if name == "iter"]
+    scopes = "|".join([*map(re.escape, owners), "[^/]+"])
+    legacy = re.compile(rf"(?P<scope>{scopes})/(?P<name>.+)/(?P<kind>rms|momentum|mg)")
+    spellings = [_KERAS3, _TF_KERAS[0], legacy, _TF_KERAS[1]]
+    scalars = {*_SCALARS, *_LOSS_SCALE}
+    slots = [label for label in labels if label.rpartition("/")[2] not in scalars]
+    for spelling in spellings:
+        found = [match["kind"] for label in slots if (match := spelling.fullmatch(label))]
+        if len(found) == len(slots) and any(_KINDS.get(kind) == "nu" for kind in found):
+            return spelling
+    strange = [x for x in slots if not any(s.fullmatch(x) for s in spellings)]
+    raise TypeError(f"{function}: no variables of Keras's RMSprop: {(strange or labels)[:6]}")
+
+
+def _check_blocks(
+    function: str, labels: Mapping[Any, str], slots: Mapping[Any, re.Match[str]]
+) -> None:
+    """RMSprop has all velocities first; Adam has the same names, and its momentum first."""
+    momentum = ""
+    for key, match in slots.items():
+        known = _RMSPROP.fullmatch(match["scope"] or "")
+        if match["kind"] == "velocity" and momentum and not known:
+            raise TypeError(
+                f"{function}: {momentum!r} comes before {labels[key]!r}, as in Adam and not in "
+                "Keras's RMSprop; give its variables in its order"
+            )
+        momentum = labels[key] if match["kind"] == "momentum" else momentum
+
+
+def _parameters(
+    function: str, shorts: list[str], names: list[str] | None, in_order: bool
+) -> dict[str, list[str]]:
+    """The parameters that each name of a source stands for."""
+    twice = [short for short, n in Counter(shorts).items() if n > 1]
+    if twice and (names is None or not in_order):
+        raise ValueError(
+            f"{function}: two variables are called {twice[0]!r}; give the list of the variables, "
+            "and names="
+        )
+    if names is None:
+        return {short: [short] for short in shorts}
+    pairs = _pairs(shorts, names)
+    if pairs is None and in_order and not {*map(_flat, shorts)} & {*map(_flat, names)}:
+        if len(shorts) != len(names):
+            raise ValueError(f"{function}: {len(names)} names for {len(shorts)} parameters")
+        pairs = list(zip(shorts, names, strict=True))
+    if pairs is None:
+        known = {_flat(name): name for name in names}
+        states.same_names(function, names, [known.get(_flat(x), x) for x in shorts])
+        raise ValueError(f"{function}: the names {names} do not tell {shorts} apart")
+    found: dict[str, list[str]] = {}
+    for short, name in pairs:
+        found.setdefault(short, []).append(name)
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(":0")
+
+
+def _flat(name: str) -> str:
+    """A parameter's name as it is in those of a Keras 3 optimizer's variables."""
+    return _plain(name).replace("/", "_")
+
+
+def _pairs(shorts: list[str], names: list[str]) -> list[tuple[str, str]] | None:
+    """Each name of a source, and the one that is given for it; equal ones in their order."""
+    for form in (_plain, _flat):
+        if Counter(map(form, shorts)) == Counter(map(form, names)):
+            return list(zip(sorted(shorts, key=form), sorted(names, key=form), strict=True))
+    ends = [(s, n) for s in shorts for n in names if _flat(s).endswith(f"_{_flat(n)}")]
+    one_to_one = len(ends) == len(shorts) == len(names) == len({n for _, n in ends})
+    return ends if one_to_one and len({s for s, _ in ends}) == len(ends) else None
 
 
 def _ordered(
-    function: str, variables: Sequence[Any], names: Sequence[str], has: set[str]
+    function: str, values: Mapping[Any, states.Array], names: list[str], has: set[str]
 ) -> states.Variables:
+    """The quantities that `has` says, in the optimizer's order."""
     kinds = ["nu", *(["step"] if "trace" in has else []), *(["mu"] if "mu" in has else [])]
     slots = [(kind, name) for kind in kinds for name in names]
-    head = [("count", ""), ("learning_rate", "")][: len(variables) - len(slots)]
-    if not head or len(head) + len(slots) != len(variables):
+    head = [("count", ""), ("learning_rate", "")][: max(len(values) - len(slots), 0)]
+    if not head or len(head) + len(slots) != len(values):
         raise ValueError(
-            f"{function}: {len(variables)} variables, expected the iteration, perhaps the rate, "
-            f"and {', '.join(states.WORDS[kind] for kind in kinds)} of {len(names)} parameters"
+            f"{function}: {len(values)} variables, expected the iteration, perhaps the rate, "
+            f"and {', '.join(states.WORDS[kind] for kind in kinds)} of {len(names)} parameters; "
+            f"if there are others, give the variables by name; {_INNER}"
         )
-    return states.Variables(dict(enumerate(variables)), dict(enumerate(head + slots)), names)
+    roles = dict(zip(values, head + slots, strict=True))
+    by_role = {role: values[key] for key, role in roles.items()}
+    _check_numbers(function, by_role, names)
+    return states.Variables(values, roles, names)
+
+
+def _check_numbers(
+    function: str, found: Mapping[tuple[str, str], states.Array], names: Sequence[str]
+) -> None:
+    """Refuse numbers that cannot be what the order says: others may stand there."""
+    hint = "if there are variables of other kinds, or of another optimizer, give them by name"
+    for (kind, name), x in found.items():
+        if x.shape != (found["nu", name].shape if name else ()):
+            where = name or kind
+            raise ValueError(f"{function}: a variable of {where!r} has shape {x.shape}; {hint}")
+        if kind == "nu" and np.any(x < 0):
+            raise ValueError(f"{function}: the second moment of {name!r} is negative; {hint}")
+        # ν ≥ |mean|² but for rounding, of half precision too.
+        bound = 2 * np.abs(found["nu", name].astype(float)) + 1e-30 if kind == "mu" else np.inf
+        if np.any(np.abs(x.astype(float)) ** 2 > bound):
+            raise ValueError(f"{function}: the mean of {name!r} is larger than √ν; {hint}")

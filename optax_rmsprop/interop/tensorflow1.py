@@ -1,15 +1,21 @@
-"""TensorFlow 1: a checkpoint, where each variable has numbered slots `<variable>/RMSProp`."""
+"""TensorFlow 1: a checkpoint, where each variable has slots `<variable>/RMSProp`, with a number.
+
+The optimizer's own name stands in the place of `RMSProp`, if it has one.
+"""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
+import numpy as np
 import optax
 
 from . import _states as states
 from ._states import Convert, ConvertBack
+from ._variables import new, numbers
 
-_SLOT = re.compile(r"(?P<name>.+)/RMSProp(?:_(?P<number>\d+))?(?::0)?")
+_RMSPROP = re.compile(r"(?i).+/(?P<slot>[^/]*rmsprop[^/]*?)(?:_\d+)?(?::0)?")
+_OTHERS = {"Adam", "Adadelta", "Adagrad", "AdagradDA", "Ftrl", "Momentum", "ProximalAdagrad"}
 
 
 def from_tensorflow1(
@@ -19,6 +25,7 @@ def from_tensorflow1(
     *,
     count: int | None = None,
     learning_rate: float | None = None,
+    slot: str | None = None,
 ) -> optax.OptState:
     """Fill a state with that of a `tf.train.RMSPropOptimizer`.
 
@@ -29,6 +36,8 @@ def from_tensorflow1(
         count: The steps made; by default `global_step` of the checkpoint.
         learning_rate: The rate, which is not in a checkpoint: needed if `like` has its momentum
             before the rate.
+        slot: The name of the optimizer, or of its first slot, "RMSProp_2", where a variable has
+            those of several. By default the one name with "rmsprop" in it.
 
     Returns:
         A state like `like`, in its dtypes and shardings.
@@ -46,10 +55,10 @@ def from_tensorflow1(
         >>> print(state[0].count, state[0].nu["w"], state[2].trace["w"])
         7 [1.] [-0.5]
     """
-    found = _variables("from_tensorflow1", variables)
+    found = _variables("from_tensorflow1", variables, states.quantities(like), slot)
     if "trace" not in states.quantities(like):
         # TensorFlow has the slot without momentum too; it holds the last step, which nothing reads.
-        roles = {key: role for key, role in found.roles.items() if role[0] != "step"}
+        roles = {key: role for key, role in found.roles.items() if key not in _steps(found)}
         found = found._replace(roles=roles)
     return states.from_variables("from_tensorflow1", found, like, convert, count, learning_rate)
 
@@ -60,6 +69,7 @@ def to_tensorflow1(
     convert: ConvertBack,
     *,
     learning_rate: float | None = None,
+    slot: str | None = None,
 ) -> dict[str, Any]:
     """The variables of a `tf.train.RMSPropOptimizer` that goes on where `state` is.
 
@@ -67,10 +77,11 @@ def to_tensorflow1(
         state: Any tree of Optax states with ours in it.
         like: The variables of a new optimizer by name, as in `from_tensorflow1`.
         convert: From a tree like the parameters to a dictionary of named arrays.
-        learning_rate: As in `from_tensorflow1`.
+        learning_rate, slot: As in `from_tensorflow1`.
 
     Returns:
-        NumPy arrays under the names of `like`, what is no slot as it was, in the same dtypes.
+        NumPy arrays under the names of `like`, what is no slot as it was, in the same dtypes. A
+        slot for a momentum that the state does not have is 0.
 
     Raises:
         ValueError, TypeError: as `from_tensorflow1`.
@@ -84,26 +95,80 @@ def to_tensorflow1(
         >>> interop.to_tensorflow1(state, fresh, lambda tree: tree)["w/RMSProp_1"]
         array([0.5])
     """
-    found = _variables("to_tensorflow1", like)
-    return states.to_variables("to_tensorflow1", found, state, convert, learning_rate)
+    has = states.quantities(state)
+    found = _variables("to_tensorflow1", like, has, slot)
+    if "mu" not in has and any(quantity == "mu" for quantity, _ in found.roles.values()):
+        raise ValueError("to_tensorflow1: the optimizer in `like` is centred, the state is not")
+    # TensorFlow has the slot without momentum too, and multiplies it by 0; a new one starts at 0.
+    idle = set[str]() if "trace" in has else _steps(found)
+    blank = {key: np.zeros_like(found.values[key]) for key in idle}
+    found = found._replace(values={**found.values, **blank})
+    result = states.to_variables("to_tensorflow1", found, state, convert, learning_rate)
+    slots = {
+        key: new(f"to_tensorflow1: {key!r}", x, found.values[key].dtype)
+        for key, x in result.items()
+    }
+    return {key: slots.get(key, np.array(x)) for key, x in like.items()}
 
 
-def _variables(function: str, variables: Any) -> states.Variables:
+def _variables(function: str, variables: Any, has: set[str], slot: str | None) -> states.Variables:
     by_name = states.as_mapping(variables)
-    if by_name is None:
+    if by_name is None or not all(isinstance(k, str) for k in cast("Iterable[Any]", by_name)):
         raise TypeError(f"{function}: expected variables by name, got {states.shown(variables)}")
-    slots: dict[str, list[tuple[int, str]]] = {}
-    for key in by_name:
-        if match := _SLOT.fullmatch(key):
-            slots.setdefault(match["name"], []).append((int(match["number"] or 0), key))
-    if not slots:
-        raise TypeError(f"{function}: no slot <variable>/RMSProp in {states.shown(variables)}")
     roles = {key: ("count", "") for key in by_name if key.removesuffix(":0") == "global_step"}
-    for name, found in slots.items():
-        # TensorFlow numbers them in the order in which it makes them, not always from 0.
-        kinds = {2: ["nu", "step"], 3: ["nu", "mu", "step"]}.get(len(found))
+    slots = _slots(function, by_name, slot)
+    for name, keys in slots.items():
+        # The centred one has its mean second. Of several optimizers' slots `has` tells how many.
+        several = 3 if "mu" in has else 2
+        size = len(keys) if slot is None else {1: 1, 2: 2, 3: 3, 4: 2}.get(len(keys), several)
+        kinds = {2: ["nu", "step"], 3: ["nu", "mu", "step"]}.get(size)
         if kinds is None:
-            raise ValueError(f"{function}: {name!r} has {len(found)} slots, expected 2 or 3")
-        keys = (key for _, key in sorted(found))
-        roles |= {key: (kind, name) for kind, key in zip(kinds, keys, strict=True)}
-    return states.Variables(by_name, roles, sorted(slots))
+            raise ValueError(
+                f"{function}: {name!r} has {len(keys)} slots, expected 2 or 3; of several "
+                f"optimizers give slot=, the first of one: {keys}"
+            )
+        roles |= {key: (kind, name) for kind, key in zip(kinds, keys, strict=False)}
+    values = {key: numbers(f"{function}: {key!r}", by_name[key]) for key in roles}
+    return states.Variables(values, roles, sorted(slots))
+
+
+def _slots(function: str, variables: Mapping[str, Any], slot: str | None) -> dict[str, list[str]]:
+    """The slots of one optimizer, of each parameter, in the order of their numbers."""
+    shown = states.shown(variables)
+    if slot is None:
+        names = {match["slot"] for key in variables if (match := _RMSPROP.fullmatch(key))}
+        if len(names) > 1:
+            raise ValueError(f"{function}: several optimizers, give slot=, of {sorted(names)}")
+        if not names:
+            raise TypeError(
+                f"{function}: no slot <variable>/RMSProp in {shown}; an optimizer of another name "
+                "needs slot=, and a checkpoint of TensorFlow 2 `from_keras`"
+            )
+        return _numbered(variables, names.pop())
+    slot = str(slot)
+    found = _numbered(variables, slot)
+    own, _, number = slot.rpartition("_")
+    if own and number.isdigit() and all(len(keys) == 1 for keys in found.values()):
+        found = _numbered(variables, own, int(number))
+    if not found or slot in _OTHERS:
+        raise TypeError(f"{function}: no slot <variable>/{slot} of an RMSProp in {shown}")
+    return found
+
+
+def _numbered(variables: Iterable[str], optimizer: str, start: int = 0) -> dict[str, list[str]]:
+    # TensorFlow numbers the slots in the order in which it makes them, not always from 0.
+    slot = re.compile(rf"(?P<name>.+)/{re.escape(optimizer)}(?:_(?P<number>\d+))?(?::0)?")
+    matches = sorted(
+        (int(match["number"] or 0), match["name"], key)
+        for key in variables
+        if (match := slot.fullmatch(key))
+    )
+    found: dict[str, list[str]] = {}
+    for number, name, key in matches:
+        if number >= start:
+            found.setdefault(name, []).append(key)
+    return found
+
+
+def _steps(found: states.Variables) -> set[str]:
+    return {key for key, (quantity, _) in found.roles.items() if quantity == "step"}

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._arrays import Path, array_of, as_numpy, learning_rate_of, put, shown
+from ._arrays import Path, array_of, as_numpy, is_idle, learning_rate_of, put, shown
 from ._optax import both_forms, variance
-from ._survey import FORMS, SCALARS, Momentum, Slot, Survey
+from ._survey import FORMS, SCALARS, TREES, Momentum, Slot, Survey
 
 
 class Transferred(NamedTuple):
@@ -96,6 +96,8 @@ class _Source:
 
     def used(self, slot: Slot) -> bool:
         """Whether a leaf, or its number, was carried."""
+        if slot.quantity in TREES and is_idle(slot.value):
+            return True
         if str(slot) in self.taken or np.ndim(slot.value):
             return str(slot) in self.taken
         numbers = {x for quantity, x in self.numbers if quantity == slot.quantity}
@@ -110,6 +112,8 @@ class _Source:
             if not isinstance(slot.value.dtype, np.dtype):  # of keys
                 return same.value
             return put(where, as_numpy(same.value), slot.value)
+        if slot.quantity in TREES and is_idle(slot.value):
+            return slot.value  # there is nothing to carry
         if slot.quantity in SCALARS:
             numbers = here.common(slot.link, self.scalars(slot.quantity))
             if len(numbers) != 1 or np.ndim(slot.value):

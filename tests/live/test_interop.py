@@ -1,5 +1,6 @@
 """A run that moves: k steps there, k steps here, k steps there again, as 3k steps there."""
 
+import contextlib
 import io
 import itertools
 import zipfile
@@ -547,6 +548,252 @@ def test_tf_keras_slots(setting):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), order, state))
         got, _ = here(tx, state, p, grads[K : 2 * K])
         assert_close(got, steps(grads[K : 2 * K]), np.float32)
+
+
+DENSE = {"one": (4, 3), "two": (3, 3)}
+
+
+@contextlib.contextmanager
+def dtype_policy(keras, name):
+    keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+
+
+def two_layers(keras, optimizer):
+    """A trained model of Keras or tf_keras, of two layers with weights of equal shapes."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(3, name=name) for name in DENSE]
+    model = keras.Sequential([keras.layers.Input((4,)), *layers])
+    model.compile(optimizer, "mse")
+    for _ in range(2):
+        model.train_on_batch(np.full((2, 4), 0.1), np.full((2, 3), 0.1))  # no loss scale overflows
+    return model
+
+
+def by_layer(named):
+    """Its accumulators, from names with the layers' names in them."""
+
+    def of(layer, word):
+        (found,) = (x for n, x in named.items() if layer in n and word in n)
+        return found
+
+    return {name: {word: of(name, word) for word in ("kernel", "bias")} for name in DENSE}
+
+
+def empty(tx):
+    params = {n: {"kernel": jnp.zeros(s), "bias": jnp.zeros(s[1])} for n, s in DENSE.items()}
+    return tx.init(params)
+
+
+def assert_same(states):
+    first, *others = states
+    for state in others:
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(first), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert float(jnp.abs(optax.tree.get(first, "trace")["two"]["kernel"]).max()) > 0
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"use_ema": True}, {"gradient_accumulation_steps": 2}, {"name": "gen_opt"},
+    {"policy": "mixed_float16"}, {"policy": "float16"}, {"policy": "bfloat16"},
+], ids=str)  # fmt: skip
+def test_keras_variables_by_their_names(options, tmp_path):
+    needed("keras", "h5py")
+    import h5py
+    import keras
+
+    options = dict(options)
+    with dtype_policy(keras, options.pop("policy", "float32")):
+        model = two_layers(keras, keras.optimizers.RMSprop(0.01, momentum=0.9, **options))
+    model.save(tmp_path / "model.h5")
+    model.save(tmp_path / "model.keras")
+    data = zipfile.ZipFile(tmp_path / "model.keras").read("model.weights.h5")
+    every = model.optimizer.variables
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    names = [v.path for v in model.trainable_variables]
+    like = empty(dialects.keras(0.01, momentum=0.9))
+    with h5py.File(tmp_path / "model.h5") as h5, h5py.File(io.BytesIO(data)) as file:
+        group = file["optimizer"].get("inner_optimizer", file["optimizer"])["vars"]
+        sources = [every, {v.path: v for v in every}, inner.variables, h5["optimizer_weights"]]
+        # In order there is no telling what others, as averaged weights, are.
+        sources += [group] if len(inner.variables) == 10 else []
+        states = [interop.from_keras(x, like, by_layer, names=names) for x in sources]
+        with pytest.raises(TypeError, match="give its group 'optimizer"):
+            interop.from_keras(h5, like, by_layer, names=names)
+        with pytest.raises(TypeError, match=r"give its group 'optimizer/.*vars'"):
+            interop.from_keras(file, like, by_layer, names=names)
+    assert_same(states)
+    assert int(states[0][0].count) == int(np.asarray(inner._iterations.value))
+    velocity = {v.path.rpartition("/")[2]: np.asarray(v.value) for v in every}
+    for layer in DENSE:
+        (kernel,) = (x for n, x in velocity.items() if n.endswith(f"{layer}_kernel_velocity"))
+        np.testing.assert_array_equal(states[0][0].nu[layer]["kernel"], kernel.astype(np.float32))
+    plain = [np.asarray(v.value) for v in every]
+    if len(plain) != 10:
+        with pytest.raises(ValueError, match=r"optimizer\.inner_optimizer\.variables"):
+            interop.from_keras(plain, like, by_layer, names=names)
+
+
+def to_layers(names):
+    """The way back of `by_layer`."""
+    return lambda tree: {n: tree[n.split("/")[-2]][n.split("/")[-1]] for n in names}
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "float16", "bfloat16"])
+def test_keras_in_half_precision_and_back(policy):
+    needed("keras")
+    import keras
+
+    with dtype_policy(keras, policy):
+        model = two_layers(keras, keras.optimizers.RMSprop(0.01, momentum=0.9, use_ema=True))
+    names = [v.path for v in model.trainable_variables]
+    like = empty(dialects.keras(0.01, momentum=0.9))
+    variables = model.optimizer.variables
+    state = interop.from_keras(variables, like, by_layer, names=names)
+    back = interop.to_keras(state, variables, to_layers(names), names=names)
+    for variable, value in zip(variables, back, strict=True):
+        old = np.asarray(variable)
+        assert value.dtype == old.dtype and value.flags.writeable
+        np.testing.assert_array_equal(value, old)
+        variable.assign(value)
+
+
+OTHERS = ["Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl", "Lamb", "Lion"]
+OTHERS += ["Muon", "Nadam", "SGD"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_another_keras_optimizer_is_refused(name, momentum):
+    needed("keras", "tf_keras", "tensorflow")
+    import keras
+    import tensorflow as tf
+    import tf_keras
+
+    like = empty(dialects.keras(0.01, momentum=momentum))
+    refused = pytest.raises(
+        TypeError, match=r"from_keras: (no variables of Keras's RMSprop|.* Adam)"
+    )
+    makers = [(keras, getattr(keras.optimizers, name, None), {"name": x}) for x in (None, "gen")]
+    for module in (tf_keras.optimizers, tf_keras.optimizers.legacy):
+        makers.append((tf_keras, getattr(module, name, None), {}))
+    for module, make, options in makers:
+        if make is None:
+            continue
+        optimizer = make(learning_rate=0.1, **options)
+        if module is keras:
+            variables = [keras.Variable(np.ones(3), name=n) for n in ("one_kernel", "two_kernel")]
+            optimizer.build(variables)
+        else:
+            variables = [tf.Variable(np.ones(3), name=n) for n in ("one/kernel", "two/kernel")]
+            optimizer.apply_gradients([(tf.ones(3, x.dtype), x) for x in variables])
+        found = optimizer.variables
+        found = found() if callable(found) else found
+        with refused:
+            interop.from_keras(found, like, by_layer)
+        with refused:
+            interop.from_keras({getattr(v, "path", v.name): v for v in found}, like, by_layer)
+
+
+@pytest.mark.parametrize("generation", ["legacy", "new"])
+@pytest.mark.parametrize("options", [
+    {}, {"centered": True}, {"name": "gen"}, {"decayed": True}, {"mixed": True},
+], ids=str)  # fmt: skip
+def test_checkpoints_of_tensorflow_2(generation, options, tmp_path):
+    needed("tf_keras", "tensorflow")
+    import tensorflow as tf
+    import tf_keras
+
+    options = {"learning_rate": 0.01, "momentum": 0.9, **options}
+    centered = options.get("centered", False)
+    if decayed := options.pop("decayed", False):
+        options["learning_rate"] = tf_keras.optimizers.schedules.ExponentialDecay(0.01, 1, 0.5)
+    policy = "mixed_float16" if options.pop("mixed", False) else "float32"
+    legacy = generation == "legacy"
+    make = tf_keras.optimizers.legacy.RMSprop if legacy else tf_keras.optimizers.RMSprop
+    with dtype_policy(tf_keras, policy):
+        model = two_layers(tf_keras, make(**options))
+    found = model.optimizer.variables
+    found = found() if callable(found) else found
+    names = [v.name for v in model.trainable_variables]
+    other = tf_keras.optimizers.RMSprop(0.5)
+    other.build(model.trainable_variables)
+    model.save_weights(str(tmp_path / "weights"))
+    model.save(str(tmp_path / "saved"))
+    paths = [tmp_path / "weights", tmp_path / "saved" / "variables" / "variables"]
+    paths += [
+        tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(tmp_path / "one")),
+        tf.train.Checkpoint(gen=model.optimizer, dis=other, model=model).save(
+            str(tmp_path / "two")
+        ),
+    ]
+    tx = (dialects.keras2 if legacy else dialects.keras)(0.01, momentum=0.9, centered=centered)
+    live = {v.name: v for v in found}
+    states = [interop.from_keras(live, empty(tx), by_layer, names=names, learning_rate=0.01)]
+    for path in paths:
+        reader = tf.train.load_checkpoint(str(path))
+        saved = {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map()}
+        several = {"optimizer": "gen"} if "two" in str(path) else {}
+        for given in (names, None):
+            state = interop.from_keras(saved, empty(tx), by_layer, names=given, **several)
+            rate = 0.005 if decayed and not legacy else 0.01
+            np.testing.assert_allclose(optax.tree.get(state, "last_learning_rate"), rate)
+            states.append(optax.tree.set(state, last_learning_rate=jnp.float32(0.01)))
+        plain = [name.removesuffix(":0") for name in names]
+        back = interop.to_keras(state, saved, to_layers(plain), **several)
+        for key, value in back.items():
+            np.testing.assert_allclose(value, saved[key], rtol=1e-6)
+    assert_same([optax.tree.set(x, last_learning_rate=jnp.float32(0.01)) for x in states])
+    with pytest.raises(ValueError, match=r"give optimizer=, one of \['dis', 'gen'\]"):
+        interop.from_keras(saved, empty(tx), by_layer)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_tensorflow1_optimizers_with_names(centered, tmp_path):
+    """Two optimizers of one variable, one of them with a name; and one that is partitioned."""
+    needed("tensorflow")
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    ones = np.ones((2, 2), np.float32)
+    with tf.Graph().as_default():
+        w = v1.get_variable("w", initializer=ones)
+        parts = v1.get_variable(
+            "parts", [4, 2], initializer=v1.ones_initializer(),
+            partitioner=v1.fixed_size_partitioner(2),
+        )  # fmt: skip
+        steps = []
+        for name, size in (("gen_rmsprop", 2.0), ("RMSProp", 3.0), ("RMSProp", 4.0)):
+            optimizer = v1.train.RMSPropOptimizer(
+                0.5, decay=0.75, momentum=0.9, epsilon=2.0, centered=centered, name=name
+            )
+            loss = size * (v1.reduce_sum(w) + v1.reduce_sum(tf.convert_to_tensor(parts)))
+            steps.append(optimizer.minimize(loss, v1.train.get_or_create_global_step()))
+        with v1.Session() as session:
+            session.run(v1.global_variables_initializer())
+            session.run(steps)
+            path = v1.train.Saver().save(session, str(tmp_path / "model"))
+    reader = tf.train.load_checkpoint(path)
+    saved = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    params = {"w": jnp.ones((2, 2)), "parts": jnp.ones((4, 2))}
+    tx = dialects.tensorflow1(0.5, decay=0.75, momentum=0.9, epsilon=2.0, centered=centered)
+    like = tx.init(params)
+    second = "RMSProp_3" if centered else "RMSProp_2"
+    for slot, size in (("gen_rmsprop", 2.0), ("RMSProp", 3.0), (second, 4.0)):
+        grads = jax.tree.map(lambda p, size=size: jnp.full_like(p, size), params)
+        _, expected = tx.update(grads, like, params)
+        state = interop.from_tensorflow1(saved, like, dict, slot=slot, count=1)
+        for ours, made in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, made, rtol=1e-6)
+        back = interop.to_tensorflow1(state, saved, dict, slot=slot)
+        assert back.keys() == saved.keys()
+        for key in saved.keys() - {"global_step"}:
+            np.testing.assert_allclose(back[key], saved[key], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"give slot=, of \['RMSProp', 'gen_rmsprop'\]"):
+        interop.from_tensorflow1(saved, like, dict)
 
 
 @every_setting
