@@ -1011,6 +1011,23 @@ def test_the_order_of_the_links_tells_what_a_momentum_buffer_holds(chain):
         if "average" not in chain:
             back = interop.to_torch(state, fresh, same, names=NAMES, momentum=told, count=5)
             chex.assert_trees_all_close(back, saved, rtol=1e-5 if chain != "stored" else 1e-2)
+        frameworks = (
+            interop.from_keras(fresh_keras(centered=False), like, same, momentum=told),
+            interop.from_tensorflow1(
+                fresh_tensorflow1(False), like, same, count=0, learning_rate=0.25, momentum=told
+            ),
+        )
+        if "average" not in chain:
+            options = {"learning_rate": 0.25, "momentum": told}
+            for made in (
+                interop.to_keras(state, fresh_keras(centered=False), same, **options),
+                interop.to_tensorflow1(state, fresh_tensorflow1(False), same, **options),
+            ):
+                (steps,) = (
+                    x for n, x in made.items() if n in ("rmsprop/w_momentum", "w/RMSProp_1")
+                )
+                np.testing.assert_allclose(steps, 0.25 * directions["w"], rtol=1e-5)
+        assert all(not optax.tree.get(x, "trace")["w"].any() for x in frameworks)
     if holds:
         other = ({"steps", "directions"} - {holds}).pop()
         with pytest.raises(ValueError, match=f"momentum='{other}', and the links of the state"):

@@ -164,14 +164,13 @@ def to_variables(
     learning_rate: float | None,
     momentum: Momentum | None = None,
 ) -> dict[Any, Any]:
-    """Variables with what a state holds. Their own learning rate stays, and moves the momentum."""
+    """Variables with what a state holds. Their own rate stays, and it or a given one is used."""
     found = read(function, state, momentum)
-    rate = variables.scalar("learning_rate")
-    if rate is None:
-        known = set(found.rates.values())
-        rate = (
-            (known.pop() if len(known) == 1 else None) if learning_rate is None else learning_rate
-        )
+    rate = variables.scalar("learning_rate", given=learning_rate)
+    if rate is None and len(known := set(found.rates.values())) == 1:
+        rate = known.pop()
+    if rate is not None:
+        rate = learning_rate_of(f"{function}: learning_rate", rate)
     named = to_named(function, found, convert, dict.fromkeys(variables.names, rate), "step")
     offered = {quantity for quantity, _ in variables.roles.values()}
     for quantity in named.keys() - offered:
