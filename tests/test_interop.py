@@ -1034,6 +1034,14 @@ def test_the_order_of_the_links_tells_what_a_momentum_buffer_holds(chain):
             interop.from_torch(saved, like, same, names=NAMES, momentum=other)
 
 
+def test_buffers_at_one_place_may_hold_different_things():
+    inside, outside = (CHAINS[name][0] for name in ("rate, momentum", "identity between"))
+    state = trained(inside)
+    moved = interop.transfer(state, outside.init(PARAMS)).state
+    expected = jax.tree.map(lambda x: x / -0.25, state[2].trace)
+    chex.assert_trees_all_close(moved[2].trace, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("framework", ROUND_TRIPS)
 def test_what_leaves_is_a_copy_that_may_be_written_to(framework):
     make, there, _ = ROUND_TRIPS[framework]
