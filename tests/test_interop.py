@@ -40,6 +40,13 @@ def trained(tx, steps=5, params=PARAMS, seed=1, **extra):
     return state
 
 
+def moments(state):
+    """The leaves of the second moments, with their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    texts = [(jax.tree_util.keystr(path), x) for path, x in leaves]
+    return [(text, x) for text, x in texts if ".nu" in text]
+
+
 def fresh_torch(**options):
     return {"state": {}, "param_groups": [{"lr": 0.01, "params": [0, 1], **options}]}
 
@@ -204,6 +211,7 @@ def to_torch(state):
 
 
 FIRST = optax.chain(ours.trace(0.9), ours.rmsprop(0.1))
+TWICE = optax.chain(ours.scale_by_rms(), dialects.torch(momentum=0.9))
 
 
 VALUE, GRAPH = "/.ATTRIBUTES/VARIABLE_VALUE", "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -453,6 +461,11 @@ BAD = {
         lambda: to_torch(optax.chain(ours.rmsprop(0.1), ours.scale_by_rms()).init(PARAMS)),
         ValueError,
         r"\[0\]\[0\] \(ScaleByRmsState\) and \[1\] \(ScaleByRmsState\) are of the same parameters",
+    ),
+    "two second moments, filled": (
+        lambda: from_torch(torch_saved(), TWICE.init(PARAMS)),
+        ValueError,
+        r"from_torch: \[0\] \(ScaleByRmsState\) and \[1\]\[0\] \(ScaleByRmsState\) are of the same",
     ),
     "two momenta": (
         lambda: to_torch(optax.chain(dialects.torch(momentum=0.9), ours.trace(0.9)).init(PARAMS)),
@@ -1032,6 +1045,18 @@ def test_the_order_of_the_links_tells_what_a_momentum_buffer_holds(chain):
         other = ({"steps", "directions"} - {holds}).pop()
         with pytest.raises(ValueError, match=f"momentum='{other}', and the links of the state"):
             interop.from_torch(saved, like, same, names=NAMES, momentum=other)
+
+
+def test_of_two_second_moments_none_is_taken_for_the_one():
+    one, two = dialects.torch(), optax.chain(optax.identity(), RMS, dialects.torch())
+    for source, target, paths in (
+        (one, two, ["[1].nu['b']", "[1].nu['w']", "[2][0].nu['b']", "[2][0].nu['w']"]),
+        (two, one, ["[0].nu['b']", "[0].nu['w']"]),
+    ):
+        state, unfilled, unused = interop.transfer(trained(source), target.init(PARAMS))
+        assert unfilled == paths
+        assert sorted(unused) == sorted(f for f, x in moments(trained(source)))
+        assert not any(x.any() for _, x in moments(state))
 
 
 def test_buffers_at_one_place_may_hold_different_things():

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -49,11 +50,7 @@ def read(function: str, state: optax.OptState, momentum: Momentum | None) -> Con
             f"{function}: there is no second moment of RMSprop in "
             f"{'a state of ' + ', '.join(names) if names else shown(state)}"
         )
-    for links in divisions, momenta:
-        for i, a in enumerate(links):
-            for b in links[:i]:
-                if not a.leaves.isdisjoint(b.leaves):
-                    raise ValueError(f"{function}: {b} and {a} are of the same parameters")
+    _check_sole(found)
     for slot in found.slots:
         _check_place(found, slot)
     trees = collections.defaultdict[str, list[Any]](list)
@@ -85,6 +82,7 @@ def fill(
     without a second moment, if that is `missing_ok`. A hint says more of a quantity that lacks.
     """
     found = Survey(function, like, momentum)
+    _check_sole(found)
     for link in found.of("momentum"):
         if found.form(link):
             _checked_form(found, link)
@@ -191,6 +189,14 @@ def _checked_form(found: Survey, link: Link) -> str:
             f"{found.function}: momentum={found.told!r}, and the links of the state have {form}s"
         )
     return form
+
+
+def _check_sole(found: Survey) -> None:
+    """Refuse two second moments, or two momenta, of the same parameters: which one is it?"""
+    for links in found.of("division"), found.of("momentum"):
+        for a, b in itertools.combinations(links, 2):
+            if not a.leaves.isdisjoint(b.leaves):
+                raise ValueError(f"{found.function}: {a} and {b} are of the same parameters")
 
 
 def _check_place(found: Survey, slot: Slot) -> None:

@@ -16,11 +16,13 @@ from ._arrays import (
     Partial,
     Path,
     array_of,
+    as_mapping,
     leaves_with_paths,
     of_shape,
     owned,
     path_of,
     same_names,
+    shown,
 )
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
@@ -108,6 +110,8 @@ def layout(
         leaves[path] = leaf._replace(flattened=tuple(image))
 
     def to_flax(named: Mapping[str, Any]) -> Any:
+        if as_mapping(named) is None:
+            raise TypeError(f"layout: expected arrays by name, got {shown(named)}")
         missing, surplus = by_name.keys() - named.keys(), named.keys() - by_name.keys()
         if (surplus and not subset) or (missing and not isinstance(named, Partial)):
             hint = "" if missing else "; layout(..., subset=True) passes over them"
@@ -168,6 +172,8 @@ def _leaf(path: Path, shape: tuple[int, ...], kinds: set[Path], rename: Rename) 
     *modules, kind = path or ("",)
     module = ".".join(modules)
     module = rename(module) if callable(rename) else (rename or {}).get(module, module)
+    if type(module) is not str:
+        raise TypeError(f"layout: rename must give names, got {module!r} for {'.'.join(modules)!r}")
     statistics = _STATISTICS if {(k,) for k in _STATISTICS} <= kinds else {}
     name = (_TORCH_NAMES | statistics).get(kind, kind)
     return _Leaf(".".join(filter(None, [module, name])), tuple(shape), kind == "kernel")

@@ -109,7 +109,7 @@ class _Source:
         same = self.places.get(str(slot))
         if same is not None and self._is_same(same, here, slot):
             self.taken.add(str(same))
-            if not isinstance(slot.value.dtype, np.dtype):  # of keys
+            if not isinstance(getattr(slot.value, "dtype", np.dtype(float)), np.dtype):  # keys
                 return same.value
             return put(where, as_numpy(same.value), slot.value)
         if slot.quantity in TREES and is_idle(slot.value):
@@ -141,8 +141,9 @@ class _Source:
     def _moment(self, here: Survey, slot: Slot) -> tuple[Any, list[Slot]]:
         """An accumulator by what it holds, and the leaves that it is made of."""
         by = {q: self.slots.get((q, slot.at), []) for q in ("nu", "mu", "var", "trace")}
-        if len(by["nu"] + by["var"]) != 1 or slot.quantity not in by:
-            return None, []  # none, or two: none of them is the one
+        sole = [x for x in here.of("division") if slot.at in x.leaves]
+        if len(by["nu"] + by["var"]) != 1 or len(sole) != 1 or slot.quantity not in by:
+            return None, []  # of two none is the one
         arrays = {
             q: array_of(f"transfer: {found[0]}", found[0].value)
             for q, found in by.items()
