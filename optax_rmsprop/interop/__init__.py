@@ -7,13 +7,19 @@
     steps made      count               step               iteration (iter)          (global_step)
 
 A buffer that contains the learning rate holds steps: Keras's and TensorFlow's +b, this package's
-and Optax's −b. One that does not holds directions, as PyTorch's does. The order of `trace` and
-`scale_by_learning_rate` in a state says which it is, and the rate is moved in or out.
+and Optax's −b. One that does not holds directions, as PyTorch's does. The order of the links in a
+state says which it is, through nested chains, masks, partitions and wrappers, and the rate is moved
+in or out. Optax's own links for a rate leave no name: where such a link may stand on either side of
+the buffer, `momentum="steps"` or `"directions"` tells. A momentum before the division is refused.
 
 The function that converts the weights converts the accumulators: it maps a dictionary of named
 arrays to a tree like the parameters (`from_*`), or back (`to_*`). `layout` makes both for the usual
-layers of PyTorch and Flax. Nothing is imported: arrays are what NumPy understands, and NumPy's come
-out. A state is filled completely, or an error names the parameter and nothing is returned.
+layers of PyTorch and Flax. Nothing is imported: arrays are what NumPy understands, and copies in
+NumPy's come out, which the other framework may write to.
+
+States are known by their classes: this package's, and those of Optax's RMSprop, momentum and
+schedules. A state is filled completely, but for what it masks, or an error names the parameter and
+nothing is returned. A state with arrays that the other framework has no place for is refused.
 """
 
 from .keras import from_keras as from_keras

@@ -10,7 +10,7 @@ import optax
 
 from . import _checkpoints as checkpoints
 from . import _states as states
-from ._states import Convert, ConvertBack
+from ._states import Convert, ConvertBack, Momentum
 from ._variables import new, numbers
 
 _KINDS = dict(velocity="nu", rms="nu", average_gradient="mu", mg="mu", momentum="step")
@@ -51,6 +51,7 @@ def from_keras(
     count: int | None = None,
     learning_rate: float | None = None,
     optimizer: str | None = None,
+    momentum: Momentum | None = None,
 ) -> optax.OptState:
     """Fill a state with that of a Keras optimizer: Keras 3's, tf_keras's, tf.keras 2's.
 
@@ -70,6 +71,7 @@ def from_keras(
         learning_rate: The rate, if Keras does not have it as a variable, and `like` has its
             momentum before the rate.
         optimizer: Which one, "generator_optimizer", of several in a checkpoint.
+        momentum: As in `from_torch`.
 
     Returns:
         A state like `like`, in its dtypes and shardings.
@@ -89,7 +91,7 @@ def from_keras(
         [1. 2.] [-0.5 -0. ]
     """
     found = _variables("from_keras", variables, names, states.quantities(like), optimizer)
-    return states.from_variables("from_keras", found, like, convert, count, learning_rate)
+    return states.from_variables("from_keras", found, like, convert, count, learning_rate, momentum)
 
 
 def to_keras(
@@ -100,6 +102,7 @@ def to_keras(
     names: Sequence[str] | None = None,
     learning_rate: float | None = None,
     optimizer: str | None = None,
+    momentum: Momentum | None = None,
 ) -> Any:
     """The variables of a Keras optimizer that goes on where `state` is.
 
@@ -111,6 +114,7 @@ def to_keras(
         like: The optimizer's variables, as in `from_keras`.
         convert: From a tree like the parameters to a dictionary of named arrays.
         names, learning_rate, optimizer: As in `from_keras`. Keras's own rate is kept.
+        momentum: As in `to_torch`.
 
     Returns:
         New NumPy arrays under the same names, or in the same order, and in the same dtypes. What
@@ -138,7 +142,7 @@ def to_keras(
         if field not in has and any(quantity == role for role, _ in found.roles.values()):
             word = states.WORDS[quantity]
             raise ValueError(f"to_keras: the state has no {word}, the optimizer in `like` has one")
-    result = states.to_variables("to_keras", found, state, convert, learning_rate)
+    result = states.to_variables("to_keras", found, state, convert, learning_rate, momentum)
     result = {
         key: new(f"to_keras: {key!r}", x, found.values[key].dtype) for key, x in result.items()
     }

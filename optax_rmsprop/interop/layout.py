@@ -1,13 +1,31 @@
 """Where the axes of a Flax parameter are in PyTorch."""
 
+import collections
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import numpy as np
+import optax
 
-from ._states import Convert, ConvertBack, as_numpy, of_shape, path_of, same_names
+from ._arrays import (
+    Convert,
+    ConvertBack,
+    Partial,
+    Path,
+    array_of,
+    as_mapping,
+    leaves_with_paths,
+    of_shape,
+    owned,
+    path_of,
+    same_names,
+    shown,
+)
+
+Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,30 +39,38 @@ class Layout:
 def layout(
     params: Any,
     *,
-    rename: Mapping[str, str] | Callable[[str], str] | None = None,
+    rename: Rename = None,
     flattened: Mapping[str, tuple[int, ...]] | None = None,
+    subset: bool = False,
 ) -> Layout:
     """Conversions between PyTorch's named arrays and a Flax tree with the same modules.
 
         kernel [in, out]            ↔  weight [out, in]
         kernel [*window, in, out]   ↔  weight [out, in, *window]
         scale, embedding            ↔  weight
+        mean, var                   ↔  running_mean, running_var    where a module has both
 
     A convolution may be grouped or depthwise. A transposed one looks like any other, and is not
     converted rightly; nor are attention's kernels, which Flax splits into heads.
 
     Args:
-        params: The Flax parameters: nested dictionaries, or an `nnx.State`.
+        params: The Flax parameters, or the statistics of normalisations: nested dictionaries, or
+            an `nnx.State`.
         rename: From a Flax module's name, "encoder.Dense_0", to PyTorch's; a dictionary may name
             some of them.
         flattened: For each linear layer, by its Flax name, that takes a flattened image, the
             image's shape in PyTorch, (channels, height, width): PyTorch flattens channels first.
+        subset: Pass over names that the tree has not, as a model's `state_dict()` has them:
+            `num_batches_tracked`, the statistics, the second name of a tied weight.
 
     Returns:
-        `Layout(to_flax, to_torch)`: what `from_torch` and `to_torch` take as `convert`.
+        `Layout(to_flax, to_torch)`: what `from_torch` and `to_torch` take as `convert`. Both return
+        copies. What the tree masks (`optax.masked`) has no name.
 
     Raises:
-        ValueError: from the conversions, if a name is missing or surplus or a shape does not fit.
+        ValueError: if a name in `rename` or `flattened` is none of the tree's, an image does not
+            fit its layer, or two parameters get one name; and from the conversions, if a name is
+            missing or surplus or a shape does not fit.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -54,57 +80,114 @@ def layout(
         >>> print(tree["dense"]["kernel"].shape, sorted(both.to_torch(tree)))
         (3, 2) ['dense.bias', 'dense.weight']
     """
-
-    def renamed(module: str) -> str:
-        return rename(module) if callable(rename) else (rename or {}).get(module, module)
-
-    leaves, tree = cast(Any, jax.tree_util.tree_flatten_with_path(params))
-    names, axes = list[str](), list[_Axes]()
-    for path, leaf in leaves:
-        *module, kind = path_of(path)
-        module = ".".join(module)
-        parts = [renamed(module), _TORCH_NAMES.get(kind, kind)]
-        names.append(".".join(filter(None, parts)))
-        window = (flattened or {}).get(module) if kind == "kernel" else None
-        axes.append(_Axes(tuple(np.shape(leaf)), kind == "kernel", window))
+    found, tree = leaves_with_paths(params), cast(Any, jax.tree.structure(params))
+    flattened = flattened or {}
+    modules = {".".join(path[:-1]) for path, _ in found}
+    for argument, given in (("rename", rename), ("flattened", flattened)):
+        unknown = set[str]() if given is None or callable(given) else given.keys() - modules
+        if unknown:
+            raise ValueError(
+                f"layout: {argument} has {sorted(unknown)}, the modules are {sorted(modules)}"
+            )
+    leaves = {
+        path: _leaf(path, np.shape(x), {p[-1:] for p, _ in found if p[:-1] == path[:-1]}, rename)
+        for path, x in found
+    }
+    by_name = collections.defaultdict[str, list[str]](list)
+    for path, leaf in leaves.items():
+        by_name[leaf.name].append(".".join(path))
+    for name, paths in by_name.items():
+        if len(paths) > 1:
+            raise ValueError(f"layout: {' and '.join(paths)} are both {name!r} in PyTorch")
+    for module, image in flattened.items():
+        path = (*module.split("."), "kernel") if module else ("kernel",)
+        leaf = leaves.get(path)
+        if leaf is None or len(leaf.shape) != 2 or leaf.shape[0] != math.prod(image):
+            raise ValueError(
+                f"layout: flattened has {module!r}: {tuple(image)}, and its kernel "
+                f"{'has shape ' + str(leaf.shape) if leaf else 'is missing'}"
+            )
+        leaves[path] = leaf._replace(flattened=tuple(image))
 
     def to_flax(named: Mapping[str, Any]) -> Any:
-        same_names("layout", names, named)
-        pairs = zip(names, axes, strict=True)
-        return tree.unflatten([axis.to_flax(name, as_numpy(named[name])) for name, axis in pairs])
+        if as_mapping(named) is None:
+            raise TypeError(f"layout: expected arrays by name, got {shown(named)}")
+        missing, surplus = by_name.keys() - named.keys(), named.keys() - by_name.keys()
+        if (surplus and not subset) or (missing and not isinstance(named, Partial)):
+            hint = "" if missing else "; layout(..., subset=True) passes over them"
+            raise ValueError(f"layout: missing {sorted(missing)}, surplus {sorted(surplus)}{hint}")
+        return tree.unflatten(
+            leaf.to_flax(named[leaf.name]) if leaf.name in named else optax.MaskedNode()
+            for leaf in leaves.values()
+        )
 
     def to_torch(values: Any) -> dict[str, Any]:
-        arrays = [as_numpy(x) for x in tree.flatten_up_to(values)]
-        rows = zip(names, axes, arrays, strict=True)
-        return {name: axis.to_torch(name, array) for name, axis, array in rows}
+        arrays = dict(leaves_with_paths(values))
+        masked = _masked(values)
+        absent = {p for p in leaves.keys() - arrays.keys() if _is_inside(p, masked)}
+        same_names("layout", map(".".join, leaves.keys() - absent), map(".".join, arrays))
+        return {
+            leaf.name: leaf.to_torch(arrays[path])
+            for path, leaf in leaves.items()
+            if path not in absent
+        }
 
     return Layout(to_flax, to_torch)
 
 
 _TORCH_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_STATISTICS = {"mean": "running_mean", "var": "running_var"}
 
 
-class _Axes(NamedTuple):
-    """How one parameter's axes lie in Flax; PyTorch's follow."""
+class _Leaf(NamedTuple):
+    """A parameter: its name in PyTorch, and how its axes lie in Flax; PyTorch's follow."""
 
+    name: str
     shape: tuple[int, ...]
     kernel: bool
-    flattened: tuple[int, ...] | None
+    flattened: tuple[int, ...] | None = None
 
-    def to_flax(self, name: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if self.flattened and x.ndim == 2 and x.shape[1] == np.prod(self.flattened):
+    def to_flax(self, x: Any) -> np.ndarray[Any, Any]:
+        x = array_of(f"layout: {self.name}", x)
+        if self.flattened and x.ndim == 2 and x.shape[1] == math.prod(self.flattened):
             x = x.reshape(x.shape[0], *self.flattened)
             x = np.moveaxis(x, 1, -1).reshape(x.shape[0], -1)
         if self.kernel and x.ndim >= 2:
             x = np.moveaxis(x, (1, 0), (-2, -1))
-        return of_shape(f"layout: {name}", x, self.shape)
+        return owned(of_shape(f"layout: {self.name}", x, self.shape))
 
-    def to_torch(self, name: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        x = of_shape(f"layout: {name}", x, self.shape)
+    def to_torch(self, x: Any) -> np.ndarray[Any, Any]:
+        x = of_shape(f"layout: {self.name}", array_of(f"layout: {self.name}", x), self.shape)
         if self.kernel and x.ndim >= 2:
             x = np.moveaxis(x, (-2, -1), (1, 0))
         if self.flattened:
             channels, *window = self.flattened
             x = np.moveaxis(x.reshape(x.shape[0], *window, channels), -1, 1)
             x = x.reshape(x.shape[0], -1)
-        return np.ascontiguousarray(x)
+        return owned(x)
+
+
+def _leaf(path: Path, shape: tuple[int, ...], kinds: set[Path], rename: Rename) -> _Leaf:
+    """The parameter at a path, in a module that has these kinds of them."""
+    *modules, kind = path or ("",)
+    module = ".".join(modules)
+    module = rename(module) if callable(rename) else (rename or {}).get(module, module)
+    if type(module) is not str:
+        raise TypeError(f"layout: rename must give names, got {module!r} for {'.'.join(modules)!r}")
+    statistics = _STATISTICS if {(k,) for k in _STATISTICS} <= kinds else {}
+    name = (_TORCH_NAMES | statistics).get(kind, kind)
+    return _Leaf(".".join(filter(None, [module, name])), tuple(shape), kind == "kernel")
+
+
+def _masked(tree: Any) -> set[Path]:
+    """Where a tree has nothing."""
+
+    def is_nothing(x: Any) -> bool:
+        return x is None or isinstance(x, optax.MaskedNode)
+
+    leaves = cast(Any, jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_nothing))
+    return {path_of(path) for path, x in leaves if is_nothing(x)}
+
+
+def _is_inside(path: Path, parents: set[Path]) -> bool:
+    return any(path[:n] in parents for n in range(len(path) + 1))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from . import _states as states
-from ._states import Convert, ConvertBack
+from ._states import Convert, ConvertBack, Momentum
 from ._variables import new, numbers
 
 _RMSPROP = re.compile(r"(?i).+/(?P<slot>[^/]*rmsprop[^/]*?)(?:_\d+)?(?::0)?")
@@ -26,6 +26,7 @@ def from_tensorflow1(
     count: int | None = None,
     learning_rate: float | None = None,
     slot: str | None = None,
+    momentum: Momentum | None = None,
 ) -> optax.OptState:
     """Fill a state with that of a `tf.train.RMSPropOptimizer`.
 
@@ -38,6 +39,7 @@ def from_tensorflow1(
             before the rate.
         slot: The name of the optimizer, or of its first slot, "RMSProp_2", where a variable has
             those of several. By default the one name with "rmsprop" in it.
+        momentum: As in `from_torch`.
 
     Returns:
         A state like `like`, in its dtypes and shardings.
@@ -60,7 +62,9 @@ def from_tensorflow1(
         # TensorFlow has the slot without momentum too; it holds the last step, which nothing reads.
         roles = {key: role for key, role in found.roles.items() if key not in _steps(found)}
         found = found._replace(roles=roles)
-    return states.from_variables("from_tensorflow1", found, like, convert, count, learning_rate)
+    return states.from_variables(
+        "from_tensorflow1", found, like, convert, count, learning_rate, momentum
+    )
 
 
 def to_tensorflow1(
@@ -70,6 +74,7 @@ def to_tensorflow1(
     *,
     learning_rate: float | None = None,
     slot: str | None = None,
+    momentum: Momentum | None = None,
 ) -> dict[str, Any]:
     """The variables of a `tf.train.RMSPropOptimizer` that goes on where `state` is.
 
@@ -78,6 +83,7 @@ def to_tensorflow1(
         like: The variables of a new optimizer by name, as in `from_tensorflow1`.
         convert: From a tree like the parameters to a dictionary of named arrays.
         learning_rate, slot: As in `from_tensorflow1`.
+        momentum: As in `to_torch`.
 
     Returns:
         NumPy arrays under the names of `like`, what is no slot as it was, in the same dtypes. A
@@ -103,7 +109,7 @@ def to_tensorflow1(
     idle = set[str]() if "trace" in has else _steps(found)
     blank = {key: np.zeros_like(found.values[key]) for key in idle}
     found = found._replace(values={**found.values, **blank})
-    result = states.to_variables("to_tensorflow1", found, state, convert, learning_rate)
+    result = states.to_variables("to_tensorflow1", found, state, convert, learning_rate, momentum)
     slots = {
         key: new(f"to_tensorflow1: {key!r}", x, found.values[key].dtype)
         for key, x in result.items()

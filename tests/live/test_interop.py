@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import zipfile
 
 import jax
@@ -104,9 +105,9 @@ def makers():
     import torch
 
     return {
-        "torch": (torch.optim.RMSprop, dialects.torch, {}),
-        "timm": (timm_optimizer(), dialects.timm, {"rate_in_buffer": True}),
-        "stable_baselines3": (stable_baselines3_optimizer(), dialects.stable_baselines3, {}),
+        "torch": (torch.optim.RMSprop, dialects.torch),
+        "timm": (timm_optimizer(), dialects.timm),
+        "stable_baselines3": (stable_baselines3_optimizer(), dialects.stable_baselines3),
     }
 
 
@@ -116,7 +117,7 @@ def makers():
 @pytest.mark.parametrize("which", ["torch", "timm", "stable_baselines3"])
 def test_torch_there_and_back(which, setting, scheduled, dtype):
     needed(which, "torch")
-    make, dialect, kind = makers()[which]
+    make, dialect = makers()[which]
     options = {"lr": RATE, **SETTINGS[setting]}
     params, grads = problem(dtype)
     rates = TABLE if scheduled else None
@@ -129,16 +130,12 @@ def test_torch_there_and_back(which, setting, scheduled, dtype):
         lr = (lambda count: jnp.asarray(TABLE)[count]) if scheduled else RATE
         tx = dialect(**options | {"lr": lr})
         empty = tx.init(jax.tree.map(jnp.asarray, to_flax(p)))
-        state = interop.from_torch(
-            first.optimizer.state_dict(), empty, to_flax, names=NAMES, **kind
-        )
+        state = interop.from_torch(first.optimizer.state_dict(), empty, to_flax, names=NAMES)
         assert int(optax.tree.get(state, "count")) == K
         p, state = here(tx, state, p, grads[b])
 
         second = Torch(make, options, p)
-        saved = interop.to_torch(
-            state, second.optimizer.state_dict(), to_named, names=NAMES, **kind
-        )
+        saved = interop.to_torch(state, second.optimizer.state_dict(), to_named, names=NAMES)
         third = Torch(make, options, p, saved)
         got = third.steps(grads[c], None if rates is None else rates[c])
         assert float(third.optimizer.state_dict()["state"][0]["step"]) == 3 * K
@@ -226,9 +223,177 @@ def test_each_group_moves_its_own_rate_into_the_buffer():
         np.testing.assert_allclose(trace["bias"], -0.005 * saved[1]["momentum_buffer"])
         # Two rates have no place in one number: it stays what it was.
         assert float(optax.tree.get(state, "last_learning_rate")) == 0.1
-        with pytest.raises(ValueError, match="contain the rate, others do not"):
-            other = dialects.torch(0.1, momentum=0.9).init(params)
-            interop.to_torch((state, other), first.optimizer.state_dict(), to_named)
+        # One group has steps, the other directions.
+        groups = {"kernel": tx, "bias": dialects.torch(0.1, momentum=0.9)}
+        labels = {"dense": {"kernel": "kernel", "bias": "bias"}}
+        empty = optax.partition(groups, labels).init(empty[0].nu)
+        state = interop.from_torch(first.optimizer.state_dict(), empty, to_flax)
+        parts = [state.inner_states[label].inner_state for label in groups]
+        steps, directions = (optax.tree.get(part, "trace")["dense"] for part in parts)
+        np.testing.assert_allclose(steps["kernel"], trace["kernel"])
+        np.testing.assert_allclose(directions["bias"], saved[1]["momentum_buffer"])
+        both = interop.layout(to_flax(params), rename=lambda name: "")
+        back = interop.to_torch(state, first.optimizer.state_dict(), both.to_torch)
+        for i, entry in saved.items():
+            np.testing.assert_allclose(
+                back["state"][i]["momentum_buffer"], entry["momentum_buffer"]
+            )
+
+
+def network(*sizes, frozen=()):
+    """Linear layers without a bias in PyTorch, and their weights by name."""
+    import torch
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(*pair, bias=False) for pair in itertools.pairwise(sizes)]
+    net = torch.nn.Sequential(*layers)
+    for i in frozen:
+        net[i].requires_grad_(False)
+    return net, {name: p.detach().numpy().copy() for name, p in net.named_parameters()}
+
+
+def descend(net, optimizer, steps=3):
+    import torch
+
+    for t in range(steps):
+        optimizer.zero_grad()
+        net(torch.full((2, net[0].in_features), t + 1.0)).pow(2).sum().backward()
+        optimizer.step()
+
+
+def load(optimizer, saved):
+    import torch
+
+    tree_map_only = torch.utils._pytree.tree_map_only
+    optimizer.load_state_dict(tree_map_only(np.ndarray, torch.from_numpy, saved))
+
+
+def test_torch_writes_into_what_it_was_given_and_not_into_the_state():
+    needed("torch")
+    import torch
+
+    net, params = network(3, 3)
+    optimizer = torch.optim.RMSprop(net.named_parameters(), momentum=0.9, centered=True)
+    tx = dialects.torch(momentum=0.9, centered=True)
+    grads = jax.tree.map(jnp.ones_like, params)
+    _, state = tx.update(grads, tx.init(params), params)
+    before = jax.tree.map(lambda x: np.array(x), state)
+    load(optimizer, interop.to_torch(state, optimizer.state_dict(), dict))
+    descend(net, optimizer)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), state, before))
+
+
+@pytest.mark.parametrize("flatten", [False, True], ids=["nested", "flattened"])
+def test_a_distributed_checkpoint_is_keyed_by_name(flatten):
+    needed("torch")
+    import torch
+    from torch.distributed.checkpoint import state_dict as distributed
+
+    net, params = network(2, 2, 2)
+    # The head comes first, and both parameters have one shape.
+    groups = [
+        {"params": [layer.weight], "lr": lr}
+        for layer, lr in zip(net[::-1], (0.5, 0.25), strict=True)
+    ]
+    optimizer = torch.optim.RMSprop(groups, momentum=0.9)
+    descend(net, optimizer)
+    options = distributed.StateDictOptions(flatten_optimizer_state_dict=flatten)
+    saved = distributed.get_optimizer_state_dict(net, optimizer, options=options)
+    state = interop.from_torch(saved, dialects.torch(momentum=0.9).init(params), dict)
+    for layer, name in zip(net, params, strict=True):
+        entry = optimizer.state[layer.weight]
+        np.testing.assert_array_equal(state[0].nu[name], entry["square_avg"])
+        np.testing.assert_array_equal(state[1].trace[name], entry["momentum_buffer"])
+    # The recipe of the message, for the positions of a plain state dictionary.
+    name = {id(p): n for n, p in net.named_parameters()}
+    names = [name[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    plain = interop.from_torch(
+        optimizer.state_dict(), dialects.torch(momentum=0.9).init(params), dict, names=names
+    )
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), plain, state))
+    other = torch.optim.RMSprop(groups, momentum=0.9)
+    back = interop.to_torch(state, saved, dict)
+    tree_map_only = torch.utils._pytree.tree_map_only
+    back = tree_map_only(np.ndarray, torch.from_numpy, back)
+    other.zero_grad()  # with gradients there, torch sets nothing of a flattened one
+    distributed.set_optimizer_state_dict(net, other, back, options=options)
+    for layer in net:
+        for key, value in optimizer.state[layer.weight].items():
+            np.testing.assert_array_equal(other.state[layer.weight][key], value)
+
+
+@pytest.mark.parametrize("given", ["all of them", "the trained ones"])
+def test_a_frozen_backbone_stays_frozen_and_is_trained_later(given):
+    needed("torch")
+    import torch
+
+    net, params = network(3, 4, 2, frozen=[0])
+    trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad or given[0] == "a"]
+    optimizer = torch.optim.RMSprop(trained, momentum=0.9)
+    descend(net, optimizer)
+    make = lambda: dialects.torch(momentum=0.9)  # noqa: E731
+    tx = optax.partition(
+        {"on": make(), "off": optax.set_to_zero()}, {"0.weight": "off", "1.weight": "on"}
+    )
+    state = interop.from_torch(optimizer.state_dict(), tx.init(params), dict)
+    nu = optax.tree.get(state, "nu")
+    np.testing.assert_array_equal(nu["1.weight"], optimizer.state[net[1].weight]["square_avg"])
+    again = torch.optim.RMSprop(trained, momentum=0.9)
+    load(again, interop.to_torch(state, optimizer.state_dict(), dict))
+    assert net[0].weight not in again.state
+    if given[0] == "a":
+        net[0].requires_grad_(True)
+        descend(net, again)  # unfrozen in torch: fewer steps for the body than for the head
+        with pytest.raises(ValueError, match="differ in their number of steps"):
+            interop.from_torch(again.state_dict(), make().init(params), dict)
+        state = interop.from_torch(again.state_dict(), make().init(params), dict, count=6)
+        expected = again.state[net[0].weight]["square_avg"]
+        np.testing.assert_array_equal(state[0].nu["0.weight"], expected)
+
+
+def test_a_tensor_that_is_split_over_processes_is_gathered(tmp_path):
+    needed("torch")
+    import torch
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        net, params = network(2, 3)
+        fully_shard(net, mesh=mesh)
+        optimizer = torch.optim.RMSprop(net.named_parameters())
+        descend(net, optimizer)
+        saved = optimizer.state_dict()
+        assert type(saved["state"][0]["square_avg"]).__name__ == "DTensor"
+        state = interop.from_torch(saved, dialects.torch().init(params), dict)
+        expected = saved["state"][0]["square_avg"].full_tensor()
+        np.testing.assert_array_equal(state[0].nu["0.weight"], expected)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_other_numbers_of_torch_are_converted_or_refused_by_name():
+    needed("torch")
+    import torch
+
+    like = dialects.torch().init({"w": jnp.zeros(2)})
+    x = torch.tensor([1.0, 2.0])
+
+    def nu(square_avg):
+        saved = {
+            "state": {0: {"step": 1.0, "square_avg": square_avg}},
+            "param_groups": [{"lr": 0.1, "params": [0], "param_names": ["w"]}],
+        }
+        return interop.from_torch(saved, like, dict)[0].nu["w"]
+
+    quantised = torch.quantize_per_tensor(x, 0.5, 0, torch.quint8)
+    for square_avg in (x.to(torch.float8_e4m3fn), x.to(torch.float8_e5m2), quantised, x.double()):
+        np.testing.assert_array_equal(nu(square_avg), x)
+    for square_avg in (x.to("meta"), x.to_sparse()):
+        with pytest.raises(TypeError, match="the square_avg of 'w' is no array that can be read"):
+            nu(square_avg)
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
