@@ -21,6 +21,7 @@ from ._rule import DENOMINATORS, saturate, scale
 from ._tree import (
     check_width,
     checked_leaf,
+    dtype_of,
     flatten,
     flatten_up_to,
     increment,
@@ -121,9 +122,10 @@ class _Column:
     def checked(self, g: Any, i: int) -> jax.Array:
         """The gradient of a leaf, if it fits what is there."""
         where = functools.partial(place, self.part.name, self.updates, i)
-        for field, cell in zip(self.fields, self.cells[i], strict=True):
-            kept = cell.wide if isinstance(cell, Stored) else cell
-            check_width(where, field, getattr(kept, "dtype", None))
+        kept = [x.wide if isinstance(x, Stored) else x for x in self.cells[i]]
+        if jnp.issubdtype(dtype_of(g), jnp.inexact):  # or it is what is wrong
+            for field, cell in zip(self.fields, kept, strict=True):
+                check_width(where, field, getattr(cell, "dtype", None))
         arrays = [array_of(x) if isinstance(x, Stored) else x for x in self.cells[i]]
         return checked_leaf(g, [*arrays, *self.inputs[i]], where, self.part.definition.signed)
 
