@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import common, crowded_valley, eps_ladder, kills, storage, tuning
+from experiments import common, crowded_valley, eps_ladder, five_rules, kills, storage, tuning
 
 TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64".split()
 TINY += ["--epochs", "1"]
@@ -54,6 +54,14 @@ def test_table_of_finished_runs(study, tmp_path, monkeypatch):
         assert state[1] - 1 <= state[2] < state[1]
     else:
         assert "| 2 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
+
+
+def test_five_rules_part_in_an_epoch(tmp_path):
+    five_rules.study(tmp_path, seeds=2, epochs=1)
+    rows = (tmp_path / "five_rules.md").read_text().splitlines()[-5:]
+    assert [row.split("|")[1].strip() for row in rows] == list(five_rules.RULES)
+    assert len({row.split("|")[2] for row in rows}) == 5
+    assert (tmp_path / "five_rules.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ block[:, 1:] = (2.0 ** exponents.reshape(64, 128))[:, 1:]
 figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
 for name, codec in list(FORMATS.items())[1:]:
     v = jnp.asarray(block)
-    back = np.asarray(codec.decode(*codec.encode(v, None)))
+    back = np.asarray(codec.decode(codec.encode(v, None)))
     error = np.abs(back / block - 1)[:, 1:]
     axes.loglog(block[:, 1:].ravel(), error.ravel() + 1e-9, ".", markersize=2, label=name, base=2)
 axes.set(xlabel="ν, in a block with a 1", ylabel="relative error, to nearest", ylim=(1e-5, 1e3))
@@ -96,13 +96,13 @@ codec = storage.uint16()
 
 
 def decayed(stochastic):
-    def step(code, count):
-        v = decay * codec.decode(code, jnp.uint8(0))
+    def step(cell, count):
+        v = decay * codec.decode(cell)
         word = jax.random.bits(jax.random.fold_in(jax.random.key(0), count), (units,))
-        code, _ = codec.encode(v, word if stochastic else None)
-        return code, codec.decode(code, jnp.uint8(0)).mean()
+        cell = codec.encode(v, word if stochastic else None)
+        return cell, codec.decode(cell).mean()
 
-    start, _ = codec.encode(jnp.linspace(1.0, 2.0, units), None)
+    start = codec.encode(jnp.linspace(1.0, 2.0, units), None)
     return jax.lax.scan(step, start, jnp.arange(steps))[1]
 
 

@@ -33,7 +33,7 @@ def facts() -> dict[str, str]:
 def command(module: str, arguments: Sequence[str]) -> str:
     """Write a command line; of absolute paths, which say nothing to others, the last part."""
     shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments]
-    return f"    python -m {module} {shlex.join(shown)}"
+    return f"    python -m {module} {shlex.join(shown)}".rstrip()
 
 
 def heading(title: str, module: str, arguments: Sequence[str], **more: str) -> list[str]:
