@@ -56,6 +56,7 @@ def test_table_of_finished_runs(study, tmp_path, monkeypatch):
         assert "| 2 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
 
 
+@pytest.mark.slow
 def test_five_rules_part_in_an_epoch(tmp_path):
     five_rules.study(tmp_path, seeds=2, epochs=1)
     rows = (tmp_path / "five_rules.md").read_text().splitlines()[-5:]
