@@ -93,8 +93,8 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
     """
     adapted = optax.with_extra_args_support(inner)
 
-    def parts(updates: Any, state: Any) -> list[Part] | None:
-        found = parts_of(inner.update, updates, state)
+    def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
+        found = parts_of(inner.update, updates, state, count)
         return found if found is None else [*found, _caution(len(found))]
 
     def whole(state: Any, states: Iterator[Any]) -> Any:
@@ -137,11 +137,11 @@ def split_complex(inner: optax.GradientTransformation) -> Treewise:
     def init(params: optax.Params) -> optax.OptState:
         return inner.init(jax.tree.map(_as_real, params))
 
-    def parts(updates: Any, state: Any) -> list[Part] | None:
+    def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
         """Those of the inner transformation, where nothing is complex."""
         if any(jnp.issubdtype(dtype_of(g), jnp.complexfloating) for g in jax.tree.leaves(updates)):
             return None
-        return parts_of(inner.update, updates, state)
+        return parts_of(inner.update, updates, state, count)
 
     def whole(state: Any, states: Iterator[Any]) -> Any:
         return whole_of(inner.update, state, states)

@@ -41,7 +41,7 @@ class Treewise(NamedTuple):
     update: Callable[..., tuple[optax.Updates, Any]]
     # The links that it consists of, if it is nothing else for these updates and this state, and the
     # new state made of theirs.
-    parts: "Callable[[Any, Any], list[Part] | None] | None" = None
+    parts: "Callable[[Any, Any, Any], list[Part] | None] | None" = None
     whole: Callable[[Any, Iterator[Any]], Any] | None = None
 
 
@@ -80,18 +80,19 @@ class Call:
     def __reduce__(self) -> Any:
         return Call, (self.factory, self.name, self.state, self.arguments)
 
-    def part(self, state: Any) -> Part:
-        """The link at the step that the state is for."""
+    def part(self, state: Any, count: Any = None) -> Part:
+        """The link at the step of its state, or of the chain's count."""
         name = self.factory.__name__
         check_state(name, state, self.state)
+        count = state[0] if count is None and len(state) else count
         numbers, options = dict[str, Any](), list[Any]()
         for parameter in self._bound.signature.parameters.values():
             value = self.arguments[parameter.name]
             if value is not None and _is_hyperparameter(parameter):
-                numbers[parameter.name] = number(name, parameter.name, value, state[0])
+                numbers[parameter.name] = number(name, parameter.name, value, count)
             elif parameter.name not in ("mask", "initial_scale"):  # which no update knows
                 options.append(value)
-        return Part(name, cast(Leafwise, self.definition), tuple(options), state, numbers)
+        return Part(name, cast(Leafwise, self.definition), tuple(options), state, numbers, count)
 
     def __repr__(self) -> str:
         parts = list[str]()
@@ -376,14 +377,17 @@ def check_state(link: str, state: Any, expected: type) -> None:
         )
 
 
-def parts_of(update: Any, updates: Any, state: Any) -> list[Part] | None:
-    """The links that a transformation consists of, with their states; None if not of links only."""
+def parts_of(update: Any, updates: Any, state: Any, count: Any = None) -> list[Part] | None:
+    """The links that a transformation consists of, with their states; None if not of links only.
+
+    A chain that it stands in gives its count.
+    """
     if not isinstance(update, Update):
         return None
     definition = update.call.definition
     if isinstance(definition, Leafwise):
-        return [update.call.part(state)]
-    return definition.parts(updates, state) if definition.parts else None
+        return [update.call.part(state, count)]
+    return definition.parts(updates, state, count) if definition.parts else None
 
 
 def whole_of(update: Any, state: Any, states: Iterator[Any]) -> Any:

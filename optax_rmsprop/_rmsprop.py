@@ -40,8 +40,10 @@ def rmsprop(
     - Gradients saturate at 2⁶² (float32), so that one overflow does not freeze a parameter; 0/0
       is 0; a NaN is passed on but not kept.
     - Every number but `initial_scale` may be a schedule.
-    - `optax.tree.get` finds one `count` in the state, always, and `last_learning_rate`, the rate of
-      the last update.
+    - `optax.tree.get` finds one `count` in the state, which all schedules go by, and
+      `last_learning_rate`, the rate of the last update. `optax.inject_hyperparams` adds a count and
+      the rate to be set, `learning_rate`; complex or half-precision parameters need its
+      `hyperparam_dtype=jnp.float32`.
     - Without momentum the state has two parts, not a third, empty one.
     - Values out of range, and `nesterov` without momentum, raise.
 

@@ -66,6 +66,7 @@ class Part(NamedTuple):
     options: tuple[Any, ...]  # with the name and the numbers they tell which link it is
     state: Any
     numbers: dict[str, Any]  # its hyperparameters: floats, where they are known now
+    count: Any = None  # the updates made so far
     rounding: jax.Array | None = None  # the count of the state that stores it in codes
     span: int | None = None  # how many links back the input stands that its step needs too
 
@@ -103,7 +104,7 @@ class _Column:
         if part.rounding is not None:
             self.arrays["rounding"] = part.rounding
         if self.kept:
-            self.arrays["count"] = part.state[0]
+            self.arrays["count"] = part.count
         self.fields = tuple(self.link.rule(self.arrays).accumulators)
         inputs = part.definition.inputs(params) if part.definition.inputs else ()
         self.inputs = _rows(tree, [flatten_up_to(part.name, tree, updates, x) for x in inputs])
@@ -136,7 +137,7 @@ class _Column:
             for j, field in enumerate(self.fields)
         }
         if self.kept:
-            fields[self.kept[0]] = increment(self.part.state[0])
+            fields[self.kept[0]] = increment(self.part.count)
         if "last_learning_rate" in self.kept:
             rate = self.part.numbers["learning_rate"]
             fields["last_learning_rate"] = jnp.asarray(rate, jnp.result_type(float))

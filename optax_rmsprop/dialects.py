@@ -98,7 +98,8 @@ def torch(
         momentum: μ in [0, 1).
         centered: Divide by the standard deviation, √(ν−m²), instead of the root mean square √ν.
         mask: True where weights decay: a tree of booleans, a prefix of one, or a function from the
-            parameters to it. The framework has parameter groups for it.
+            parameters to it, which sees a complex one with a last axis of two. The framework has
+            parameter groups for it.
         maximize: Climb. The weight decay still shrinks the parameters.
 
     Example:
@@ -301,7 +302,7 @@ def timm(
         caution: Take no step where the buffer and the gradient disagree in sign, and larger ones
             elsewhere. Without momentum it does nothing.
         lr_max: η_max > 0, the largest rate: the `lr` that timm's constructor would get. A corrected
-            decay needs it if `lr` is a schedule.
+            decay needs it if `lr` is a schedule, or injected.
 
     Source: timm 1.0.31, timm/optim/rmsprop_tf.py.
     """
@@ -451,7 +452,8 @@ def mxnet(
         g ← clip(c·g + λ·p),    ν ← γ₁·ν + (1−γ₁)·g²,    p ← clip(p − η·g / √(ν+ε))
 
     This is the rule of versions 0.10 to 1.9. Centred it is `graves`, with γ₂ as the momentum. A
-    scheduled rate is called with 1 at the first update, as in MXNet.
+    scheduled rate is called with 1 at the first update, as in MXNet, but with 0 by
+    `optax.inject_hyperparams`, which calls it itself.
 
     Args:
         learning_rate: η >= 0.
@@ -823,10 +825,10 @@ def _corrected(lr: Hyperparameter, lr_max: float | None) -> Hyperparameter:
     """The rate of a corrected decay; a constant rate is its own largest."""
     if lr_max is not None:
         return Corrected(lr, lr_max)
-    if callable(lr):
+    if callable(lr) or is_traced(lr):
         raise ValueError(
-            "timm: corrected_weight_decay with a schedule needs lr_max, the lr that timm's "
-            "constructor would get"
+            "timm: corrected_weight_decay with a schedule or a traced lr needs lr_max, the lr that "
+            "timm's constructor would get"
         )
     return lr
 

@@ -8,7 +8,7 @@ add_decayed_weights              weight decay, coupled or decoupled
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from . import _rule as rule
 from ._link import Hyperparameter, Treewise, check_state, link, number, parts_of, whole_of
-from ._run import Leafwise, Part, Rule
+from ._run import Leafwise, Part, Rule, run
 from ._tree import accumulators_like, dtype_of, increment, narrow, wide, widen, zero
 
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
@@ -356,7 +356,8 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
         links: Any Optax transformations.
 
     Returns:
-        A transformation with the tuple of the states of the links.
+        A transformation with the tuple of the states of the links. All links go by the `count` of
+        the second moment, if there is one: to set it, as in a warm restart, sets all schedules.
 
     Raises:
         ValueError, TypeError: as the links.
@@ -370,10 +371,11 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
     def init(params: optax.Params) -> tuple[Any, ...]:
         return tuple(link.init(params) for link in links)
 
-    def parts(updates: Any, state: Any) -> list[Part] | None:
+    def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
         _check_parts(links, state)
+        count = _count(state) if count is None else count
         pairs = zip(links, state, strict=True)
-        found = [parts_of(link.update, updates, part) for link, part in pairs]
+        found = [parts_of(link.update, updates, part, count) for link, part in pairs]
         return None if None in found else [part for row in found for part in row or ()]
 
     def whole(state: tuple[Any, ...], states: Iterator[Any]) -> tuple[Any, ...]:
@@ -386,19 +388,20 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, tuple[Any, ...]]:
-        gradients, new_state = updates, list[Any]()
+        gradients, new_state, count = updates, list[Any](), _count(state)
         updates = jax.tree.map(_widened, updates)
-
-        def is_of_links(pair: tuple[optax.GradientTransformation, Any]) -> bool:
-            return parts_of(pair[0].update, gradients, pair[1]) is not None
-
-        for ours, row in itertools.groupby(zip(links, state, strict=True), is_of_links):
-            members, states = zip(*row, strict=True)
+        pairs = list(zip(links, state, strict=True))
+        found = [parts_of(link.update, gradients, part, count) for link, part in pairs]
+        for ours, row in itertools.groupby(
+            zip(pairs, found, strict=True), lambda x: x[1] is not None
+        ):
+            members = list(row)
             if ours:
-                updates, states = chain(*members).update(updates, states, params)
-                new_state.extend(cast(Any, states))
+                parts = [part for _, own in members for part in own or ()]
+                updates, states = run(parts, updates, params)
+                new_state += [whole_of(link.update, part, states) for (link, part), _ in members]
                 continue
-            for other, part in zip(members, states, strict=True):
+            for (other, part), _ in members:
                 other = optax.with_extra_args_support(other)
                 updates, part = other.update(updates, part, params, **extra_args)
                 new_state.append(part)
@@ -423,6 +426,13 @@ def _mask(mask: Mask | None, params: optax.Params) -> Any:
 
 def _is_of_booleans(mask: Any) -> bool:
     return all(isinstance(leaf, (bool, np.bool_)) for leaf in jax.tree.leaves(mask))
+
+
+def _count(state: Any) -> Any:
+    """The count of a chain: that of its second moment, which all its links go by."""
+    parts = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "_fields"))
+    known = (ScaleByRmsState, ScaleByStddevState)
+    return next((part.count for part in parts if isinstance(part, known)), None)
 
 
 def _check_parts(links: tuple[optax.GradientTransformation, ...], state: Any) -> None:

@@ -163,12 +163,12 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
     def init(params: optax.Params) -> StoredAsState:
         return StoredAsState(zero(), _start(inner, choice, params))
 
-    def parts(updates: Any, state: Any) -> list[Part] | None:
+    def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
         check_state("stored_as", state, StoredAsState)
         moments = second_moments(state.inner_state)
         if not any(map(_is_stored, moments)):
             check_state("stored_as", moments[0] if moments else state.inner_state, Stored)
-        found = parts_of(inner.update, updates, state.inner_state)
+        found = parts_of(inner.update, updates, state.inner_state, count)
         return (
             found if found is None else [p._replace(rounding=state.rounding_count) for p in found]
         )

@@ -185,6 +185,23 @@ def test_one_count_and_one_rate_are_found_by_name(case):
             assert not np.allclose(twice["w"], update["w"])
 
 
+@cases(divides=True)
+def test_to_set_the_count_restarts_every_schedule(case):
+    """As `optax.tree.set` does in Optax's states, for a warm restart."""
+    falling = {name: lambda count, x=x: x / (1.0 + count) for name, x in case.hyper.items()}
+    tx = case(**falling)
+    fresh, (params, state) = tx.init(PARAMS), run(tx)
+    restarted = optax.tree.set(state, count=jnp.zeros([], jnp.int32))
+    accumulators = lambda s: [x for x in jax.tree.leaves(s) if x.ndim]  # noqa: E731
+    leaves, tree = jax.tree.flatten(fresh)
+    old = iter(accumulators(state))
+    expected = tree.unflatten([next(old) if x.ndim else x for x in leaves])
+    if isinstance(state, storage.StoredAsState):  # its count is that of the random bits
+        expected = expected._replace(rounding_count=state.rounding_count)
+    after = [tx.update(GRADS[0], s, params) for s in (restarted, expected)]
+    chex.assert_trees_all_equal(*after)
+
+
 @cases(decays_weights=False)
 def test_flattened(case):
     close(run(optax.flatten(case()))[0], run(case())[0], case.rounding)
