@@ -17,7 +17,7 @@ from tools.tables import page, with_excerpt
 pytestmark = pytest.mark.api
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
