@@ -4,7 +4,6 @@ import html.parser
 import itertools
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -18,7 +17,7 @@ import pytest
 import optax_rmsprop
 from optax_rmsprop import denominators, dialects, interop, sharding, storage
 from tests.test_goldens import allowed
-from tools import recorded
+from tools import recorded, screenshots
 from tools import site as truth
 from tools.truth import NAMES, ROWS
 
@@ -111,19 +110,11 @@ def test_the_reference_has_every_public_name(site):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium without a window, by its own driver: nothing is downloaded."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
+    pytest.importorskip("selenium", reason="a browser is led by selenium")
+    if screenshots.programs() is None:
         pytest.skip("needs a browser: Debian's packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield made
-    made.quit()
+    with screenshots.chromium() as made:
+        yield made
 
 
 @pytest.fixture
@@ -238,7 +229,8 @@ def test_the_page_shows_what_its_fields_say(compare):
     def sentence():
         return compare.find_element("id", "sentence").text
 
-    assert len(cells()) == 20 and sentence().startswith("They part at step 1:")
+    assert "parts from PyTorch 2.13 at step 1;" in sentence() and "at step 11." in sentence()
+    assert len(cells()) == 20 and sentence().startswith("TensorFlow 1")
     write("gradients", "2, 0 -1")
     write("number-eps", "0.5")
     write("number-momentum", "0")

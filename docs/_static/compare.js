@@ -18,7 +18,7 @@ const BOUNDS = {
   eps: ["ε", 1e-3, (x) => x > 0, "above 0"],
   weight_decay: ["λ, the weight decay", 0, (x) => x >= 0, "not below 0"],
   start: ["the parameter", 1, () => true, "a number"],
-  drop: ["times the rate", 0.1, (x) => x >= 0, "not below 0"],
+  drop: ["then the rate, times", 0.1, (x) => x >= 0, "not below 0"],
   at: ["from step", 11, (x) => Number.isInteger(x) && x >= 1, "a whole number from 1"],
 };
 const SWITCHES = {
@@ -123,14 +123,21 @@ function computed(rule, numbers, gradients) {
   return { after: after.flat(), call: chainOf(own, drop, at) };
 }
 
-// The first step after which two parameters differ by more than a thousandth of the way so far.
-function parting(all) {
-  for (let t = 1; t < all[0].length; t++) {
-    const way = Math.max(...all.map((after) => Math.abs(after[t] - after[0])));
-    const now = all.map((after) => after[t]);
-    if (Math.max(...now) - Math.min(...now) > 1e-3 * way) return t;
-  }
-  return 0;
+// The first step after which two rules are apart by a hundredth of the way so far; -1 if none is.
+function parting(one, other) {
+  return one.findIndex((p, t) => {
+    const way = Math.max(Math.abs(p - one[0]), Math.abs(other[t] - one[0]));
+    return Math.abs(p - other[t]) > 0.01 * way;
+  });
+}
+
+function partings(all) {
+  const [first, ...others] = rules.map((rule) => rule.choice.value);
+  const told = others.map((name, i) => {
+    const step = parting(all[0], all[i + 1]);
+    return step > 0 ? `${name} parts from ${first} at step ${step}` : `${name} agrees with ${first}`;
+  });
+  return told.length ? `${told.join("; ")}.` : "";
 }
 
 function plot(all) {
@@ -161,7 +168,7 @@ function tableOf(all, gradients, parted) {
   const lines = gradients.map(([g], t) =>
     element(
       "tr",
-      { class: t + 1 === parted ? "rms-parting" : "" },
+      { class: parted.includes(t + 1) ? "rms-parting" : "" },
       ...cells("td", [`${t + 1}`, `${g}`, ...all.map((after) => after[t + 1].toPrecision(7))]),
     ),
   );
@@ -176,14 +183,12 @@ function update() {
     const gradients = gradientsOf();
     const results = rules.map((rule) => computed(rule, numbers, gradients));
     const all = results.map((result) => result.after);
-    const parted = parting(all);
+    const parted = all.slice(1).map((after) => parting(all[0], after));
     results.forEach(({ call }, i) => {
       rules[i].call.replaceChildren(code(`tx = ${call}`));
       rules[i].card.style.setProperty("--rms-own", `var(--rms-${i % 6})`);
     });
-    sentence.textContent = parted
-      ? `They part at step ${parted}: by more than a thousandth of the way so far.`
-      : `They agree to a thousandth of the way, in all ${gradients.length} steps.`;
+    sentence.textContent = partings(all);
     picture.replaceChildren(plot(all));
     table.replaceChildren(tableOf(all, gradients, parted));
   } catch (error) {
