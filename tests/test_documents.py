@@ -12,12 +12,13 @@ import nbformat
 import optax
 import pytest
 
-from tools.tables import page, with_excerpt
+from tools import site
+from tools.tables import SCRIPT, page, with_excerpt
 
 pytestmark = pytest.mark.api
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
@@ -48,6 +49,7 @@ def test_the_code_of_a_page_runs(path):
 
 def test_the_truth_table_is_up_to_date_and_has_no_empty_cell():
     assert page() == (ROOT / "docs" / "dialects.md").read_text("utf-8"), "python -m tools.tables"
+    assert site.script() == SCRIPT.read_text("utf-8"), "python -m tools.tables"
     readme = (ROOT / "README.md").read_text("utf-8")
     assert with_excerpt(readme) == readme, "python -m tools.tables"
     for text in (page(), readme):

@@ -155,7 +155,12 @@ def replay(name: str) -> Replay:
 
 def error(name: str) -> np.ndarray:
     """|ours − recorded| for each step and coordinate, 0 where they are not compared."""
-    after, theirs = replay(name).after, recorded(name)
+    return difference(name, replay(name).after)
+
+
+def difference(name: str, after: np.ndarray) -> np.ndarray:
+    """|p − recorded| of the parameters that any program has, compared as `error` does."""
+    theirs = recorded(name)
     found = np.abs(after - theirs)
     if name in NOT_THE_FIRST_STEP:
         found[:2] = 0.0

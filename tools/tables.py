@@ -1,14 +1,16 @@
-"""Write the truth table into `docs/dialects.md` and the README: `python -m tools.tables`."""
+"""Write the truth table into the pages and the site's scripts: `python -m tools.tables`."""
 
 import pathlib
 import re
 from typing import Any
 
+from tools import site
 from tools.environment import write_text
 from tools.truth import KNOWN, REQUIRED, ROWS, Row
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dialects.md"
+SCRIPT = ROOT / "docs" / "_static" / "truth.js"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- truth table: python -m tools.tables -->", "<!-- end of the truth table -->"
 
@@ -39,7 +41,10 @@ parameter; η the learning rate, ρ the weight of the past, μ the momentum, ε 
 
 The last two differ once η changes while μ > 0. Without momentum a step is η·g/D. m and b start at
 0. In the defaults, – is what a framework does not have, and ? what was not read or is not stated.
-`learning_rate` in a call is yours: there is no default.
+`learning_rate` in a call is yours: there is no default. [Compare the rules](compare.md) on
+gradients of your own.
+
+<div id="chooser"></div>
 
 """
 
@@ -95,6 +100,10 @@ table = table.at[rows].add(updates)
 - Optax's first step with `centered` and `bias_correction`: one sample has no variance, and Optax
   divides by √ε. Here it is divided by |g|.
 - SMORMS3 and CNTK's RMSProp have a memory or a step for each weight that adapts to what it sees.
+
+<script src="../_static/truth.js"></script>
+<script src="../_static/dom.js"></script>
+<script src="../_static/chooser.js"></script>
 """
 
 
@@ -204,8 +213,9 @@ def with_excerpt(readme: str) -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write all three."""
     write_text(PAGE, page())
+    write_text(SCRIPT, site.script())
     write_text(README, with_excerpt(README.read_text("utf-8")))
 
 

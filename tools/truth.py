@@ -45,7 +45,7 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
-_NAMES = {"optax": optax, "optax_rmsprop": optax_rmsprop, "dialects": dialects, "jnp": jnp}
+NAMES = {"optax": optax, "optax_rmsprop": optax_rmsprop, "dialects": dialects, "jnp": jnp}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Row:
 
     def made(self) -> optax.GradientTransformation:
         """The call, with a rate of 0.25 where the framework has no default."""
-        return eval(self.call, _NAMES | {"learning_rate": 0.25})
+        return eval(self.call, NAMES | {"learning_rate": 0.25})
 
     def translated(self, run: dict[str, Any], learning_rate: Any) -> optax.GradientTransformation:
         """The call for one configuration, given in the switches of `NEUTRAL`, `decay` and `eps`."""
@@ -96,7 +96,7 @@ class Row:
                 place = switch == "lr_place" and not run["momentum"]
                 if value != fixed and not kind and not place:
                     raise ValueError(f"{self.framework} has {switch}={fixed}, the run has {value}")
-        factory = eval(self.call.partition("(")[0], _NAMES)
+        factory = eval(self.call.partition("(")[0], NAMES)
         tx = factory(**{k: v for k, v in given.items() if v is not None})
         return optax.chain(*hooks, tx) if hooks else tx
 
