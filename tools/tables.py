@@ -1,7 +1,6 @@
-"""Write the truth table into the pages and the site's scripts: `python -m tools.tables`."""
+"""Write the truth table into its page and the site's script: `python -m tools.tables`."""
 
 import pathlib
-import re
 from typing import Any
 
 from tools import site
@@ -11,8 +10,6 @@ from tools.truth import KNOWN, REQUIRED, ROWS, Row
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dialects.md"
 SCRIPT = ROOT / "docs" / "_static" / "truth.js"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- truth table: python -m tools.tables -->", "<!-- end of the truth table -->"
 
 DENOMINATOR = {
     "inside": "√(ν+ε)",
@@ -189,34 +186,10 @@ def page() -> str:
     return HEAD + table(columns, ROWS) + "\n" + TAIL
 
 
-def excerpt() -> str:
-    """The README's table."""
-    columns = {
-        "framework and version": lambda row: row.framework,
-        "divides by": lambda row: denominator(row) if row.call else "–",
-        "ν₀": lambda row: start(row) if row.call else "–",
-        "η and the buffer": rate,
-        "decay": lambda row: row.decay if row.call else "–",
-        "defaults η, ρ, μ, ε": defaults,
-        "call": call,
-    }
-    return table(columns, ROWS)
-
-
-def with_excerpt(readme: str) -> str:
-    """The README with its table renewed."""
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    new, found = re.subn(pattern, lambda _: f"{BEGIN}\n{excerpt()}\n{END}", readme, flags=re.DOTALL)
-    if found != 1:
-        raise ValueError(f"{README}: expected one pair of {BEGIN} and {END}, found {found}")
-    return new
-
-
 def main() -> None:
-    """Write all three."""
+    """Write both."""
     write_text(PAGE, page())
     write_text(SCRIPT, site.script())
-    write_text(README, with_excerpt(README.read_text("utf-8")))
 
 
 if __name__ == "__main__":
