@@ -16,7 +16,7 @@ from experiments import common
 SGD_RATE, TYPICAL_SQUARE = 0.2, 1e-6
 EPSILONS = (1.0, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 SHORT = (
-    "--epochs 1 --sides 24 --weight-decay 0 --filters-scale 1 --fan-in-power 0 --head-scale 1"
+    "--epochs 1 --image-sizes 24 --weight-decay 0 --filters-scale 1 --fan-in-power 0 --head-scale 1"
 ).split()
 
 

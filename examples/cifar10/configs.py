@@ -50,8 +50,8 @@ class Augmentation:
     """Airbench's largest translation, in pixels."""
     cutout: int = 0
     """Side of the square that airbench's blanks, in pixels."""
-    sides: tuple[int, ...] = (32,)
-    """Side of the images through the training, in pixels, for equal parts of its epochs."""
+    image_sizes: tuple[int, ...] = (32,)
+    """Progressive resizing: the side of the images, in pixels, in equal parts of the epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Recipe:
     """Images a step. On a CPU small batches are also the fastest."""
     train_images: int | None = None
     """Use only this many training images, the first ones."""
-    one_view: bool = False
-    """Do not report the accuracy with six views of every image."""
+    no_tta: bool = False
+    """Do not report the accuracy with test-time augmentation (TTA): six views of every image."""
     validation: bool = False
     """Hold out a tenth of the training images and report on them: for tuning."""
 
@@ -196,7 +196,7 @@ _CROWDED_VALLEY = Recipe(
     epochs=100,
     batch_size=128,
     train_images=40_000,
-    one_view=True,
+    no_tta=True,
 )
 
 
@@ -216,7 +216,9 @@ _TUNED = _but(
 
 PRESETS = {
     # Chosen by experiments/tuning.py, in the repository.
-    "small": Recipe(augmentation=Augmentation(sides=(20, 20, 20, 24, 24, 24, 28, 28, 32, 32))),
+    "small": Recipe(
+        augmentation=Augmentation(image_sizes=(20, 20, 20, 24, 24, 24, 28, 28, 32, 32))
+    ),
     "airbench94": _AIRBENCH,
     "airbench95": dataclasses.replace(
         _but(_AIRBENCH, "network", widths=(128, 384, 384)), epochs=18
@@ -243,7 +245,7 @@ PRESETS = {
         ),
         epochs=25,
         batch_size=32,
-        one_view=True,
+        no_tta=True,
     ),
     "crowded-valley": _CROWDED_VALLEY,
     "crowded-valley-tuned": _TUNED,
@@ -322,10 +324,11 @@ def check(options: Options) -> None:
         raise UserError(f"--shift must be between 0 and 15, got {augmentation.shift}")
     if not 0 <= augmentation.cutout <= 31:
         raise UserError(f"--cutout must be between 0 and 31, got {augmentation.cutout}")
-    if not augmentation.sides or not all(16 <= side <= 32 for side in augmentation.sides):
-        raise UserError(f"--sides must be from 16 to 32, got {augmentation.sides}")
-    if set(augmentation.sides) != {32} and network.network != "airbench":
-        raise UserError("--sides other than 32 needs --network airbench")
+    sizes = augmentation.image_sizes
+    if not sizes or not all(16 <= size <= 32 for size in sizes):
+        raise UserError(f"--image-sizes must be from 16 to 32, got {sizes}")
+    if set(sizes) != {32} and network.network != "airbench":
+        raise UserError("--image-sizes other than 32 needs --network airbench")
     if options.resume and options.workdir is None:
         raise UserError("--resume needs the --workdir of the run to continue")
     if options.data_dir is not None and options.dataset not in ("auto", "cifar10"):

@@ -141,7 +141,7 @@ def epoch_row(rows: list[dict], accuracy: float) -> dict:
     }
 
 
-def result_row(rows: list[dict], accuracy_views: float) -> dict:
+def result_row(rows: list[dict], accuracy_tta: float) -> dict:
     """Make the metrics of the whole run."""
     epochs = [row for row in rows if row["kind"] == "epoch"]
     return {
@@ -149,7 +149,7 @@ def result_row(rows: list[dict], accuracy_views: float) -> dict:
         "step": epochs[-1]["step"],
         "epoch": epochs[-1]["epoch"],
         "accuracy": epochs[-1]["accuracy"],
-        "accuracy_views": accuracy_views,
+        "accuracy_tta": accuracy_tta,
         "accuracies": [row["accuracy"] for row in epochs],
         "seconds": sum(row["seconds"] for row in epochs),
     }

@@ -260,7 +260,7 @@ def test_deepobs_crops_and_keeps_the_mean_of_a_grey_image():
 
 
 @pytest.mark.slow
-def test_growing_images_train(tmp_path):
-    sides = configs.Augmentation(sides=(16, 32))
-    result = train_small(tmp_path, dataclasses.replace(SMALL, augmentation=sides))
+def test_progressive_resizing_trains(tmp_path):
+    sizes = configs.Augmentation(image_sizes=(16, 32))
+    result = train_small(tmp_path, dataclasses.replace(SMALL, augmentation=sizes))
     assert result["accuracy"] > 0.3

@@ -57,8 +57,8 @@ SYNTHETIC = ["--dataset", "synthetic"]
         (["--warmup", "0.9999", *SYNTHETIC], "--warmup 0.9999 takes all"),
         (["--learning-rate", "nan"], "--learning-rate must be a finite"),
         (["--depth", "4"], "--depth must be 2 or 3"),
-        (["--sides", "64"], "--sides must be from 16 to 32"),
-        (["--sides", "24", "--network", "keras"], "needs --network airbench"),
+        (["--image-sizes", "64"], "--image-sizes must be from 16 to 32"),
+        (["--image-sizes", "24", "--network", "keras"], "needs --network airbench"),
         (["--arguments", "alpha=0.9", *SYNTHETIC], "rmsprop has decay, eps, momentum"),
         (["--arguments", "decay=high", *SYNTHETIC], "no Python literal"),
         (["--arguments", "decay=1.5", *SYNTHETIC], "decay must be"),
@@ -157,7 +157,7 @@ def test_arguments_reach_the_dialect():
 
 def test_table_over_seeds_has_mean_spread_and_command():
     results = [
-        {"seed": s, "accuracy": a, "accuracy_views": a, "seconds": 1.0, "epoch": 2}
+        {"seed": s, "accuracy": a, "accuracy_tta": a, "seconds": 1.0, "epoch": 2}
         for s, a in ((0, 0.5), (1, 0.6))
     ]
     arguments = ["--seeds", "2", "--data-dir", "/a/b"]
