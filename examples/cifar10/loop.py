@@ -85,7 +85,7 @@ def train_and_evaluate(
         result |= labels
         rows.append(result)
         report.write_metrics(workdir, rows)
-        report.curves(workdir / "curves.png", rows, data.label)
+        report.curves(workdir / "curves.png", rows, data)
         report.confusion(workdir / "confusion.png", logits, data)
         report.worst(workdir / "worst.png", logits, data)
         return result

@@ -77,11 +77,12 @@ def summary(
         "training, s": [r["seconds"] for r in results],
     }
     lines = [
-        f"# {dataset.label}: {results[0]['epoch']} epochs, n = {len(results)}",
+        f"# {dataset.name}: {results[0]['epoch']} epochs, n = {len(results)}",
         "",
         report.command("examples.cifar10.main", arguments),
         "",
         *(f"- {name}: {value}" for name, value in environment.items()),
+        f"- data: {dataset.label}",
         f"- date: {time.strftime('%Y-%m-%d')}",
         "",
         "| seed | " + " | ".join(columns) + " |",

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import matplotlib.colors
+import matplotlib.figure
 import numpy as np
 import optax
 import pytest
@@ -43,6 +44,24 @@ def test_loss_falls_and_files_are_left(finished):
     assert json.loads((finished / "config.json").read_text())["epochs"] == 2
     for name in ("curves", "confusion", "worst"):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unverified_files_are_named_in_the_caption_not_in_the_title(
+    finished, tmp_path, monkeypatch
+):
+    figures = []
+    figure_class = matplotlib.figure.Figure
+    monkeypatch.setattr(figure_class, "savefig", lambda figure, *_, **__: figures.append(figure))
+    made_up = dataclasses.replace(data.synthetic(), unverified=("test_batch.bin",))
+    logits = np.zeros((len(made_up.test_labels), 10))
+    report.curves(tmp_path / "curves.png", report.read_metrics(finished), made_up)
+    report.confusion(tmp_path / "confusion.png", logits, made_up)
+    report.worst(tmp_path / "worst.png", logits, made_up)
+    assert len(figures) == 3
+    for figure in figures:
+        assert figure.get_supxlabel() == made_up.label
+        titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+        assert not any(made_up.label in title for title in titles)
 
 
 def test_sparkline_goes_from_empty_to_full():

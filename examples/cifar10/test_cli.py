@@ -161,6 +161,8 @@ def test_table_over_seeds_has_mean_spread_and_command():
         for s, a in ((0, 0.5), (1, 0.6))
     ]
     arguments = ["--seeds", "2", "--data-dir", "/a/b"]
-    text = runs.summary(results, data.synthetic(1, 1), {"device": "cpu"}, arguments)
+    made_up = dataclasses.replace(data.synthetic(1, 1), unverified=("test_batch.bin",))
+    text = runs.summary(results, made_up, {"device": "cpu"}, arguments)
+    assert text.startswith("# synthetic: 2 epochs") and f"- data: {made_up.label}" in text
     assert "--seeds 2 --data-dir b" in text and "n = 2" in text and "- device: cpu" in text
     assert "| **mean** | 55.00 |" in text and "| standard deviation | 7.07 |" in text
