@@ -25,13 +25,13 @@ def rung(eps: float) -> list[str]:
     rate = SGD_RATE * math.sqrt(eps + TYPICAL_SQUARE)
     return [
         *SHORT, "--optimizer", "rmsprop", "--learning-rate", f"{rate:.8g}",
-        "--arguments", "decay=0.98", f"eps={eps}", "momentum=0.85", "nesterov=True",
-        "bias_correction=True",
+        "--arguments", "decay", "0.98", "eps", f"{eps}", "momentum", "0.85", "nesterov", "True",
+        "bias_correction", "True",
     ]  # fmt: skip
 
 
 SGD = [*SHORT, "--optimizer", "optax_sgd", "--learning-rate", str(SGD_RATE)]
-SGD += ["--arguments", "momentum=0.85", "nesterov=True"]
+SGD += ["--arguments", "momentum", "0.85", "nesterov", "True"]
 TRIALS = {"optax.sgd": SGD} | {f"eps = {eps:g}": rung(eps) for eps in EPSILONS}
 
 

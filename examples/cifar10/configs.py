@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+Arguments = tuple[tuple[str, bool | float], ...]
+
 
 class UserError(Exception):
     """A mistake of the caller's: shown as one message, without a traceback."""
@@ -64,11 +66,12 @@ class Optimization:
         "tensorflowjs", "timm", "torch", "torchopt", "optax_rmsprop", "optax_sgd", "optax_adam",
     ] = "rmsprop"  # fmt: skip
     """The links of optimizer.py, any framework's RMSprop, or Optax's optimizers to compare."""
-    arguments: tuple[str, ...] = (
-        "decay=0.98", "eps=1e-8", "momentum=0.85", "nesterov=True", "bias_correction=True",
+    arguments: Arguments = (
+        ("decay", 0.98), ("eps", 1e-8), ("momentum", 0.85), ("nesterov", True),
+        ("bias_correction", True),
     )  # fmt: skip
-    """The optimizer's arguments besides the learning rate, as name=value. Another --optimizer than
-    the preset's has its own defaults."""
+    """The optimizer's arguments besides the learning rate: names and values in turn. Another
+    --optimizer than the preset's has its own defaults."""
     learning_rate: float = 0.015
     """Peak learning rate: the biases'. Filters and head follow it."""
     filters_scale: float = 1.2
@@ -162,7 +165,8 @@ _AIRBENCH = Recipe(
     Augmentation(),
     Optimization(
         arguments=(
-            "decay=0.95", "eps=1e-8", "momentum=0.85", "nesterov=True", "bias_correction=True",
+            ("decay", 0.95), ("eps", 1e-8), ("momentum", 0.85), ("nesterov", True),
+            ("bias_correction", True),
         ),
         learning_rate=0.0075,
         warmup=0.23,
@@ -181,7 +185,7 @@ _CROWDED_VALLEY = Recipe(
     Augmentation("deepobs"),
     Optimization(
         "tensorflow1",
-        arguments=("decay=0.9", "epsilon=1e-10"),
+        arguments=(("decay", 0.9), ("epsilon", 1e-10)),
         learning_rate=1e-3,
         filters_scale=1.0,
         fan_in_power=0.0,
@@ -210,7 +214,7 @@ def _but(recipe: Recipe, part: str, /, **changes: Any) -> Recipe:
 _TUNED = _but(
     _CROWDED_VALLEY,
     "optimization",
-    arguments=("decay=0.9133996", "epsilon=1e-10"),
+    arguments=(("decay", 0.9133996), ("epsilon", 1e-10)),
     learning_rate=1.9870215e-4,
 )
 
@@ -239,7 +243,7 @@ PRESETS = {
         dataclasses.replace(
             _CROWDED_VALLEY.optimization,
             optimizer="keras2",
-            arguments=("decay=1e-6",),
+            arguments=(("decay", 1e-6),),
             learning_rate=1e-4,
             l2=0.0,
         ),
