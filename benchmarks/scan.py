@@ -3,7 +3,7 @@
     python -m benchmarks.scan
 
 writes `results/scan.md`. Inside a loop XLA's CPU compiler has no fast code for the gradient of a
-convolution, so `examples/cifar10/layers.py` has its own.
+convolution, so `examples/cifar10/fast_cpu.py` has its own.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import optax_rmsprop
-from examples.cifar10 import data, devices, layers, train
+from examples.cifar10 import data, devices, fast_cpu, train
 from examples.cifar10.configs import Options, Recipe
 from tools import environment
 
@@ -53,8 +53,8 @@ def programs(recipe: Recipe) -> dict[str, tuple[Callable, int]]:
         return functools.partial(run, carry, batch)
 
     found = {"alone": (compiled(False), 1), "in a scan": (compiled(True), COUNT)}
-    automatic = functools.partial(_automatic, layers.convolve)
-    with mock.patch.object(layers, "_conv", automatic):
+    automatic = functools.partial(_automatic, fast_cpu.convolve)
+    with mock.patch.object(fast_cpu, "_conv", automatic):
         found["in a scan, the automatic gradient"] = (compiled(True), COUNT)
     return found
 

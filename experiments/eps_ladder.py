@@ -16,7 +16,7 @@ from experiments import common
 SGD_RATE, TYPICAL_SQUARE = 0.2, 1e-6
 EPSILONS = (1.0, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 SHORT = (
-    "--epochs 1 --sides 24 --weight-decay 0 --filters-scale 1 --fan-in-power 0 --head-scale 1"
+    "--epochs 1 --image-sizes 24 --weight-decay 0 --filters-scale 1 --fan-in-power 0 --head-scale 1"
 ).split()
 
 
@@ -25,13 +25,13 @@ def rung(eps: float) -> list[str]:
     rate = SGD_RATE * math.sqrt(eps + TYPICAL_SQUARE)
     return [
         *SHORT, "--optimizer", "rmsprop", "--learning-rate", f"{rate:.8g}",
-        "--arguments", "decay=0.98", f"eps={eps}", "momentum=0.85", "nesterov=True",
-        "bias_correction=True",
+        "--arguments", "decay", "0.98", "eps", f"{eps}", "momentum", "0.85", "nesterov", "True",
+        "bias_correction", "True",
     ]  # fmt: skip
 
 
 SGD = [*SHORT, "--optimizer", "optax_sgd", "--learning-rate", str(SGD_RATE)]
-SGD += ["--arguments", "momentum=0.85", "nesterov=True"]
+SGD += ["--arguments", "momentum", "0.85", "nesterov", "True"]
 TRIALS = {"optax.sgd": SGD} | {f"eps = {eps:g}": rung(eps) for eps in EPSILONS}
 
 

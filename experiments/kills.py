@@ -16,7 +16,7 @@ from experiments import common
 from tools import environment
 
 # Small, but with many checkpoints, so that kills hit all that a run does.
-RUN = "--dataset synthetic --epochs 8 --batch-size 16 --widths 24 24 24 --sides 20".split()
+RUN = "--dataset synthetic --epochs 8 --batch-size 16 --widths 24 24 24 --image-sizes 20".split()
 
 
 def train(workdir: Path, *flags: str) -> subprocess.Popen:

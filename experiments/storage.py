@@ -17,14 +17,14 @@ def study(results: Path, arguments: Sequence[str]) -> None:
     title = "The second moment in fewer bytes: the preset small"
     lines = common.header(title, module, arguments, metrics)
     lines += [
-        "| format | n | final training loss | accuracy, % | with six views, % | optimizer's state, "
+        "| format | n | final training loss | accuracy, % | with TTA, % | optimizer's state, "
         "bytes a parameter | temporary memory of its update, bytes a parameter |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, runs in metrics.items():
         ends = [common.result(rows) for rows in runs]
         loss = [[row["loss"] for row in rows if row["kind"] == "train"][-1] for rows in runs]
-        accuracy = [[100 * end[key] for end in ends] for key in ("accuracy", "accuracy_views")]
+        accuracy = [[100 * end[key] for end in ends] for key in ("accuracy", "accuracy_tta")]
         columns = [common.mean_and_spread(loss, 4), *map(common.mean_and_spread, accuracy)]
         columns += [f"{size:.2f}" for size in memory([*TRIALS[name], *arguments])]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(columns)} |")

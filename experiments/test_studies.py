@@ -29,7 +29,7 @@ def made_up_run(seed: int, epochs: int) -> list[dict]:
     result = {"kind": "result", "seed": seed, "data": "made up", "split": "test", "seconds": 2.0}
     rows = [{"kind": "epoch", "accuracy": 0.1 * (epoch + 1)} for epoch in range(epochs)]
     rows.append({"kind": "train", "loss": 1.5 + seed})
-    return [*rows, result | {"accuracy": 0.5, "accuracy_views": 0.6}]
+    return [*rows, result | {"accuracy": 0.5, "accuracy_tta": 0.6}]
 
 
 @pytest.mark.slow

@@ -5,12 +5,17 @@ from pathlib import Path
 
 from experiments import common
 
-GROWING = ["--epochs", "10", "--sides", *"20 20 20 24 24 24 28 28 32 32".split()]
-LONG = ["--epochs", "17", "--sides", *"16 16 16 16 16 16 16 16 20 20 20 20 24 24 28 28 32".split()]
-SHORT = ["--epochs", "3", "--sides", "20", "24", "32"]
+GROWING = ["--epochs", "10", "--image-sizes", *"20 20 20 24 24 24 28 28 32 32".split()]
+LONG = [
+    "--epochs",
+    "17",
+    "--image-sizes",
+    *"16 16 16 16 16 16 16 16 20 20 20 20 24 24 28 28 32".split(),
+]
+SHORT = ["--epochs", "3", "--image-sizes", "20", "24", "32"]
 
 TRIALS = {
-    "6 epochs, full size": ["--epochs", "6", "--sides", "32"],
+    "6 epochs, full size": ["--epochs", "6", "--image-sizes", "32"],
     "10 epochs, growing from 20 to 32 pixels": GROWING,
     "the same, learning rate 0.01": [*GROWING, "--learning-rate", "0.01"],
     "17 epochs, growing from 16 to 32 pixels": LONG,
@@ -35,14 +40,14 @@ def study(results: Path, arguments: Sequence[str]) -> None:
     module = "experiments.tuning"
     lines = common.header("Choosing the preset", module, arguments, metrics)
     lines += [
-        "| trial | n | accuracy, % | with six views, % |",
+        "| trial | n | accuracy, % | with TTA, % |",
         "|---|--:|--:|--:|",
     ]
     for name, runs in metrics.items():
         ends = [common.result(rows) for rows in runs]
         columns = [
             [100 * r["accuracy"] for r in ends],
-            [100 * r["accuracy_views"] for r in ends],
+            [100 * r["accuracy_tta"] for r in ends],
         ]
         values = " | ".join(map(common.mean_and_spread, columns))
         lines.append(f"| {name} | {len(ends)} | {values} |")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from examples.cifar10 import configs
 
-# Views of an image, each (row, column, weight), whose logits are averaged. Airbench's: the centre
-# counts half, two diagonal neighbours a quarter each.
+# Test-time augmentation averages the logits of views, each (row, column, weight). Airbench's:
+# the centre counts half, two diagonal neighbours a quarter each.
 VIEWS = ((0, 0, 0.5), (-1, -1, 0.25), (1, 1, 0.25))
 CENTRE = ((0, 0, 1.0),)
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+Arguments = tuple[tuple[str, bool | float], ...]
+
 
 class UserError(Exception):
     """A mistake of the caller's: shown as one message, without a traceback."""
@@ -50,8 +52,8 @@ class Augmentation:
     """Airbench's largest translation, in pixels."""
     cutout: int = 0
     """Side of the square that airbench's blanks, in pixels."""
-    sides: tuple[int, ...] = (32,)
-    """Side of the images through the training, in pixels, for equal parts of its epochs."""
+    image_sizes: tuple[int, ...] = (32,)
+    """Progressive resizing: the side of the images, in pixels, in equal parts of the epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +66,12 @@ class Optimization:
         "tensorflowjs", "timm", "torch", "torchopt", "optax_rmsprop", "optax_sgd", "optax_adam",
     ] = "rmsprop"  # fmt: skip
     """The links of optimizer.py, any framework's RMSprop, or Optax's optimizers to compare."""
-    arguments: tuple[str, ...] = (
-        "decay=0.98", "eps=1e-8", "momentum=0.85", "nesterov=True", "bias_correction=True",
+    arguments: Arguments = (
+        ("decay", 0.98), ("eps", 1e-8), ("momentum", 0.85), ("nesterov", True),
+        ("bias_correction", True),
     )  # fmt: skip
-    """The optimizer's arguments besides the learning rate, as name=value. Another --optimizer than
-    the preset's has its own defaults."""
+    """The optimizer's arguments besides the learning rate: names and values in turn. Another
+    --optimizer than the preset's has its own defaults."""
     learning_rate: float = 0.015
     """Peak learning rate: the biases'. Filters and head follow it."""
     filters_scale: float = 1.2
@@ -110,8 +113,8 @@ class Recipe:
     """Images a step. On a CPU small batches are also the fastest."""
     train_images: int | None = None
     """Use only this many training images, the first ones."""
-    one_view: bool = False
-    """Do not report the accuracy with six views of every image."""
+    no_tta: bool = False
+    """Do not report the accuracy with test-time augmentation (TTA): six views of every image."""
     validation: bool = False
     """Hold out a tenth of the training images and report on them: for tuning."""
 
@@ -162,7 +165,8 @@ _AIRBENCH = Recipe(
     Augmentation(),
     Optimization(
         arguments=(
-            "decay=0.95", "eps=1e-8", "momentum=0.85", "nesterov=True", "bias_correction=True",
+            ("decay", 0.95), ("eps", 1e-8), ("momentum", 0.85), ("nesterov", True),
+            ("bias_correction", True),
         ),
         learning_rate=0.0075,
         warmup=0.23,
@@ -181,7 +185,7 @@ _CROWDED_VALLEY = Recipe(
     Augmentation("deepobs"),
     Optimization(
         "tensorflow1",
-        arguments=("decay=0.9", "epsilon=1e-10"),
+        arguments=(("decay", 0.9), ("epsilon", 1e-10)),
         learning_rate=1e-3,
         filters_scale=1.0,
         fan_in_power=0.0,
@@ -196,7 +200,7 @@ _CROWDED_VALLEY = Recipe(
     epochs=100,
     batch_size=128,
     train_images=40_000,
-    one_view=True,
+    no_tta=True,
 )
 
 
@@ -210,13 +214,15 @@ def _but(recipe: Recipe, part: str, /, **changes: Any) -> Recipe:
 _TUNED = _but(
     _CROWDED_VALLEY,
     "optimization",
-    arguments=("decay=0.9133996", "epsilon=1e-10"),
+    arguments=(("decay", 0.9133996), ("epsilon", 1e-10)),
     learning_rate=1.9870215e-4,
 )
 
 PRESETS = {
     # Chosen by experiments/tuning.py, in the repository.
-    "small": Recipe(augmentation=Augmentation(sides=(20, 20, 20, 24, 24, 24, 28, 28, 32, 32))),
+    "small": Recipe(
+        augmentation=Augmentation(image_sizes=(20, 20, 20, 24, 24, 24, 28, 28, 32, 32))
+    ),
     "airbench94": _AIRBENCH,
     "airbench95": dataclasses.replace(
         _but(_AIRBENCH, "network", widths=(128, 384, 384)), epochs=18
@@ -237,13 +243,13 @@ PRESETS = {
         dataclasses.replace(
             _CROWDED_VALLEY.optimization,
             optimizer="keras2",
-            arguments=("decay=1e-6",),
+            arguments=(("decay", 1e-6),),
             learning_rate=1e-4,
             l2=0.0,
         ),
         epochs=25,
         batch_size=32,
-        one_view=True,
+        no_tta=True,
     ),
     "crowded-valley": _CROWDED_VALLEY,
     "crowded-valley-tuned": _TUNED,
@@ -322,10 +328,11 @@ def check(options: Options) -> None:
         raise UserError(f"--shift must be between 0 and 15, got {augmentation.shift}")
     if not 0 <= augmentation.cutout <= 31:
         raise UserError(f"--cutout must be between 0 and 31, got {augmentation.cutout}")
-    if not augmentation.sides or not all(16 <= side <= 32 for side in augmentation.sides):
-        raise UserError(f"--sides must be from 16 to 32, got {augmentation.sides}")
-    if set(augmentation.sides) != {32} and network.network != "airbench":
-        raise UserError("--sides other than 32 needs --network airbench")
+    sizes = augmentation.image_sizes
+    if not sizes or not all(16 <= size <= 32 for size in sizes):
+        raise UserError(f"--image-sizes must be from 16 to 32, got {sizes}")
+    if set(sizes) != {32} and network.network != "airbench":
+        raise UserError("--image-sizes other than 32 needs --network airbench")
     if options.resume and options.workdir is None:
         raise UserError("--resume needs the --workdir of the run to continue")
     if options.data_dir is not None and options.dataset not in ("auto", "cifar10"):

@@ -12,7 +12,7 @@ from examples.cifar10.configs import Network, Options, Recipe
 if "JAX_NUM_CPU_DEVICES" not in os.environ:
     jax.config.update("jax_num_cpu_devices", 8)
 
-SMALL = Recipe(Network(widths=(24, 24, 24)), epochs=2, batch_size=32, one_view=True)
+SMALL = Recipe(Network(widths=(24, 24, 24)), epochs=2, batch_size=32, no_tta=True)
 
 
 def train_small(workdir: Path, recipe: Recipe = SMALL, resume: bool = False, **options) -> dict:

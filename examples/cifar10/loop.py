@@ -76,7 +76,7 @@ def train_and_evaluate(
                     checkpoints.save(done, carry, rows)
                 if stopped and done < total:
                     raise InterruptedRun(f"stopped after {done} of {total} steps, and saved")
-            logits, final = test(carry, augment.CENTRE if recipe.one_view else augment.VIEWS)
+            logits, final = test(carry, augment.CENTRE if recipe.no_tta else augment.VIEWS)
 
         result = report.result_row(rows, final) | {
             "compile_seconds": run_steps.seconds,
@@ -85,33 +85,33 @@ def train_and_evaluate(
         result |= labels
         rows.append(result)
         report.write_metrics(workdir, rows)
-        report.curves(workdir / "curves.png", rows, data.label)
+        report.curves(workdir / "curves.png", rows, data)
         report.confusion(workdir / "confusion.png", logits, data)
         report.worst(workdir / "worst.png", logits, data)
         return result
 
 
 class Compiled:
-    """The training steps, compiled apart for every side of the images."""
+    """The training steps, compiled apart for every size of the images."""
 
     def __init__(self, run: Callable, data: Dataset, layout: Layout):
         """Take what `train.make_steps` returns, and the images."""
         self.run, self.data, self.layout = run, data, layout
-        self.side, self.seconds = 0, 0.0
+        self.size, self.seconds = 0, 0.0
         self.labels = layout.put(data.train_labels)
 
     def __call__(
         self, recipe: Recipe, carry: train.Carry, epoch: int, first: int
     ) -> tuple[train.Carry, train.Logs, float]:
         """Run steps of an epoch from its `first` on; return also the seconds that they took."""
-        sides = recipe.augmentation.sides
-        side = sides[epoch * len(sides) // recipe.epochs]
+        sizes = recipe.augmentation.image_sizes
+        size = sizes[epoch * len(sizes) // recipe.epochs]
         at = jnp.int32(epoch), jnp.int32(first)
-        if side != self.side:
+        if size != self.size:
             began = time.perf_counter()
-            self.images = self.layout.put(resize(self.data.train_images, side))
+            self.images = self.layout.put(resize(self.data.train_images, size))
             self.compiled = self.run.lower(carry, self.images, self.labels, *at).compile()
-            self.side, self.seconds = side, self.seconds + time.perf_counter() - began
+            self.size, self.seconds = size, self.seconds + time.perf_counter() - began
         began = time.perf_counter()
         carry, logs = self.compiled(carry, self.images, self.labels, *at)
         logs = train.Logs(*map(np.asarray, jax.block_until_ready(logs)))
@@ -126,14 +126,14 @@ def _flat(recipe: Recipe) -> dict:
     return flat
 
 
-def resize(images: np.ndarray, side: int) -> np.ndarray:
-    """Shrink uint8 images to side x side pixels."""
-    if side == images.shape[1]:
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Shrink uint8 images to size x size pixels."""
+    if size == images.shape[1]:
         return images
 
     @jax.jit
     def shrink(images):
-        shape = (len(images), side, side, 3)
+        shape = (len(images), size, size, 3)
         small = jax.image.resize(images.astype(jnp.float32), shape, "linear")
         return small.round().astype(jnp.uint8)
 

@@ -1,16 +1,15 @@
 """The optimizer: RMSprop as a chain of links, or any other by its name."""
 
-import ast
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import optax_rmsprop
-from examples.cifar10.configs import Optimization, Recipe, UserError
+from examples.cifar10.configs import Arguments, Optimization, Recipe, UserError
 from optax_rmsprop import dialects, storage
 
 
@@ -75,23 +74,16 @@ OTHERS = {
 
 
 def named(
-    name: str, learning_rate: optax.Schedule, arguments: Sequence[str]
+    name: str, learning_rate: optax.Schedule, arguments: Arguments
 ) -> optax.GradientTransformation:
-    """Build an optimizer from its name and from arguments such as "decay=0.9"."""
+    """Build an optimizer from its name, its learning rate and its other arguments."""
     factory = OTHERS.get(name) or getattr(dialects, name)
-    signature = inspect.signature(factory)
-    known = list(signature.parameters)[1:]
-    values = {}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
+    known = list(inspect.signature(factory).parameters)[1:]
+    for key, _ in arguments:
         if key not in known:
-            raise UserError(f"--arguments {argument}: {name} has {', '.join(known)}")
-        try:
-            values[key] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            raise UserError(f"--arguments {argument}: the value is no Python literal") from None
+            raise UserError(f"--arguments {key}: {name} has {', '.join(known)}")
     try:
-        return factory(learning_rate, **values)
+        return factory(learning_rate, **dict(arguments))
     except (TypeError, ValueError) as error:
         raise UserError(f"--arguments: {error}") from error
 

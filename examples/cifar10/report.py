@@ -141,7 +141,7 @@ def epoch_row(rows: list[dict], accuracy: float) -> dict:
     }
 
 
-def result_row(rows: list[dict], accuracy_views: float) -> dict:
+def result_row(rows: list[dict], accuracy_tta: float) -> dict:
     """Make the metrics of the whole run."""
     epochs = [row for row in rows if row["kind"] == "epoch"]
     return {
@@ -149,7 +149,7 @@ def result_row(rows: list[dict], accuracy_views: float) -> dict:
         "step": epochs[-1]["step"],
         "epoch": epochs[-1]["epoch"],
         "accuracy": epochs[-1]["accuracy"],
-        "accuracy_views": accuracy_views,
+        "accuracy_tta": accuracy_tta,
         "accuracies": [row["accuracy"] for row in epochs],
         "seconds": sum(row["seconds"] for row in epochs),
     }
@@ -202,12 +202,12 @@ def read_object(text: bytes, where: str, names: Iterable[str] = ()) -> dict:
     return value
 
 
-def curves(path: Path, rows: list[dict], title: str) -> None:
+def curves(path: Path, rows: list[dict], data: Dataset) -> None:
     """Draw loss, accuracy and learning rate over the epochs."""
     steps = [row for row in rows if row["kind"] == "train"]
     epochs = [row for row in rows if row["kind"] == "epoch"]
     figure = matplotlib.figure.Figure(figsize=(10, 3.2), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(data.name)
     loss, accuracy, rate = figure.subplots(1, 3)
     x = [row["epoch"] for row in steps]
     loss.plot(x, [row["loss"] for row in steps])
@@ -222,7 +222,7 @@ def curves(path: Path, rows: list[dict], title: str) -> None:
     rate.set(xlabel="epoch", ylabel="learning rate")
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
-    save_figure(path, figure)
+    save_picture(path, figure, data)
 
 
 def confusion(path: Path, logits: np.ndarray, data: Dataset) -> None:
@@ -240,8 +240,8 @@ def confusion(path: Path, logits: np.ndarray, data: Dataset) -> None:
         ax=figure.subplots(),
     )
     right = (predicted == data.test_labels).mean()
-    display.ax_.set_title(f"{data.label}, {data.split}: {right:.2%} right")
-    save_figure(path, figure)
+    display.ax_.set_title(f"{data.name}, {data.split}: {right:.2%} right")
+    save_picture(path, figure, data)
 
 
 def worst(path: Path, logits: np.ndarray, data: Dataset, count: int = 40) -> None:
@@ -249,7 +249,7 @@ def worst(path: Path, logits: np.ndarray, data: Dataset, count: int = 40) -> Non
     right = np.take_along_axis(logits, data.test_labels[:, None].astype(int), axis=-1)[:, 0]
     loss = scipy.special.logsumexp(logits, axis=-1) - right
     figure = matplotlib.figure.Figure(figsize=(10, 8), layout="constrained")
-    figure.suptitle(f"{data.label}: the {data.split} images with the highest loss")
+    figure.suptitle(f"{data.name}: the {data.split} images with the highest loss")
     grid = figure.subplots(5, count // 5)
     for axes, index in zip(grid.flat, np.argsort(-loss), strict=False):
         axes.imshow(data.test_images[index])
@@ -257,11 +257,13 @@ def worst(path: Path, logits: np.ndarray, data: Dataset, count: int = 40) -> Non
         axes.set_title(f"{data.classes[truth]}\n→ {data.classes[taken]}", fontsize=8)
     for axes in grid.flat:
         axes.set_axis_off()
-    save_figure(path, figure)
+    save_picture(path, figure, data)
 
 
-def save_figure(path: Path, figure: matplotlib.figure.Figure) -> None:
-    """Write a PNG whole or not at all."""
+def save_picture(path: Path, figure: matplotlib.figure.Figure, data: Dataset) -> None:
+    """Write a PNG whole or not at all; a caption names the files that are not the official ones."""
+    if data.unverified:
+        figure.supxlabel(data.label, fontsize=8, color="gray")
     write(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 

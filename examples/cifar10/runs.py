@@ -38,7 +38,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         resume = options.resume and (options.seeds == 1 or (folder / "config.json").exists())
         recipe = dataclasses.replace(options.recipe, seed=seed)
         results.append(train_and_evaluate(recipe, dataset, folder, resume, layout))
-        show(results[-1], options.recipe.one_view)
+        show(results[-1], options.recipe.no_tta)
     if options.seeds > 1:
         text = summary(results, dataset, environment, arguments)
         path = options.results or workdir / "results.md"
@@ -46,15 +46,15 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         report.say(text + f"\nwritten to {path}")
 
 
-def show(result: dict, one_view: bool) -> None:
+def show(result: dict, no_tta: bool) -> None:
     """Print the table of one run."""
-    several = (f"{result['split']} accuracy, several views", f"{result['accuracy_views']:.2%}")
+    tta = (f"{result['split']} accuracy, with TTA", f"{result['accuracy_tta']:.2%}")
     accuracies = result["accuracies"]
     report.table(
         result["data"],
         [
             (f"{result['split']} accuracy", f"{result['accuracy']:.2%}"),
-            *([] if one_view else [several]),
+            *([] if no_tta else [tta]),
             (
                 "by epoch, 0 to 100 %",
                 f"{report.sparkline(accuracies)}  {accuracies[0]:.0%} → {accuracies[-1]:.0%}",
@@ -73,15 +73,16 @@ def summary(
     """Return a Markdown table with mean and spread over the seeds."""
     columns = {
         f"{dataset.split} accuracy, %": [100 * r["accuracy"] for r in results],
-        "several views, %": [100 * r["accuracy_views"] for r in results],
+        "with TTA, %": [100 * r["accuracy_tta"] for r in results],
         "training, s": [r["seconds"] for r in results],
     }
     lines = [
-        f"# {dataset.label}: {results[0]['epoch']} epochs, n = {len(results)}",
+        f"# {dataset.name}: {results[0]['epoch']} epochs, n = {len(results)}",
         "",
         report.command("examples.cifar10.main", arguments),
         "",
         *(f"- {name}: {value}" for name, value in environment.items()),
+        f"- data: {dataset.label}",
         f"- date: {time.strftime('%Y-%m-%d')}",
         "",
         "| seed | " + " | ".join(columns) + " |",

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import matplotlib.colors
+import matplotlib.figure
 import numpy as np
 import optax
 import pytest
@@ -20,6 +21,7 @@ from examples.cifar10 import (
     configs,
     data,
     devices,
+    fast_cpu,
     layers,
     model,
     optimizer,
@@ -42,6 +44,24 @@ def test_loss_falls_and_files_are_left(finished):
     assert json.loads((finished / "config.json").read_text())["epochs"] == 2
     for name in ("curves", "confusion", "worst"):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unverified_files_are_named_in_the_caption_not_in_the_title(
+    finished, tmp_path, monkeypatch
+):
+    figures = []
+    figure_class = matplotlib.figure.Figure
+    monkeypatch.setattr(figure_class, "savefig", lambda figure, *_, **__: figures.append(figure))
+    made_up = dataclasses.replace(data.synthetic(), unverified=("test_batch.bin",))
+    logits = np.zeros((len(made_up.test_labels), 10))
+    report.curves(tmp_path / "curves.png", report.read_metrics(finished), made_up)
+    report.confusion(tmp_path / "confusion.png", logits, made_up)
+    report.worst(tmp_path / "worst.png", logits, made_up)
+    assert len(figures) == 3
+    for figure in figures:
+        assert figure.get_supxlabel() == made_up.label
+        titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+        assert not any(made_up.label in title for title in titles)
 
 
 def test_sparkline_goes_from_empty_to_full():
@@ -87,7 +107,7 @@ def test_conv_has_the_automatic_gradient(batch, side, size, padding):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (batch, side, side, 3))
     kernel = jax.random.normal(keys[1], (size, size, 3, 5))
-    y, gradient = jax.vjp(lambda x, k: layers._conv(x, k, padding), x, kernel)
+    y, gradient = jax.vjp(lambda x, k: fast_cpu._conv(x, k, padding), x, kernel)
     y_auto, gradient_auto = jax.vjp(lambda x, k: layers.convolve(x, k, padding), x, kernel)
     dy = jax.random.normal(keys[2], y.shape)
     chex.assert_trees_all_equal(y, y_auto)
@@ -260,7 +280,7 @@ def test_deepobs_crops_and_keeps_the_mean_of_a_grey_image():
 
 
 @pytest.mark.slow
-def test_growing_images_train(tmp_path):
-    sides = configs.Augmentation(sides=(16, 32))
-    result = train_small(tmp_path, dataclasses.replace(SMALL, augmentation=sides))
+def test_progressive_resizing_trains(tmp_path):
+    sizes = configs.Augmentation(image_sizes=(16, 32))
+    result = train_small(tmp_path, dataclasses.replace(SMALL, augmentation=sizes))
     assert result["accuracy"] > 0.3

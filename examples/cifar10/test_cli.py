@@ -57,11 +57,10 @@ SYNTHETIC = ["--dataset", "synthetic"]
         (["--warmup", "0.9999", *SYNTHETIC], "--warmup 0.9999 takes all"),
         (["--learning-rate", "nan"], "--learning-rate must be a finite"),
         (["--depth", "4"], "--depth must be 2 or 3"),
-        (["--sides", "64"], "--sides must be from 16 to 32"),
-        (["--sides", "24", "--network", "keras"], "needs --network airbench"),
-        (["--arguments", "alpha=0.9", *SYNTHETIC], "rmsprop has decay, eps, momentum"),
-        (["--arguments", "decay=high", *SYNTHETIC], "no Python literal"),
-        (["--arguments", "decay=1.5", *SYNTHETIC], "decay must be"),
+        (["--image-sizes", "64"], "--image-sizes must be from 16 to 32"),
+        (["--image-sizes", "24", "--network", "keras"], "needs --network airbench"),
+        (["--arguments", "alpha", "0.9", *SYNTHETIC], "rmsprop has decay, eps, momentum"),
+        (["--arguments", "decay", "1.5", *SYNTHETIC], "decay must be"),
         (["--resume"], "--resume needs"),
         (["--results", "table.md"], "--results is the table over"),
         (["--results", "missing/table.md", "--seeds", "2"], "its folder does not exist"),
@@ -93,7 +92,9 @@ def test_devices_that_do_not_fit_are_refused(options, message):
         devices.layout(configs.Options(recipe, **options))
 
 
-@pytest.mark.parametrize("flags", ["--epoch 1", "--optimizer lion", "--preset medium"])
+@pytest.mark.parametrize(
+    "flags", ["--epoch 1", "--optimizer lion", "--preset medium", "--arguments decay high"]
+)
 def test_wrong_flag_is_exit_code_2(flags, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(flags.split())
@@ -132,7 +133,7 @@ def test_every_dialect_can_be_named():
 
 @pytest.mark.parametrize("name", named_optimizers())
 def test_every_optimizer_goes_downhill_at_its_schedule(name):
-    tx = optimizer.named(name, optax.constant_schedule(1e-3), [])
+    tx = optimizer.named(name, optax.constant_schedule(1e-3), ())
     params = jnp.ones(3)
     update, _ = tx.update(params, tx.init(params), params)
     assert (np.asarray(update) < 0).all()
@@ -141,13 +142,14 @@ def test_every_optimizer_goes_downhill_at_its_schedule(name):
 def test_another_optimizer_than_the_presets_has_its_own_defaults():
     options = configs.parse(["--optimizer", "torch"])
     assert options.recipe.optimization.arguments == ()
-    options = configs.parse(["--optimizer", "torch", "--arguments", "alpha=0.9"])
-    assert options.recipe.optimization.arguments == ("alpha=0.9",)
+    options = configs.parse("--optimizer torch --arguments alpha 0.9 centered True".split())
+    assert options.recipe.optimization.arguments == (("alpha", 0.9), ("centered", True))
     assert configs.parse([]).recipe == configs.PRESETS["small"]
 
 
 def test_arguments_reach_the_dialect():
-    got = optimizer.named("torch", optax.constant_schedule(0.5), ["alpha=0.9", "momentum=0.5"])
+    arguments = (("alpha", 0.9), ("momentum", 0.5))
+    got = optimizer.named("torch", optax.constant_schedule(0.5), arguments)
     params = jnp.ones(3)
     expected = dialects.torch(0.5, alpha=0.9, momentum=0.5)
     chex.assert_trees_all_equal(
@@ -157,10 +159,12 @@ def test_arguments_reach_the_dialect():
 
 def test_table_over_seeds_has_mean_spread_and_command():
     results = [
-        {"seed": s, "accuracy": a, "accuracy_views": a, "seconds": 1.0, "epoch": 2}
+        {"seed": s, "accuracy": a, "accuracy_tta": a, "seconds": 1.0, "epoch": 2}
         for s, a in ((0, 0.5), (1, 0.6))
     ]
     arguments = ["--seeds", "2", "--data-dir", "/a/b"]
-    text = runs.summary(results, data.synthetic(1, 1), {"device": "cpu"}, arguments)
+    made_up = dataclasses.replace(data.synthetic(1, 1), unverified=("test_batch.bin",))
+    text = runs.summary(results, made_up, {"device": "cpu"}, arguments)
+    assert text.startswith("# synthetic: 2 epochs") and f"- data: {made_up.label}" in text
     assert "--seeds 2 --data-dir b" in text and "n = 2" in text and "- device: cpu" in text
     assert "| **mean** | 55.00 |" in text and "| standard deviation | 7.07 |" in text

@@ -21,8 +21,8 @@ def losses(workdir) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("shard_state", [False, True])
 def test_eight_devices_train_as_one_does(shard_state, finished, tmp_path):
-    # Several views take as long as the training: once is enough.
-    recipe = dataclasses.replace(SMALL, one_view=shard_state)
+    # Test-time augmentation takes as long as the training: once is enough.
+    recipe = dataclasses.replace(SMALL, no_tta=shard_state)
     train_small(tmp_path, recipe, devices=8, shard_state=shard_state)
     np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-3)
 
@@ -54,8 +54,8 @@ def test_two_processes_of_four_devices_train_as_one_device_does(finished, tmp_pa
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = (
-        "--dataset synthetic --one-view --epochs 2 --batch-size 32 --widths 24 24 24 --sides 32 "
-        f"--devices 8 --shard-state --distributed {address} --num-processes 2 "
+        "--dataset synthetic --no-tta --epochs 2 --batch-size 32 --widths 24 24 24 "
+        f"--image-sizes 32 --devices 8 --shard-state --distributed {address} --num-processes 2 "
         f"--workdir {tmp_path / 'run'}"
     ).split()
     command = [sys.executable, "-m", "examples.cifar10.main", *flags, "--process-id"]

@@ -26,7 +26,7 @@ from examples.cifar10 import main as cli
 from examples.cifar10.configs import Options, UserError
 from examples.cifar10.conftest import SMALL, train_small
 
-CLI = "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24 --sides 32".split()
+CLI = "--dataset synthetic --epochs 2 --batch-size 32 --widths 24 24 24 --image-sizes 32".split()
 
 
 def rows(workdir: Path) -> list[dict]:

@@ -178,7 +178,7 @@ def make_predict(graphdef: nnx.GraphDef, layout: Layout, mirror: bool) -> Callab
     Args:
       graphdef: The model.
       layout: Where a batch lies.
-      mirror: Whether several views include their mirror images.
+      mirror: Whether test-time augmentation mirrors the images too.
     """
 
     @functools.partial(jax.jit, static_argnames="views")
