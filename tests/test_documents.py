@@ -122,6 +122,12 @@ def test_links_of_the_documents_lead_somewhere():
             assert there, (path.name, target)
 
 
+def test_the_page_of_evidence_has_every_result():
+    text = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    results = [path for path in ROOT.glob("*/**/results/*.md") if ".venv" not in path.parts]
+    assert results and not [p for p in results if f"../{p.relative_to(ROOT)}" not in text]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_is_paired(path):
