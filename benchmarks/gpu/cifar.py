@@ -15,7 +15,7 @@ from examples.cifar10 import augment, configs, data, devices, loop, optimizer, t
 from examples.cifar10.configs import Options, Recipe
 
 SEEDS = 10
-VIEWS = {"test accuracy, %": augment.CENTRE, "several views, %": augment.VIEWS}
+VIEWS = {"test accuracy, %": augment.CENTRE, "with TTA, %": augment.VIEWS}
 CAPTIONS = {
     "throughput": """\
 Steps of the first epoch, with network and augmentation; the three take turns. Without an
