@@ -175,7 +175,7 @@ def cifar(tables):
     assert [row["seed"] for row in tables["seeds"]] == [0, 1]
     assert tables["seeds"][0]["final loss"] != tables["seeds"][1]["final loss"]
     for row in tables["seeds"]:
-        assert 0 < row["test accuracy, %"] < 100 and 0 < row["several views, %"] < 100
+        assert 0 < row["test accuracy, %"] < 100 and 0 < row["with TTA, %"] < 100
         assert row["training, s"] > 0
     (whole,) = tables["accuracy"]
     assert whole["n"] == 2 and whole["data"] == "synthetic"

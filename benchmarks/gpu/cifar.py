@@ -21,7 +21,7 @@ CAPTIONS = {
 Steps of the first epoch, with network and augmentation; the three take turns. Without an
 optimizer the gradient, times 1e-30, is added to the parameters.""",
     "accuracy": """\
-`airbench94`, mean ± standard deviation over the seeds. Several views are its test-time
+`airbench94`, mean ± standard deviation over the seeds. TTA is its test-time
 augmentation. Compilation is not in the training's seconds.""",
     "seeds": "Each seed.",
 }
