@@ -140,7 +140,8 @@ def put(where: str, value: Array, old: Any) -> Any:
     # What is not finite stays so: a foreign state may start at infinity.
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     if (np.isfinite(value) & ~np.isfinite(new) if inexact else new != value).any():
-        raise ValueError(f"{where}: a number of the source is too large for {dtype}")
+        misfit = "too large for" if inexact else "none of"
+        raise ValueError(f"{where}: a number of the source is {misfit} {dtype}")
     # What init left free to move stays free.
     abstract = isinstance(old, jax.ShapeDtypeStruct)
     placed = not is_traced(old) and (old.sharding if abstract else getattr(old, "committed", False))
