@@ -210,6 +210,31 @@ def to_torch(state):
     return interop.to_torch(state, fresh_torch(), same, names=NAMES)
 
 
+def groups(a, b):
+    """One RMSprop for the weights, and another for the biases."""
+    of = {"a": dialects.torch(**a), "b": dialects.torch(**b)}
+    return optax.partition(of, {"w": "a", "b": "b"})
+
+
+def ours_with(centered=False, **fields):
+    """A state with other numbers in all leaves of some fields."""
+    state = dialects.torch(momentum=0.9, centered=centered).init(PARAMS)
+    for name, x in fields.items():
+        old = optax.tree.get(state, name)
+        new = {n: np.full(p.shape, x) for n, p in PARAMS.items()} if isinstance(old, dict) else x
+        state = optax.tree.set(state, **{name: new})
+    return state
+
+
+class Head(NamedTuple):
+    """Parameters of which one has the name that Flax's variables have for theirs."""
+
+    policy: Any
+    value: Any
+
+
+ONE, TWO = np.array([1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
+RMS, TRACE = ours.scale_by_rms(0.9), ours.trace(0.9)
 FIRST = optax.chain(ours.trace(0.9), ours.rmsprop(0.1))
 TWICE = optax.chain(ours.scale_by_rms(), dialects.torch(momentum=0.9))
 
@@ -722,7 +747,7 @@ BAD = {
     "a Keras optimizer with momentum": (
         lambda: interop.to_keras(trained(dialects.keras()), fresh_keras(centered=False), same),
         ValueError,
-        "to_keras: the state has no momentum, the optimizer in `like` has one",
+        "to_keras: the state has no momentum for 'w', and the optimizer in `like` has one",
     ),
     "other names than Keras's": (
         lambda: interop.to_keras(
@@ -760,7 +785,133 @@ BAD = {
             trained(dialects.tensorflow1(0.1)), fresh_tensorflow1(True), same
         ),
         ValueError,
-        "to_tensorflow1: the optimizer in `like` is centred, the state is not",
+        r"to_tensorflow1: the state has no mean \(it is not centred\) for 'b', and the optimizer",
+    ),
+    "momentum in one of two groups": (
+        lambda: from_torch(torch_saved(), groups(a=dict(momentum=0.9), b={}).init(PARAMS)),
+        ValueError,
+        "the source has momentum of 'b', and `like` has no place for it",
+    ),
+    "a mean, and groups that are not centred": (
+        lambda: from_torch(
+            to_torch(trained(dialects.torch(centered=True))), groups(a={}, b={}).init(PARAMS)
+        ),
+        ValueError,
+        "the source has mu of 'b', and `like` has no place for it",
+    ),
+    "a momentum that only its own link masks": (
+        lambda: from_torch(
+            torch_saved(),
+            optax.chain(RMS, optax.masked(TRACE, {"w": True, "b": False})).init(PARAMS),
+        ),
+        ValueError,
+        "the source has momentum of 'b', and `like` has no place for it",
+    ),
+    "momentum in two groups of Keras": (
+        lambda: interop.from_keras(
+            fresh_keras(centered=False), groups(a={}, b={}).init(PARAMS), same
+        ),
+        ValueError,
+        "the source has momentum of 'b', and `like` has no place for it",
+    ),
+    "a stale momentum of Keras": (
+        lambda: interop.to_keras(
+            groups(a=dict(momentum=0.9), b={}).init(PARAMS), fresh_keras(centered=False), same
+        ),
+        ValueError,
+        "to_keras: the state has no momentum for 'b', and the optimizer in `like` has one",
+    ),
+    "a stale momentum of TensorFlow 1": (
+        lambda: interop.to_tensorflow1(
+            groups(a=dict(momentum=0.9), b={}).init(PARAMS), fresh_tensorflow1(False), same,
+            learning_rate=0.1,
+        ),
+        ValueError,
+        "to_tensorflow1: the state has no momentum for 'b', and the optimizer in `like` has one",
+    ),
+    "what a conversion drops, though some may be missing": (
+        lambda: interop.from_torch(
+            torch_saved(), LIKE, lambda named: {"w": named["w"]}, names=NAMES, missing_ok=True
+        ),
+        ValueError,
+        "from_torch: convert drops 'b'; missing_ok is for parameters without a state",
+    ),
+    "all that a layout passes over, though some may be missing": (
+        lambda: interop.from_torch(
+            torch_saved(), LIKE, interop.layout(PARAMS, subset=True).to_flax,
+            names=["net.w", "net.b"], missing_ok=True,
+        ),
+        ValueError,
+        "from_torch: convert drops 'net.b', 'net.w'",
+    ),
+    "a parameter that is called value": (
+        lambda: interop.from_torch(
+            changed(misshaped), dialects.torch(momentum=0.9).init(Head(PARAMS["b"], PARAMS["w"])),
+            lambda named: Head(named["b"], named["w"]), names=NAMES,
+        ),
+        ValueError,
+        r"nu.value has shape \(3, 2\), expected \(2, 3\)",
+    ),
+    **{
+        f"{name}, {way}": (
+            lambda state=state, call=call: call(state), ValueError, f"{way}: .*{says}",
+        )
+        for name, state, says in (
+            ("a second moment below zero", ours_with(nu=-1.0), r"nu\['b'\]: .* negative: -1"),
+            ("a second moment that is NaN", ours_with(nu=np.nan), "moment is not finite: nan"),
+            ("a momentum that is NaN", ours_with(trace=np.nan), "momentum is not finite: nan"),
+            ("a count that wraps", ours_with(count=np.int64(3e9)), "count must be .* 3000000000"),
+            ("a count that is no whole number", ours_with(count=7.9), "count must be .* 7.9"),
+            ("a rate that is NaN", ours_with(last_learning_rate=np.nan), "rate must be finite"),
+        )
+        for way, call in (
+            ("transfer", lambda state: interop.transfer(state, LIKE)),
+            ("to_torch", lambda state: to_torch(state)),
+        )
+    },
+    "a variance below zero": (
+        lambda: interop.transfer(
+            ours_with(centered=True, var=-1.0), dialects.torch().init(PARAMS)
+        ),
+        ValueError,
+        r"transfer: \[0\].var\['b'\]: a variance is negative: -1",
+    ),
+    "another's count that wraps": (
+        lambda: interop.transfer(
+            optax.ScaleByAdamState(np.int64(3e9), *[jnp.zeros(2)] * 2), optax.adam(0.1).init(ONE)[0]
+        ),
+        ValueError,
+        "transfer: .count: a number of the source is none of int32",
+    ),
+    **{
+        f"{argument} as {value!r}": (
+            lambda call=call, value=value: call(value),
+            TypeError,
+            f"{argument} must be True or False, got",
+        )
+        for argument, call in {
+            "from_torch: rate_in_buffer": lambda x: interop.from_torch(
+                torch_saved(), LIKE, same, names=NAMES, rate_in_buffer=x
+            ),
+            "to_torch: rate_in_buffer": lambda x: interop.to_torch(
+                LIKE, fresh_torch(), same, names=NAMES, rate_in_buffer=x
+            ),
+            "from_torch: missing_ok": lambda x: interop.from_torch(
+                torch_saved(), LIKE, same, names=NAMES, missing_ok=x
+            ),
+            "to_torch: lr_in_momentum": lambda x: interop.to_torch(
+                LIKE, fresh_torch(lr_in_momentum=x), same, names=NAMES
+            ),
+            "layout: subset": lambda x: interop.layout(PARAMS, subset=x),
+        }.items()
+        for value in ("False", 1, [True])
+    },
+    "Adam's Keras variables under RMSprop's name, in a list": (
+        lambda: keras(
+            [Known(f"rmsprop/{x}", ONE) for x in ("a_momentum", "a_velocity")], momentum=0.9
+        ),
+        TypeError,
+        "from_keras: 'rmsprop/a_momentum' comes before 'rmsprop/a_velocity', as in Adam",
     ),
 }  # fmt: skip
 
@@ -884,6 +1035,7 @@ def test_each_leaf_that_has_no_counterpart_is_named_on_its_side(change, centered
 WRAPPED = {
     "ema": lambda tx: optax.chain(tx, optax.ema(0.9)),
     "plateau": lambda tx: optax.chain(tx, optax.contrib.reduce_on_plateau()),
+    "a new plateau": lambda tx: optax.chain(tx, optax.contrib.reduce_on_plateau()),
     "half an accumulation": lambda tx: optax.MultiSteps(tx, 3),
     "noise": lambda tx: optax.chain(optax.add_noise(0.1, 0.1, 0), tx),
     "two second moments": lambda tx: optax.chain(ours.scale_by_rms(0.5), tx),
@@ -909,7 +1061,8 @@ WRAPPED = {
 def test_a_state_moves_whole_to_the_same_configuration(wrapper):
     tx = WRAPPED[wrapper](dialects.torch(0.1, momentum=0.9, centered=True))
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-    state = trained(optax.with_extra_args_support(tx), value=1.0)
+    steps = 0 if "new" in wrapper else 5
+    state = trained(optax.with_extra_args_support(tx), steps, value=1.0)
     moved, unfilled, unused = interop.transfer(state, tx.init(params))
     assert (unfilled, unused) == ([], [])
     chex.assert_trees_all_equal(moved, state)
@@ -953,7 +1106,7 @@ def test_a_field_of_the_parameters_is_no_field_of_a_state(wrapper):
         chex.assert_trees_all_equal(back.inner_state[1], state.inner_state[1])
 
 
-RMS, TRACE, RATE = ours.scale_by_rms(0.9), ours.trace(0.9), ours.scale_by_learning_rate(0.25)
+RATE = ours.scale_by_learning_rate(0.25)
 CHAINS = {  # what the buffer holds, or None where nothing in the state tells
     "rate, momentum": (optax.chain(RMS, RATE, TRACE), "steps"),
     "momentum, rate": (optax.chain(RMS, TRACE, RATE), "directions"),
@@ -973,7 +1126,15 @@ CHAINS = {  # what the buffer holds, or None where nothing in the state tells
     "stored": (
         ours.storage.stored_as(optax.chain(RMS, TRACE, RATE), ours.storage.uint16()), "directions",
     ),
-    "only a nameless link before": (optax.chain(RMS, optax.scale(-0.25), TRACE), "steps"),
+    "only a nameless link before, of Optax": (
+        optax.chain(optax.scale_by_rms(), optax.scale(-0.25), optax.trace(0.9)), "steps",
+    ),
+    "only a nameless link before": (optax.chain(RMS, optax.scale(-0.25), TRACE), None),
+    "only clipping before": (optax.chain(RMS, optax.clip(1e9), TRACE), None),
+    "only a schedule before": (
+        optax.chain(RMS, optax.scale_by_schedule(lambda count: 0.25), TRACE), None,
+    ),
+    "no rate": (ours.chain(RMS, TRACE), "directions"),
     "only a nameless link after": (optax.chain(RMS, TRACE, optax.scale(-0.25)), "directions"),
     "a schedule after": (
         optax.chain(RMS, TRACE, optax.scale_by_learning_rate(lambda count: 0.25)), "directions",
@@ -1206,6 +1367,59 @@ def test_a_rate_that_is_given_moves_the_momentum_where_the_groups_have_none():
     )
 
 
+def test_a_parameter_without_elements_and_one_of_another_rate_are_carried():
+    params = {"w": jnp.zeros(2), "b": jnp.zeros((0, 3))}
+    saved = {
+        "state": {i: {"step": 1.0 + i, "square_avg": np.ones(params[n].shape)} for i, n in
+                  enumerate(NAMES)},
+        "param_groups": [{"lr": 0.5, "params": [0]}, {"lr": 0.25, "params": [1]}],
+    }  # fmt: skip
+    state = from_torch(saved, dialects.torch().init(params))
+    assert int(state[0].count) == 1 and float(state[1].last_learning_rate) == 0.5
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_no_parameters_are_carried_in_both_directions(setting):
+    like = dialects.torch(**SETTINGS[setting]).init({})
+    fresh = {"state": {}, "param_groups": [{"lr": 0.1, "params": []}]}
+    chex.assert_trees_all_equal(interop.from_torch(fresh, like, same, names=[]), like)
+    assert interop.to_torch(like, fresh, same, names=[]) == fresh
+
+
+def test_a_group_without_parameters_has_no_number_of_steps():
+    of = {n: dialects.torch(momentum=0.9) for n in (*NAMES, "none")}
+    like = optax.partition(of, {n: n for n in NAMES}).init(PARAMS)
+    state = from_torch(changed(uneven), like)
+    counts = {n: int(s.inner_state[0].count) for n, s in state.inner_states.items()}
+    assert counts == {"w": 5, "b": 4, "none": 0}
+    back = interop.to_torch(state, fresh_torch(), same, names=NAMES)
+    assert [float(back["state"][i]["step"]) for i in range(2)] == [5, 4]
+
+
+def test_a_field_called_value_is_one_of_the_parameters():
+    group = dialects.torch(momentum=0.9)
+    tx = optax.partition({"a": group, "b": group}, Head({"value": "b"}, "a"))
+    like = tx.init(Head({"value": jnp.zeros(3)}, jnp.zeros((2, 3))))
+    saved = changed(uneven)
+    state = from_torch(saved, like, lambda named: Head({"value": named["b"]}, named["w"]))
+    assert [int(state.inner_states[n].inner_state[0].count) for n in "ab"] == [5, 4]
+    back = lambda tree: {"b": tree.policy["value"], "w": tree.value}  # noqa: E731
+    again = interop.to_torch(state, fresh_torch(), back, names=NAMES)
+    chex.assert_trees_all_close(again, saved)
+
+
+def test_complex_parameters_are_pairs_here_and_complex_again_there():
+    params = {n: jnp.zeros(2, complex) for n in NAMES}
+    like = dialects.torch(momentum=0.9).init(params)
+    state = jax.tree.map(lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), like)
+    joined = lambda tree: {n: x[..., 0] + 1j * x[..., 1] for n, x in tree.items()}  # noqa: E731
+    saved = interop.to_torch(state, fresh_torch(), joined, names=NAMES)
+    chex.assert_trees_all_equal(interop.to_torch(state, saved, same, names=NAMES), saved)
+    back = from_torch(saved, like)
+    chex.assert_trees_all_close(back[:2], state[:2])
+    assert np.iscomplexobj(saved["state"][0]["momentum_buffer"])
+
+
 def test_leaves_of_two_rates_have_none():
     like = dialects.torch(0.125).init({"w": jnp.zeros((2, 3))})
     saved = {
@@ -1349,7 +1563,6 @@ def test_the_second_slot_of_a_centred_tensorflow1_optimizer_is_the_mean():
     assert fields == {"mu": 2.0, "var": 1.0, "trace": -1.0}
 
 
-ONE, TWO = np.array([1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
 AVERAGE = np.array([-5.0, 6.0], np.float32)
 RATE = np.float32(0.5)
 

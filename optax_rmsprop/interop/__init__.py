@@ -9,8 +9,10 @@
 A buffer that contains the learning rate holds steps: Keras's and TensorFlow's +b, this package's
 and Optax's −b. One that does not holds directions, as PyTorch's does. The order of the links in a
 state says which it is, through nested chains, masks, partitions and wrappers, and the rate is moved
-in or out. Optax's own links for a rate leave no name: where such a link may stand on either side of
-the buffer, `momentum="steps"` or `"directions"` tells. A momentum before the division is refused.
+in or out. Optax's own links for a rate leave no name. One between Optax's division and the buffer
+is taken for the rate, as `optax.rmsprop` has it; where such a link may stand on either side of the
+buffer, or is between a division of this package and the buffer, `momentum="steps"` or
+`"directions"` tells. A momentum before the division is refused.
 
 The function that converts the weights converts the accumulators: it maps a dictionary of named
 arrays to a tree like the parameters (`from_*`), or back (`to_*`). `layout` makes both for the usual

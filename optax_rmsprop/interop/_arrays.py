@@ -1,6 +1,6 @@
 """Arrays of any framework as NumPy's, their names, and their paths in a tree of parameters."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -22,9 +22,11 @@ _NARROW = (
 )  # NumPy has these not, or too few bits
 _MOMENTS = {
     "nu": "a second moment",
+    "var": "a variance",
     "mu": "a mean",
     "step": "a momentum",
     "direction": "a momentum",
+    "trace": "a momentum",
 }
 
 
@@ -112,10 +114,18 @@ def check_numbers(where: str, quantity: str, x: Array) -> None:
     """Refuse what no RMSprop has accumulated: what is not finite, and a second moment below 0."""
     parts = (x.real, x.imag) if np.iscomplexobj(x) else (x,)
     for part in parts:
-        if not np.isfinite(part).all():
-            raise ValueError(f"{where}: {_MOMENTS[quantity]} is not finite")
-        if quantity == "nu" and (part < 0).any():
-            raise ValueError(f"{where}: a second moment is negative: {part.min():.3g}")
+        if not (finite := np.isfinite(part)).all():
+            raise ValueError(
+                f"{where}: {_MOMENTS[quantity]} is not finite: {part[~finite].flat[0]}"
+            )
+        if quantity in ("nu", "var") and (part < 0).any():
+            raise ValueError(f"{where}: {_MOMENTS[quantity]} is negative: {part.min():.3g}")
+
+
+def check_boolean(where: str, x: Any) -> None:
+    """Refuse what is neither True nor False, and only counts as one of them."""
+    if not isinstance(x, (bool, np.bool_)):
+        raise TypeError(f"{where} must be True or False, got {shown(x)}")
 
 
 def put(where: str, value: Array, old: Any) -> Any:
@@ -125,10 +135,13 @@ def put(where: str, value: Array, old: Any) -> Any:
         if shape != (*value.shape, 2):
             raise ValueError(f"{where} is real, the source is complex")
         value = np.stack([value.real, value.imag], axis=-1)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         new = of_shape(where, value, shape).astype(dtype)
-    if not np.isfinite(new.astype(np.result_type(dtype, np.float32))).all():
-        raise ValueError(f"{where}: a number of the source is too large for {dtype}")
+    # What is not finite stays so: a foreign state may start at infinity.
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    if (np.isfinite(value) & ~np.isfinite(new) if inexact else new != value).any():
+        misfit = "too large for" if inexact else "none of"
+        raise ValueError(f"{where}: a number of the source is {misfit} {dtype}")
     # What init left free to move stays free.
     abstract = isinstance(old, jax.ShapeDtypeStruct)
     placed = not is_traced(old) and (old.sharding if abstract else getattr(old, "committed", False))
@@ -142,18 +155,41 @@ def of_shape(where: str, x: Array, shape: tuple[int, ...]) -> Array:
     return x
 
 
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Iterator[tuple[Any, Any]]:
+    """The leaves of a tree, each with its path, which the variables of Flax are no part of."""
+
+    def is_end(x: Any) -> bool:
+        return _is_variable(x) or (is_leaf is not None and is_leaf(x))
+
+    for path, node in cast(Any, jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_end)):
+        for key, x in cast(Any, jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf)):
+            yield (*path, *key[1:]), x
+
+
+def children(node: Any) -> list[tuple[Any, Any]]:
+    """What a node holds, each with a path of one key; of a leaf itself."""
+
+    def is_below(x: Any) -> bool:
+        return x is not node
+
+    return cast(Any, jax.tree_util.tree_leaves_with_path(node, is_leaf=is_below))
+
+
+def _is_variable(x: Any) -> bool:
+    """Whether it is a box of Flax's around a value; other nodes, too, have a field of this name."""
+    of_flax = any(cls.__module__.partition(".")[0] == "flax" for cls in type(x).__mro__)
+    return of_flax and [path for path, _ in children(x)] == [(jax.tree_util.GetAttrKey("value"),)]
+
+
 def path_of(path: Any) -> Path:
-    """A leaf's path in a tree of parameters, the same for dictionaries and for an `nnx.State`."""
-    keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path]
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and keys[-1] == "value":
-        keys.pop()
+    """A leaf's path as text, the same for dictionaries and for an `nnx.State`."""
+    keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
     return tuple(map(str, keys))
 
 
 def leaves_with_paths(tree: Any) -> list[tuple[Path, Any]]:
     """A tree's leaves, each with its path."""
-    leaves = cast(Any, jax.tree_util.tree_leaves_with_path(tree))
-    return [(path_of(path), x) for path, x in leaves]
+    return [(path_of(path), x) for path, x in flatten(tree)]
 
 
 def leaves_of(tree: Any) -> dict[Path, Array]:

@@ -10,18 +10,15 @@ import jax
 import numpy as np
 import optax
 
-from ._arrays import Array, Path, array_of, is_idle, path_of, put, shown
+from ._arrays import Array, Path, array_of, children, flatten, is_idle, path_of, put, shown
 from ._survey import (
     FORMS,
     SCALARS,
-    TREES,
     Link,
     Momentum,
     Slot,
     Survey,
-    children,
     class_of,
-    flatten,
 )
 
 Values: TypeAlias = Mapping[str, Mapping[Path, Any]]  # quantity -> leaf -> array, () of all leaves
@@ -54,7 +51,7 @@ def read(function: str, state: optax.OptState, momentum: Momentum | None) -> Con
     for slot in found.slots:
         _check_place(found, slot)
     trees = collections.defaultdict[str, list[Any]](list)
-    for link in (*divisions, *momenta):
+    for link in (*divisions, *(link for link in momenta if link.leaves)):
         has = {quantity: jax.tree.map(_unless_idle, tree) for quantity, tree in link.trees.items()}
         if "var" in has:
             has["nu"] = jax.tree.map(_second_moment, has.pop("var"), has["mu"])
@@ -98,7 +95,7 @@ def fill(
         absent = missing_ok and slot.at not in values.get("nu", {})
         if kind_of(quantity) in _MOMENTS and not absent and not is_idle(slot.value):
             _check_lack(found, slot, quantity, values, hints or {})
-        if slot.quantity == "count":
+        if slot.quantity == "count" and found.parameters(slot.link):
             counts = sorted(map(int, found.common(slot.link, values.get("count", {}))))
             differ = f"the parameters of {slot} differ in their number of steps, {counts}"
             lack = differ if counts else "the source has no number of steps"
@@ -201,11 +198,11 @@ def _check_sole(found: Survey) -> None:
 
 def _check_place(found: Survey, slot: Slot) -> None:
     """Refuse a leaf without a value, and one with a value that no framework has a place for."""
-    if slot.quantity in TREES and not is_idle(slot.value):
-        array_of(f"{found.function}: {slot}", slot.value)
-    elif slot.quantity in SCALARS:
+    if slot.quantity in SCALARS:
         found.scalar(slot)
-    elif not slot.quantity and np.ndim(slot.value) and not is_idle(slot.value):
+    elif slot.quantity:
+        found.check(slot)
+    elif np.ndim(slot.value) and not is_idle(slot.value):
         if np.any(array_of(f"{found.function}: {slot}", slot.value)):
             raise ValueError(
                 f"{found.function}: no RMSprop of another framework has a place for {slot}: give "
@@ -236,14 +233,17 @@ def _check_lack(
 
 
 def _check_used(found: Survey, values: Values, used: Mapping[str, set[Path]]) -> None:
-    """Refuse what was in no place, if `like` does not mask it; a momentum has one of two forms."""
+    """Refuse what was in no place, if `like` does not mask it; a momentum has one of two forms.
+
+    What one link masks and another has a value for is not masked.
+    """
     trees = [tree for link in found.links for tree in link.trees.values()]
     masked = {path_of(p) for p, x in flatten(trees, _is_masked) if _is_masked(x)}
     masked = {at[1:] for at in masked}  # without the tree's number
     for quantity in sorted(values.keys() - SCALARS, key=list(WORDS).index):
         kind = kind_of(quantity)
         for at in sorted(values[quantity].keys() - used.get(kind, set())):
-            if not any(at[:n] in masked for n in range(len(at) + 1)):
+            if at in found.everywhere or not any(at[:n] in masked for n in range(len(at) + 1)):
                 raise ValueError(
                     f"{found.function}: the source has {kind} of {'/'.join(at)!r}, and `like` has "
                     "no place for it; is `like` of the same parameters, momentum and centring?"

@@ -1,5 +1,6 @@
 """From the named arrays of a framework to an Optax state, and back."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -72,14 +73,25 @@ def from_named(
         for quantity, arrays in both_forms(named, rates).items()
     }
     shapes = {name: x.shape for arrays in named.values() for name, x in arrays.items()}
+    origins = functools.cache(lambda: _origins(function, convert, shapes))
     for quantity, numbers in (("learning_rate", rates), ("count", counts)):
         known = {name: x for name, x in numbers.items() if x is not None and name in shapes}
         if set(known.values()) == set(numbers.values()) - {None} and len(set(known.values())) == 1:
             values[quantity] = {(): known.popitem()[1]}
         elif known:
-            full = {name: np.full(shapes[name], x, np.float64) for name, x in known.items()}
-            leaves = _leaves(function, convert, full)
-            values[quantity] = {at: x.flat[0] for at, x in leaves.items() if np.ptp(x) == 0}
+            of = {at: {known.get(name) for name in names} for at, names in origins().items()}
+            values[quantity] = {
+                at: x
+                for at, found in of.items()
+                if len(found) == 1 and (x := found.pop()) is not None
+            }
+    if missing_ok:
+        whole = {name for name, shape in shapes.items() if 0 not in shape}
+        if lost := sorted(whole.difference(*origins().values())):
+            raise ValueError(
+                f"{function}: convert drops {', '.join(map(repr, lost))}; missing_ok is for "
+                "parameters without a state: leave the state of these out, if it is not wanted"
+            )
     return fill(function, like, values, momentum, missing_ok, hints)
 
 
@@ -121,7 +133,7 @@ def counts_of(
     arrays = _named(
         function, convert, cast(Any, jax.tree.structure)(found.trees["nu"]).unflatten(full)
     )
-    return {name: int(x.flat[0]) for name, x in arrays.items() if x.size}
+    return {name: int(x.flat[0].real) for name, x in arrays.items() if x.size}
 
 
 def from_variables(
@@ -184,8 +196,11 @@ def to_variables(
             return of_shape(f"{function}: {name}", array, old.shape).astype(old.dtype)
         if quantity == "count" and found.counts:
             return np.asarray(max(found.counts.values()), old.dtype)
-        if quantity in WORDS and quantity not in named and np.any(old):
-            raise ValueError(f"{function}: the state has no {WORDS[quantity]}")
+        if quantity in WORDS and name in named["nu"]:
+            raise ValueError(
+                f"{function}: the state has no {WORDS[quantity]} for {name!r}, and the optimizer "
+                "in `like` has one"
+            )
         return owned(old)
 
     return {key: new(key, value) for key, value in variables.values.items()}
@@ -200,6 +215,20 @@ def _leaves(function: str, convert: Convert, named: Mapping[str, Any]) -> dict[P
         raise
     leaves = leaves_with_paths(tree)
     return {at: array_of(f"{function}: {'/'.join(at)!r}", x) for at, x in leaves}
+
+
+def _origins(
+    function: str, convert: Convert, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[Path, set[str]]:
+    """The parameters whose numbers each leaf has that `convert` makes."""
+    # A number for each, of 8 bits and an exponent: `convert` may round to half precision.
+    numbers = {float((128 + i % 128) << (i // 128)): name for i, name in enumerate(shapes)}
+    full = {name: np.full(shapes[name], x) for x, name in numbers.items()}
+    leaves = _leaves(function, convert, full)
+    return {
+        at: {numbers[i] for i in np.unique(x.real).tolist() if i in numbers}
+        for at, x in leaves.items()
+    }
 
 
 def _named(function: str, convert: ConvertBack, tree: Any) -> Named:

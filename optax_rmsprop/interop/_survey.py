@@ -9,7 +9,7 @@ of two quantities: a "step" contains the learning rate and is what a parameter l
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
@@ -19,6 +19,10 @@ from ..storage import decoded, encoded_like
 from ._arrays import (
     Path,
     array_of,
+    check_numbers,
+    children,
+    flatten,
+    is_idle,
     learning_rate_of,
     leaves_with_paths,
     path_of,
@@ -73,7 +77,7 @@ class Link:
     trees: dict[str, Any]  # like the parameters, by quantity
 
     def __str__(self) -> str:
-        return f"{place(self.path) or 'the root'} ({self.name.rpartition('.')[2]})"
+        return f"{jax.tree_util.keystr(self.path) or 'the root'} ({self.name.rpartition('.')[2]})"
 
     @functools.cached_property
     def leaves(self) -> frozenset[Path]:
@@ -91,7 +95,7 @@ class Slot(NamedTuple):
     at: Path  # in the tree of parameters
 
     def __str__(self) -> str:
-        return place(self.path)
+        return jax.tree_util.keystr(self.path)
 
 
 class Survey:
@@ -139,8 +143,18 @@ class Survey:
         """The parameters that a link acts on, None being all."""
         if link.trees or link.scope is None:
             return link.leaves if link.trees else None
-        inside = [x.leaves for x in self.links if x.order[: len(link.scope)] == link.scope]
-        return frozenset[Path]().union(*inside) or None
+        beside = [x for x in self.links if x.order[: len(link.scope)] == link.scope and x.trees]
+        return frozenset[Path]().union(*(x.leaves for x in beside)) if beside else None
+
+    @functools.cached_property
+    def everywhere(self) -> frozenset[Path]:
+        """The parameters that the links of RMSprop have values for."""
+        return frozenset[Path]().union(*(link.leaves for link in self.links))
+
+    def parameters(self, link: Link) -> frozenset[Path]:
+        """The parameters that a link acts on, by name."""
+        reach = self.reach(link)
+        return self.everywhere if reach is None else reach
 
     def meet(self, a: Link, b: Link) -> bool:
         """Whether two links act on a parameter both."""
@@ -177,6 +191,9 @@ class Survey:
             sides = {_follows(x, link) for x in after}
             if kind == "perhaps":
                 sides.discard(0)
+                # Optax's RMSprop has its rate there. The rate of ours would have its name.
+                if -1 in sides and any(x.name.startswith("optax_rmsprop.") for x in divisions):
+                    return None
             if sides:
                 return {-1: "step", 1: "direction"}.get(sides.pop()) if len(sides) == 1 else None
         return "direction"
@@ -184,17 +201,25 @@ class Survey:
     def scalars(self, quantity: str) -> dict[Path, Any]:
         """The number of each parameter: that of its division before that of other links."""
         found: dict[Path, set[Any]] = {}
-        everywhere = {at for link in self.links for at in link.leaves}
         slots = [s for s in self.slots if s.quantity == quantity and np.ndim(s.value) == 0]
         for slot in sorted(slots, key=lambda slot: slot.link.kind == "division"):
             value = self.scalar(slot)
-            for at in self.reach(slot.link) or everywhere:
+            for at in self.parameters(slot.link):
                 found[at] = (
                     {value} if slot.link.kind == "division" else found.get(at, set()) | {value}
                 )
         if quantity == "count":
             return {at: max(values) for at, values in found.items()}
         return {at: next(iter(values)) for at, values in found.items() if len(values) == 1}
+
+    def check(self, slot: Slot) -> None:
+        """Refuse what RMSprop has not counted or accumulated."""
+        where = f"{self.function}: {slot}"
+        if slot.quantity in TREES and not is_idle(slot.value):
+            check_numbers(where, slot.quantity, array_of(where, slot.value))
+        elif slot.quantity in SCALARS:
+            for x in np.ravel(array_of(where, slot.value)):  # of each member of a population
+                self.scalar(slot._replace(value=x))
 
     def scalar(self, slot: Slot) -> Any:
         """The number in a slot."""
@@ -207,12 +232,12 @@ class Survey:
         injected = {
             float(array_of(f"{self.function}: {slot}", slot.value))
             for slot in names
-            if slot.path and path_of(slot.path)[-1] in _RATE_NAMES
+            if slot.at and slot.at[-1] in _RATE_NAMES
         }
         known = self.scalars("learning_rate")
         if known or len(injected) != 1:
             return known
-        return dict.fromkeys((at for link in self.links for at in link.leaves), injected.pop())
+        return dict.fromkeys(self.everywhere, injected.pop())
 
     def common(self, link: Link, scalars: Mapping[Path, Any]) -> set[Any]:
         """The numbers of the parameters that a link acts on."""
@@ -223,13 +248,6 @@ class Survey:
         """The state with other leaves, in the codes of `like`."""
         tree = cast(Any, jax.tree.structure(self.state))
         return encoded_like(tree.unflatten(values), like)
-
-
-def place(path: Any) -> str:
-    """A path in a state as text, the same whether Flax holds the leaf in a variable or not."""
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
-    return jax.tree_util.keystr(tuple(path))
 
 
 def class_of(node: Any) -> str:
@@ -255,20 +273,6 @@ def _holds_links(node: Any) -> bool:
         return class_of(x) in _ROLES
 
     return any(map(known, jax.tree.leaves(node, is_leaf=known)))
-
-
-def flatten(node: Any, is_leaf: Any = None) -> Iterator[tuple[Any, Any]]:
-    """The leaves of a node, each with its path."""
-    return iter(cast(Any, jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf)))
-
-
-def children(node: Any) -> Iterator[tuple[Any, Any]]:
-    """What a node holds, each with a path of one key; of a leaf itself."""
-
-    def is_below(x: Any) -> bool:
-        return x is not node
-
-    return flatten(node, is_below)
 
 
 def _scheduled(node: Any, at: Path) -> bool:

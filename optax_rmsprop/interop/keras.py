@@ -136,12 +136,7 @@ def to_keras(
         o/w_velocity [4.]
         o/w_momentum [1.]
     """
-    has = states.quantities(state)
-    found = _variables("to_keras", like, names, has, optimizer)
-    for quantity, field in dict(step="trace", mu="mu").items():
-        if field not in has and any(quantity == role for role, _ in found.roles.values()):
-            word = states.WORDS[quantity]
-            raise ValueError(f"to_keras: the state has no {word}, the optimizer in `like` has one")
+    found = _variables("to_keras", like, names, states.quantities(state), optimizer)
     result = states.to_variables("to_keras", found, state, convert, learning_rate, momentum)
     result = {
         key: new(f"to_keras: {key!r}", x, found.values[key].dtype) for key, x in result.items()
@@ -256,7 +251,7 @@ def _named(
         if shape := values[key].shape:
             raise ValueError(f"{function}: {labels[key]!r} has shape {shape}, expected ()")
     if spelling is _KERAS3:
-        _check_blocks(function, labels, slots)
+        _check_blocks(function, labels, slots, in_order)
     found: dict[str, list[tuple[Any, str]]] = {}
     for key, match in slots.items():
         if match["kind"] == "gradient_accumulator" and np.any(values[key]):
@@ -295,12 +290,15 @@ def _spelling(function: str, labels: list[str]) -> re.Pattern[str]:
 
 
 def _check_blocks(
-    function: str, labels: Mapping[Any, str], slots: Mapping[Any, re.Match[str]]
+    function: str, labels: Mapping[Any, str], slots: Mapping[Any, re.Match[str]], in_order: bool
 ) -> None:
-    """RMSprop has all velocities first; Adam has the same names, and its momentum first."""
+    """RMSprop has all velocities first; Adam has the same names, and its momentum first.
+
+    Where the order may be anybody's, RMSprop's own name is enough.
+    """
     momentum = ""
     for key, match in slots.items():
-        known = _RMSPROP.fullmatch(match["scope"] or "")
+        known = not in_order and _RMSPROP.fullmatch(match["scope"] or "")
         if match["kind"] == "velocity" and momentum and not known:
             raise TypeError(
                 f"{function}: {momentum!r} comes before {labels[key]!r}, as in Adam and not in "

@@ -17,6 +17,8 @@ from ._arrays import (
     Path,
     array_of,
     as_mapping,
+    check_boolean,
+    flatten,
     leaves_with_paths,
     of_shape,
     owned,
@@ -80,6 +82,7 @@ def layout(
         >>> print(tree["dense"]["kernel"].shape, sorted(both.to_torch(tree)))
         (3, 2) ['dense.bias', 'dense.weight']
     """
+    check_boolean("layout: subset", subset)
     found, tree = leaves_with_paths(params), cast(Any, jax.tree.structure(params))
     flattened = flattened or {}
     modules = {".".join(path[:-1]) for path, _ in found}
@@ -185,8 +188,7 @@ def _masked(tree: Any) -> set[Path]:
     def is_nothing(x: Any) -> bool:
         return x is None or isinstance(x, optax.MaskedNode)
 
-    leaves = cast(Any, jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_nothing))
-    return {path_of(path) for path, x in leaves if is_nothing(x)}
+    return {path_of(path) for path, x in flatten(tree, is_nothing) if is_nothing(x)}
 
 
 def _is_inside(path: Path, parents: set[Path]) -> bool:

@@ -60,8 +60,7 @@ def from_tensorflow1(
     found = _variables("from_tensorflow1", variables, states.quantities(like), slot)
     if "trace" not in states.quantities(like):
         # TensorFlow has the slot without momentum too; it holds the last step, which nothing reads.
-        roles = {key: role for key, role in found.roles.items() if key not in _steps(found)}
-        found = found._replace(roles=roles)
+        found = _without(found, _steps(found))
     return states.from_variables(
         "from_tensorflow1", found, like, convert, count, learning_rate, momentum
     )
@@ -103,12 +102,10 @@ def to_tensorflow1(
     """
     has = states.quantities(state)
     found = _variables("to_tensorflow1", like, has, slot)
-    if "mu" not in has and any(quantity == "mu" for quantity, _ in found.roles.values()):
-        raise ValueError("to_tensorflow1: the optimizer in `like` is centred, the state is not")
     # TensorFlow has the slot without momentum too, and multiplies it by 0; a new one starts at 0.
     idle = set[str]() if "trace" in has else _steps(found)
     blank = {key: np.zeros_like(found.values[key]) for key in idle}
-    found = found._replace(values={**found.values, **blank})
+    found = _without(found._replace(values={**found.values, **blank}), idle)
     result = states.to_variables("to_tensorflow1", found, state, convert, learning_rate, momentum)
     slots = {
         key: new(f"to_tensorflow1: {key!r}", x, found.values[key].dtype)
@@ -178,3 +175,7 @@ def _numbered(variables: Iterable[str], optimizer: str, start: int = 0) -> dict[
 
 def _steps(found: states.Variables) -> set[str]:
     return {key for key, (quantity, _) in found.roles.items() if quantity == "step"}
+
+
+def _without(found: states.Variables, keys: set[str]) -> states.Variables:
+    return found._replace(roles={key: x for key, x in found.roles.items() if key not in keys})

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from . import _states as states
-from ._arrays import array_of, of_shape
+from ._arrays import array_of, check_boolean, of_shape
 from ._states import Convert, ConvertBack, Momentum
 
 _KEYS = dict(nu="square_avg", mu="grad_avg", step="momentum_buffer", direction="momentum_buffer")
@@ -46,7 +46,7 @@ def from_torch(
             were frozen for a while.
         learning_rate: The rate, >= 0, in place of the groups', which a schedule may have left at 0.
         missing_ok: Parameters that never had a gradient, and so have no state in torch, keep what
-            `like` has.
+            `like` has. Those with a state must then all come out of `convert`.
         momentum: What a buffer in `like` holds where its links do not tell, since Optax's rates
             leave no name: "steps" if the rate comes before it, or "directions".
 
@@ -74,6 +74,7 @@ def from_torch(
         >>> print(state[0].count, state[0].nu["kernel"].T)
         7 [[1. 2.]]
     """
+    check_boolean("from_torch: missing_ok", missing_ok)
     saved = _Saved.of("from_torch", state_dict, names, rate_in_buffer, learning_rate)
     named: dict[str, dict[str, Any]] = {}
     counts = dict[str, int | None]()
@@ -128,7 +129,9 @@ def to_torch(
         state: Any tree of Optax states with ours in it, that of an `nnx.Optimizer` too.
         like: `optimizer.state_dict()` of the optimizer that will take it, new or used: its groups
             are returned as they are, and their rates move the momentum.
-        convert: From a tree like the parameters to a dictionary of named arrays.
+        convert: From a tree like the parameters to a dictionary of named arrays. The pairs of a
+            complex parameter become complex by the optimizer's state; where it is new, `convert`
+            does it: `x[..., 0] + 1j * x[..., 1]`.
         count: The steps made, in place of the state's. A state of Optax may have none; then
             `step`, which RMSprop does not read, is that of `like`, or 0.
         names, rate_in_buffer, learning_rate: As in `from_torch`.
@@ -174,17 +177,23 @@ def to_torch(
         for quantity, arrays in named.items():
             key = _KEYS[quantity]
             if name in arrays:
-                x, before = arrays[name], old.get(key)
-                entries[index][key] = (
-                    x
-                    if before is None
-                    else of_shape(f"to_torch: the {key} of {name!r}", x, tuple(before.shape))
-                )
+                where = f"to_torch: the {key} of {name!r}"
+                entries[index][key] = _like(where, arrays[name], old.get(key))
     if _is_flat(like):
         flat = {f"state.{i}.{key}": x for i, entry in entries.items() for key, x in entry.items()}
         groups = {key: x for key, x in like.items() if key.startswith("param_groups.")}
         return flat | copy.deepcopy(groups)
     return {"state": entries, "param_groups": copy.deepcopy(list(like["param_groups"]))}
+
+
+def _like(where: str, x: states.Array, old: Any) -> states.Array:
+    """`x` in the shape of what an optimizer has, complex where that is."""
+    if old is None:
+        return x
+    old = array_of(where, old)
+    if np.iscomplexobj(old) and x.shape == (*old.shape, 2):
+        x = x[..., 0] + 1j * x[..., 1]
+    return of_shape(where, x, old.shape)
 
 
 class _Saved(NamedTuple):
@@ -307,7 +316,12 @@ def _names(
 
 def _rate_in_buffer(function: str, groups: list[Mapping[str, Any]], given: bool | None) -> bool:
     """Whether the buffer contains the rate: what timm's groups say, or what is given."""
-    said = {bool(group["lr_in_momentum"]) for group in groups if "lr_in_momentum" in group}
+    if given is not None:
+        check_boolean(f"{function}: rate_in_buffer", given)
+    found = [group["lr_in_momentum"] for group in groups if "lr_in_momentum" in group]
+    for x in found:
+        check_boolean(f"{function}: lr_in_momentum", x)
+    said = set(found)
     if len(said | ({given} - {None})) > 1:
         raise ValueError(
             f"{function}: the groups have lr_in_momentum={sorted(said)}, and rate_in_buffer={given}"

@@ -51,7 +51,8 @@ def transfer(
 
     Raises:
         TypeError: if the source is no state of an optimizer.
-        ValueError: if nothing tells what a momentum buffer holds.
+        ValueError: if nothing tells what a momentum buffer holds, or what is carried is nothing
+            that RMSprop accumulates, or is too large for the dtype in `like`.
 
     Example:
         >>> import jax.numpy as jnp, optax, optax_rmsprop
@@ -109,6 +110,7 @@ class _Source:
         same = self.places.get(str(slot))
         if same is not None and self._is_same(same, here, slot):
             self.taken.add(str(same))
+            self.survey.check(same)
             if not isinstance(getattr(slot.value, "dtype", np.dtype(float)), np.dtype):  # keys
                 return same.value
             return put(where, as_numpy(same.value), slot.value)
@@ -144,11 +146,11 @@ class _Source:
         sole = [x for x in here.of("division") if slot.at in x.leaves]
         if len(by["nu"] + by["var"]) != 1 or len(sole) != 1 or slot.quantity not in by:
             return None, []  # of two none is the one
-        arrays = {
-            q: array_of(f"transfer: {found[0]}", found[0].value)
-            for q, found in by.items()
-            if len(found) == 1
-        }
+        arrays = dict[str, Any]()
+        for quantity, found in by.items():
+            if len(found) == 1:
+                self.survey.check(found[0])
+                arrays[quantity] = array_of(f"transfer: {found[0]}", found[0].value)
         if slot.quantity == "trace":
             return self._momentum(here, slot, arrays.get("trace")), by["trace"]
         if slot.quantity == "nu" and "var" in arrays:
