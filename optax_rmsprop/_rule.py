@@ -103,8 +103,10 @@ def _quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:
 def _(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    quotient = _quotient(*primals)
-    return quotient, (tangents[0] - quotient * tangents[1]) / primals[1]
+    quotient, divisor = _quotient(*primals), primals[1]
+    # 0 where the largest number stands for 0: a GPU has the subnormal number that would be left.
+    kept = jnp.where(divisor < np.finfo(divisor.dtype).max, 1, 0).astype(divisor.dtype)
+    return quotient, (tangents[0] - quotient * tangents[1]) / divisor * kept
 
 
 @jax.custom_jvp

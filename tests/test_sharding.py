@@ -351,7 +351,9 @@ def test_init_under_jit_reads_no_parameter_and_does_not_mind_nan(case):
         init.cost_analysis()["bytes accessed"]
         == (of_constants.compile().cost_analysis()["bytes accessed"])
     )
-    assert init.memory_analysis().temp_size_in_bytes == 0
+    # A copy of `w` would be 8,192 bytes; a GPU's program has some hundred for its constants.
+    allowed = 0 if jax.default_backend() == "cpu" else 1024
+    assert init.memory_analysis().temp_size_in_bytes <= allowed
 
 
 @cases(divides=True)

@@ -906,7 +906,9 @@ def test_the_step_is_taken_from_the_second_moment_as_it_is_stored(codec, eps_in_
         nu = storage.decoded(state).inner_state[0].nu
         root = lambda nu: np.sqrt(nu + 0.1) if eps_in_sqrt else np.sqrt(nu) + 0.1  # noqa: E731
         buffer = jax.tree.map(lambda b, g, nu, root=root: 0.5 * b + g / root(nu), buffer, g, nu)
-        chex.assert_trees_all_close(updates, buffer, rtol=1e-5)
+        # Where the sum cancels, the rounding of its terms is left.
+        terms = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(buffer))
+        chex.assert_trees_all_close(updates, buffer, rtol=1e-5, atol=4 * 2**-23 * terms)
 
 
 @CODECS
