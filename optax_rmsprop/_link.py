@@ -107,6 +107,8 @@ class Call:
 
 def shown(value: Any) -> str:
     """An argument in a call that is shown: a function by its name."""
+    if isinstance(value, np.float64):
+        return repr(float(value))
     if not isinstance(value, FunctionType):
         return repr(value)
     return f"denominators.{value.__name__}" if value in DENOMINATORS else value.__name__
@@ -334,12 +336,13 @@ def scalar(
         )
     if is_traced(value):
         return value
-    number = value if isinstance(value, (int, float)) else float(value)
+    # NumPy's float is one of Python's too, and tells that the number was an array.
+    number = value if isinstance(value, (int, float)) else np.float64(value)
     inside = 0 <= number < below if above is None else above < number < below
     if not (inside and number <= sys.float_info.max):
         ends = f"[0, {below})" if above is None else f"({above:g}, {below})"
         raise ValueError(f"{function}: {name} must be in {ends}, got {value}")
-    return number
+    return number if schedule or not isinstance(number, np.float64) else float(number)
 
 
 def number(link: str, name: str, value: Any, count: Any) -> Any:

@@ -38,6 +38,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -302,7 +303,7 @@ def timm(
         caution: Take no step where the buffer and the gradient disagree in sign, and larger ones
             elsewhere. Without momentum it does nothing.
         lr_max: η_max > 0, the largest rate: the `lr` that timm's constructor would get. A corrected
-            decay needs it if `lr` is a schedule, or injected.
+            decay needs it if `lr` is a schedule or an array, as one that is injected.
 
     Source: timm 1.0.31, timm/optim/rmsprop_tf.py.
     """
@@ -825,10 +826,10 @@ def _corrected(lr: Hyperparameter, lr_max: float | None) -> Hyperparameter:
     """The rate of a corrected decay; a constant rate is its own largest."""
     if lr_max is not None:
         return Corrected(lr, lr_max)
-    if callable(lr) or is_traced(lr):
+    if callable(lr) or is_traced(lr) or isinstance(lr, np.float64):
         raise ValueError(
-            "timm: corrected_weight_decay with a schedule or a traced lr needs lr_max, the lr that "
-            "timm's constructor would get"
+            "timm: corrected_weight_decay with a schedule or an array as lr needs lr_max, the lr "
+            "that timm's constructor would get"
         )
     return lr
 
@@ -845,4 +846,6 @@ def _one_ahead(value: Hyperparameter) -> Hyperparameter:
 
 
 def _at(value: Hyperparameter, count: ArrayLike) -> Any:
+    if isinstance(value, np.float64):
+        return float(value)
     return value(count) if callable(value) else value

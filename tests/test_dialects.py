@@ -499,8 +499,13 @@ BAD = {
     ),
     "clip_weights: bound must be in (0, inf), got -1.0": lambda: dialects.clip_weights(-1.0),
     "multiply: factor must be in (-inf, inf), got nan": lambda: dialects.multiply(np.nan),
-    "timm: corrected_weight_decay with a schedule or a traced lr needs lr_max": lambda: (
-        dialects.timm(halving, decoupled_decay=True, corrected_weight_decay=True)
+    "timm: corrected_weight_decay with a schedule or an array": lambda: dialects.timm(
+        halving, decoupled_decay=True, corrected_weight_decay=True
+    ),
+    "timm: corrected_weight_decay with a schedule or an array as lr needs lr_max": lambda: (
+        dialects.timm(
+            np.float32(0.1), weight_decay=0.1, decoupled_decay=True, corrected_weight_decay=True
+        )
     ),
     "timm: lr_max must be in (0, inf), got 0.0": lambda: dialects.timm(lr_max=0.0),
     "mxnet: gamma2 must be in [0, 1.0), got 1": lambda: dialects.mxnet(gamma2=1),

@@ -110,7 +110,8 @@ def to_named(
     for quantity, tree in found.trees.items():
         named[quantity] = arrays = _named(function, convert, tree)
         # Of what is masked nothing is lost.
-        whole = sum(x.size for x in arrays.values()) == sum(map(np.size, jax.tree.leaves(tree)))
+        leaves = jax.tree.leaves(tree)
+        whole = sum(x.size for x in arrays.values()) == sum(np.asarray(x).size for x in leaves)
         absent = rates.keys() - arrays.keys() if found.masked and whole else set[str]()
         same_names(function, rates.keys() - absent, arrays)
     momenta = [both_forms({q: named.pop(q)}, rates) for q in FORMS & named.keys()]
