@@ -236,20 +236,7 @@ def _named(
     scalars = {key: label.rpartition("/") for key, label in labels.items() if key not in slots}
     for scope in {m["scope"] or "" for m in slots.values()} | {x[0] for x in scalars.values()}:
         _check_owner(function, scope)
-    outer = {scope for scope, _, name in scalars.values() if name in _LOSS_SCALE}
-    roles = {
-        key: (_SCALARS[name], "")
-        for key, (scope, _, name) in scalars.items()
-        if name in _SCALARS and scope not in outer
-    }
-    if len({*roles.values()}) != len(roles):
-        several = sorted(labels[key] for key in roles)
-        raise ValueError(
-            f"{function}: variables of several optimizers, give those of one: {several}"
-        )
-    for key in roles:
-        if shape := values[key].shape:
-            raise ValueError(f"{function}: {labels[key]!r} has shape {shape}, expected ()")
+    roles = _scalar_roles(function, labels, values, scalars)
     if spelling is _KERAS3:
         _check_blocks(function, labels, slots, in_order)
     found: dict[str, list[tuple[Any, str]]] = {}
@@ -271,6 +258,30 @@ def _named(
             raise ValueError(f"{function}: {len(got)} variables of {states.WORDS[quantity]}")
         roles |= {key: (quantity, n) for (key, _), n in zip(variables, got, strict=True)}
     return states.Variables(values, roles, expected)
+
+
+def _scalar_roles(
+    function: str,
+    labels: Mapping[Any, str],
+    values: Mapping[Any, states.Array],
+    scalars: Mapping[Any, tuple[str, str, str]],
+) -> dict[Any, tuple[str, str]]:
+    """The quantities of the scalars, without those of an optimizer that scales the loss."""
+    outer = {scope for scope, _, name in scalars.values() if name in _LOSS_SCALE}
+    roles = {
+        key: (_SCALARS[name], "")
+        for key, (scope, _, name) in scalars.items()
+        if name in _SCALARS and scope not in outer
+    }
+    if len({*roles.values()}) != len(roles):
+        several = sorted(labels[key] for key in roles)
+        raise ValueError(
+            f"{function}: variables of several optimizers, give those of one: {several}"
+        )
+    for key in roles:
+        if shape := values[key].shape:
+            raise ValueError(f"{function}: {labels[key]!r} has shape {shape}, expected ()")
+    return roles
 
 
 def _spelling(function: str, labels: list[str]) -> re.Pattern[str]:

@@ -83,39 +83,14 @@ def layout(
         (3, 2) ['dense.bias', 'dense.weight']
     """
     check_boolean("layout: subset", subset)
-    found, tree = leaves_with_paths(params), cast(Any, jax.tree.structure(params))
-    flattened = flattened or {}
-    modules = {".".join(path[:-1]) for path, _ in found}
-    for argument, given in (("rename", rename), ("flattened", flattened)):
-        unknown = set[str]() if given is None or callable(given) else given.keys() - modules
-        if unknown:
-            raise ValueError(
-                f"layout: {argument} has {sorted(unknown)}, the modules are {sorted(modules)}"
-            )
-    leaves = {
-        path: _leaf(path, np.shape(x), {p[-1:] for p, _ in found if p[:-1] == path[:-1]}, rename)
-        for path, x in found
-    }
-    by_name = collections.defaultdict[str, list[str]](list)
-    for path, leaf in leaves.items():
-        by_name[leaf.name].append(".".join(path))
-    for name, paths in by_name.items():
-        if len(paths) > 1:
-            raise ValueError(f"layout: {' and '.join(paths)} are both {name!r} in PyTorch")
-    for module, image in flattened.items():
-        path = (*module.split("."), "kernel") if module else ("kernel",)
-        leaf = leaves.get(path)
-        if leaf is None or len(leaf.shape) != 2 or leaf.shape[0] != math.prod(image):
-            raise ValueError(
-                f"layout: flattened has {module!r}: {tuple(image)}, and its kernel "
-                f"{'has shape ' + str(leaf.shape) if leaf else 'is missing'}"
-            )
-        leaves[path] = leaf._replace(flattened=tuple(image))
+    leaves = _leaves(params, rename, flattened or {})
+    tree = cast(Any, jax.tree.structure(params))
+    known = {leaf.name for leaf in leaves.values()}
 
     def to_flax(named: Mapping[str, Any]) -> Any:
         if as_mapping(named) is None:
             raise TypeError(f"layout: expected arrays by name, got {shown(named)}")
-        missing, surplus = by_name.keys() - named.keys(), named.keys() - by_name.keys()
+        missing, surplus = known - named.keys(), named.keys() - known
         if (surplus and not subset) or (missing and not isinstance(named, Partial)):
             hint = "" if missing else "; layout(..., subset=True) passes over them"
             raise ValueError(f"layout: missing {sorted(missing)}, surplus {sorted(surplus)}{hint}")
@@ -168,6 +143,40 @@ class _Leaf(NamedTuple):
             x = np.moveaxis(x.reshape(x.shape[0], *window, channels), -1, 1)
             x = x.reshape(x.shape[0], -1)
         return owned(x)
+
+
+def _leaves(
+    params: Any, rename: Rename, flattened: Mapping[str, tuple[int, ...]]
+) -> dict[Path, _Leaf]:
+    """The parameters by their paths, if what is said of them fits."""
+    found = leaves_with_paths(params)
+    modules = {".".join(path[:-1]) for path, _ in found}
+    for argument, given in (("rename", rename), ("flattened", flattened)):
+        unknown = set[str]() if given is None or callable(given) else given.keys() - modules
+        if unknown:
+            raise ValueError(
+                f"layout: {argument} has {sorted(unknown)}, the modules are {sorted(modules)}"
+            )
+    leaves = {
+        path: _leaf(path, np.shape(x), {p[-1:] for p, _ in found if p[:-1] == path[:-1]}, rename)
+        for path, x in found
+    }
+    by_name = collections.defaultdict[str, list[str]](list)
+    for path, leaf in leaves.items():
+        by_name[leaf.name].append(".".join(path))
+    for name, paths in by_name.items():
+        if len(paths) > 1:
+            raise ValueError(f"layout: {' and '.join(paths)} are both {name!r} in PyTorch")
+    for module, image in flattened.items():
+        path = (*module.split("."), "kernel") if module else ("kernel",)
+        leaf = leaves.get(path)
+        if leaf is None or len(leaf.shape) != 2 or leaf.shape[0] != math.prod(image):
+            raise ValueError(
+                f"layout: flattened has {module!r}: {tuple(image)}, and its kernel "
+                f"{'has shape ' + str(leaf.shape) if leaf else 'is missing'}"
+            )
+        leaves[path] = leaf._replace(flattened=tuple(image))
+    return leaves
 
 
 def _leaf(path: Path, shape: tuple[int, ...], kinds: set[Path], rename: Rename) -> _Leaf:
