@@ -86,16 +86,6 @@ def from_torch(
                 named.setdefault(quantity, {})[name] = array_of(where, x)
     if not counts and count is not None:
         counts = dict.fromkeys(saved.rates, states.whole_number("from_torch: count", count))
-    hints = {
-        kind: f": {', '.join(map(repr, names))} has no {_KEYS[quantity]}"
-        for kind, quantity in (("nu", "nu"), ("mu", "mu"), ("momentum", saved.form))
-        if (names := sorted(saved.entries.keys() - named.get(quantity, {}).keys()))
-    }
-    if absent := sorted(saved.rates.keys() - saved.entries.keys()):
-        hints["nu"] = hints["count"] = (
-            f": torch has no state for {', '.join(map(repr, absent))}, which never had a gradient; "
-            "missing_ok=True keeps what `like` has"
-        )
     return states.from_named(
         "from_torch",
         named,
@@ -105,7 +95,7 @@ def from_torch(
         counts=counts,
         momentum=momentum,
         missing_ok=missing_ok,
-        hints=hints,
+        hints=_hints(saved, named),
     )
 
 
@@ -184,6 +174,21 @@ def to_torch(
         groups = {key: x for key, x in like.items() if key.startswith("param_groups.")}
         return flat | copy.deepcopy(groups)
     return {"state": entries, "param_groups": copy.deepcopy(list(like["param_groups"]))}
+
+
+def _hints(saved: "_Saved", named: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the error about a quantity that `like` needs says besides."""
+    hints = {
+        kind: f": {', '.join(map(repr, names))} has no {_KEYS[quantity]}"
+        for kind, quantity in (("nu", "nu"), ("mu", "mu"), ("momentum", saved.form))
+        if (names := sorted(saved.entries.keys() - named.get(quantity, {}).keys()))
+    }
+    if absent := sorted(saved.rates.keys() - saved.entries.keys()):
+        hints["nu"] = hints["count"] = (
+            f": torch has no state for {', '.join(map(repr, absent))}, which never had a gradient; "
+            "missing_ok=True keeps what `like` has"
+        )
+    return hints
 
 
 def _like(where: str, x: states.Array, old: Any) -> states.Array:
