@@ -195,6 +195,46 @@ def test_the_call_of_a_row_makes_the_steps_that_the_page_shows(compare, centered
         np.testing.assert_allclose(after, trajectory(call), rtol=0, atol=1e-12, err_msg=name)
 
 
+def test_the_older_mxnets_make_the_steps_of_their_sources(compare):
+    """As they have it: n and g are averages, delta is the step, wd is the weight decay."""
+    lr, decay, mu, eps, wd = NUMBERS.values()
+
+    def after(step):
+        p, n, g, delta, history = 0.8, 0.0, 0.0, 0.0, [0.8]
+        for t, grad in enumerate(GRADIENTS):
+            rate = lr if t + 1 < AT else lr * DROP
+            p, n, g, delta = step(p, n, g, delta, grad, rate)
+            history.append(p)
+        return history
+
+    def averages(n, g, grad):
+        return (1 - decay) * grad * grad + decay * n, (1 - decay) * grad + decay * g
+
+    def centred_0_8(p, n, g, delta, grad, lr):
+        n, g = averages(n, g, grad)
+        delta = mu * delta - lr * (grad / np.sqrt(n - g * g + 1e-4) + wd * p)
+        return p + delta, n, g, delta
+
+    def plain_0_9(p, n, g, delta, grad, lr):
+        grad = grad + wd * p
+        n, g = averages(n, g, grad)
+        return p - lr * grad / (np.sqrt(n) + eps), n, g, delta
+
+    def centred_0_9(p, n, g, delta, grad, lr):
+        grad = grad + wd * p
+        n, g = averages(n, g, grad)
+        delta = mu * delta - lr * grad / (np.sqrt(n - g * g) + eps)
+        return p + delta, n, g, delta
+
+    for name, centered, step in [
+        ("MXNet 0.8", True, centred_0_8),
+        ("MXNet 0.9.5", False, plain_0_9),
+        ("MXNet 0.9.5", True, centred_0_9),
+    ]:
+        shown = in_script(compare, "ruleOf(...given.slice(1))", RULES[name], NUMBERS, centered)
+        np.testing.assert_allclose(shown, after(step), rtol=0, atol=1e-12, err_msg=name)
+
+
 OWN = {
     "eps_mode": ["inside", "outside", "max"],
     "v_init": [0, 1],
