@@ -25,6 +25,8 @@ FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "pictures"
 Curves = dict[str, list[float]]
 STYLE = {
     "svg.hashsalt": "cheatsheet",  # The same numbers give the same file.
+    "svg.fonttype": "none",  # Text is text: it can be found and read aloud.
+    "font.family": "sans-serif",
     "font.size": 9,
     "axes.prop_cycle": mpl.cycler(color=["#0b62c4", "#c2410c", "#15803d"], ls=["-", "--", ":"]),
     "axes.grid": True,
@@ -89,8 +91,8 @@ def rate() -> Curves:
     return listed(
         {
             "step": np.arange(1, 81),
-            "the rate in the buffer": steps(optax_rmsprop.chain(scale, rate, buffer), gradients),
-            "the rate after it": steps(optax_rmsprop.chain(scale, buffer, rate), gradients),
+            "learning rate in the buffer": steps(optax_rmsprop.chain(scale, rate, buffer), gradients),
+            "learning rate after it": steps(optax_rmsprop.chain(scale, buffer, rate), gradients),
         }
     )
 
@@ -144,10 +146,10 @@ class Picture:
 
 
 PICTURES = {
-    "eps": Picture(eps, "step / rate", ("log", "log")),
-    "start": Picture(start, "step / rate"),
+    "eps": Picture(eps, "step / learning rate", ("log", "log")),
+    "start": Picture(start, "step / learning rate"),
     "rate": Picture(rate, "length of the step"),
-    "centering": Picture(centering, "step / rate", ("log", "log")),
+    "centering": Picture(centering, "step / learning rate", ("log", "log")),
     "decay": Picture(decay, "weight"),
 }
 
