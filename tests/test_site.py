@@ -2,6 +2,7 @@
 
 import html.parser
 import itertools
+import json
 import pathlib
 import re
 import subprocess
@@ -81,6 +82,17 @@ def test_links_lead_to_a_page_and_a_place_in_it(pages):
             assert there.exists(), (path.name, link)
             if place and there in pages:
                 assert urllib.parse.unquote(place) in pages[there].ids, (path.name, link)
+
+
+def test_the_notebooks_are_shown_with_their_pictures(site, pages):
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) >= 4
+    for path in notebooks:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        drawn = sum("image/png" in output.get("data", {}) for output in outputs)
+        page = pages[site / "notebooks" / f"{path.stem}.html"]
+        assert 0 < drawn <= sum("_images/" in target for target in page.loads), path.stem
 
 
 PUBLIC = [optax_rmsprop, dialects, denominators, interop, sharding, storage]

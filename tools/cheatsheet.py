@@ -159,13 +159,13 @@ def draw(path: pathlib.Path, picture: Picture) -> None:
     curves = picture.curves()
     (xlabel, x), *lines = curves.items()
     with mpl.rc_context(STYLE):
-        figure = matplotlib.figure.Figure(figsize=(4.2, 2.6), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(4.2, 2.9), layout="constrained")
         axes = figure.subplots()
         for name, y in lines:
             axes.plot(x, y, label=name)
         axes.set(xlabel=xlabel, ylabel=picture.ylabel)
         axes.set(xscale=picture.scales[0], yscale=picture.scales[1])
-        axes.legend()
+        figure.legend(loc="outside upper left")
         about = {"Description": json.dumps(curves, ensure_ascii=False), "Date": None}
         with replacing(path) as new:
             figure.savefig(new, format="svg", metadata=about)

@@ -177,6 +177,7 @@ def page() -> str:
     """`docs/dialects.md`."""
     columns = {
         "framework and version": lambda row: row.framework,
+        "call": call,
         "D": lambda row: denominator(row) if row.call else "–",
         "ν₀": lambda row: start(row) if row.call else "–",
         "η and the buffer": rate,
@@ -184,7 +185,6 @@ def page() -> str:
         "weight decay": lambda row: row.decay if row.call else "–",
         "clips": lambda row: row.clips,
         "defaults η, ρ, μ, ε": defaults,
-        "call": call,
         "known": lambda row: row.known,
         "note": lambda row: row.note,
     }
