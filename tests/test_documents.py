@@ -74,7 +74,9 @@ def test_a_picture_of_the_cheat_sheet_has_its_numbers_in_itself(tmp_path):
 
 
 def curves(name):
-    return (np.array(curve) for curve in cheatsheet.drawn(cheatsheet.FOLDER / f"{name}.svg").values())
+    return (
+        np.array(curve) for curve in cheatsheet.drawn(cheatsheet.FOLDER / f"{name}.svg").values()
+    )
 
 
 def test_the_pictures_of_the_cheat_sheet_are_the_formulas():

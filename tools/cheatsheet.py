@@ -91,7 +91,9 @@ def rate() -> Curves:
     return listed(
         {
             "step": np.arange(1, 81),
-            "learning rate in the buffer": steps(optax_rmsprop.chain(scale, rate, buffer), gradients),
+            "learning rate in the buffer": steps(
+                optax_rmsprop.chain(scale, rate, buffer), gradients
+            ),
             "learning rate after it": steps(optax_rmsprop.chain(scale, buffer, rate), gradients),
         }
     )

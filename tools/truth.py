@@ -327,8 +327,8 @@ ROWS = [
         "optax_rmsprop.scale_by_learning_rate(learning_rate))",
         (None, None, None, None), OUTSIDE | L2,
         OF_LINKS | {"eps": "eps", "centered": "centered"}, "option, with μ", "L2",
-        note="ε is outside in both forms; centred, with momentum: scale_by_stddev and trace; weight "
-        "decay: add_decayed_weights first; the numbers here are those of 1.9",
+        note="ε is outside in both forms; centred, with momentum: scale_by_stddev and trace; "
+        "weight decay: add_decayed_weights first; the numbers here are those of 1.9",
     ),
     Row(
         "MXNet 0.10-1.9", RUN, "dialects.mxnet()", (1e-3, 0.9, 0.9, 1e-8),
