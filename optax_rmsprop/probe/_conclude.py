@@ -61,7 +61,7 @@ def report(
             rule = rule if written is None else written(rule)
             rank, call = next(calls(rule))
             ranked.append((rank, len(ranked), call, rule, finding))
-    ranked = _different(sorted(ranked, key=lambda entry: entry[:2]))
+    ranked.sort(key=lambda entry: entry[:2])
     precision = PRECISIONS[unit]
     every = [switches_of(rule, precision, constant_rate) for *_, rule, _ in ranked]
     left: dict[str, list[Any]] = {}
@@ -73,7 +73,7 @@ def report(
         for name, interval in finding.open.items():
             old = left.get(name, interval)
             left[name] = [min(old[0], interval[0]), max(old[-1], interval[-1])]
-    listed = list(dict.fromkeys(call for _, _, call, _, _ in ranked))
+    listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), contradictions or [],
         error(ranked[0][-1]), learning_rates,

@@ -58,7 +58,14 @@ def _finding(fit: Fits, runs: Runs, biased_start: bool) -> Finding:
             fit, interval = _opened(fit, number, runs)
             if interval:
                 left[name] = interval
-    return Finding(rule_of(_shortened(fit, runs).rules, biased_start), fit.rules, left)
+    fit = _shortened(fit, runs)
+    if left.get("eps", [1.0])[0] == 0:  # as good as none: then the one that is usual with this rule
+        usual = default_eps(rule_of(fit.rules))
+        if usual is not None and usual <= left["eps"][1]:
+            numbers = fit.rules.numbers.copy()
+            numbers[:, EPS] = usual
+            fit = dataclasses.replace(fit, rules=fit.rules.of(numbers))
+    return Finding(rule_of(fit.rules, biased_start), fit.rules, left)
 
 
 def rule_of(rules: Rules, biased_start: bool = False) -> Rule:
@@ -78,7 +85,7 @@ def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, list[float]]:
     rules = fit.rules.take(np.zeros(len(values), int))
     numbers, free = rules.numbers.copy(), np.repeat(fit.free, len(values), 0)
     numbers[:, number], free[:, number] = values, False
-    tried = fitted(rules.of(numbers), runs, 6, free)
+    tried = fitted(rules.of(numbers), runs, 20, free)
     largest, mean = misfit(tried.rules, runs)
     good = (largest <= LIMIT) & (mean <= 1.5 * mean.min() + 0.02)
     here = int(np.argmin(np.abs(values - value)))
@@ -94,10 +101,8 @@ def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, list[float]]:
     if low == high:
         return fit, []
     interval = [float(f"{values[low]:.2g}"), float(f"{values[high]:.2g}")]
-    chosen = shortest(value, values[low], values[high])
-    if number == EPS and values[low] == 0:
-        usual = default_eps(rule_of(fit.rules))
-        chosen = usual if usual is not None and usual <= interval[1] else 0.0
+    none = number == EPS and values[low] == 0
+    chosen = 0.0 if none else shortest(value, values[low], values[high])
     numbers, free = fit.rules.numbers.copy(), fit.free.copy()
     numbers[:, number], free[:, number] = chosen, False
     chosen_fit = fitted(fit.rules.of(numbers), runs, 30, free)
@@ -122,7 +127,7 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
 
 def _shortened(fit: Fits, runs: Runs) -> Fits:
     """The shortest decimals that explain the data as well, the surest number first."""
-    limit = 1.5 * fit.cost[0] + (4 * _all(runs)[0].unit) ** 2
+    limit = 4 * fit.cost[0] + (4 * _all(runs)[0].unit) ** 2
     for number in np.argsort(np.where(fit.free[0], fit.deviation[0], np.inf)):
         if not fit.free[0, number] or not fit.deviation[0, number] < 0.2:
             continue

@@ -136,12 +136,12 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
     rules = concatenate(parts)
     chunk = max(1, 300_000 // max(run.grads.size, 1))
     found = [
-        _started(rules.take(slice(i, i + chunk)), run, buffers) for i in range(0, len(rules), chunk)
+        started(rules.take(slice(i, i + chunk)), run, buffers) for i in range(0, len(rules), chunk)
     ]
     return concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
 
 
-def _started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
+def started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
     """The hypotheses with each kind of buffer, and the rate and decoupled decay that suit best."""
     with np.errstate(all="ignore"):
         g, u, _ = model.directions(rules, run)
@@ -306,14 +306,14 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     return ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
 
 
-def explained(fits: Fits, run: Run) -> Fits:
+def explained(fits: Fits, runs: Runs) -> Fits:
     """Those that leave nothing but rounding, the simpler of those that differ by a number."""
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
-    largest, mean = misfit(fits.rules, run)
+    largest, mean = misfit(fits.rules, runs)
     good = largest <= LIMIT
     if not good.any():
         return fits.take(np.zeros(0, int))
-    if run.valid.sum() > 50:
+    if sum(run.valid.sum() for run in (runs if isinstance(runs, tuple) else (runs,))) > 50:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
