@@ -24,6 +24,8 @@ _FORMATS = {
 }
 # A memory this short is none: what is divided by is the gradient's own size.
 _LEAST_DECAY = 1e-6
+# Rates that differ by less are one.
+_CONSTANT = 1e-6
 
 
 def unit_of(values: Array) -> float:
@@ -103,7 +105,7 @@ def _same(values: list[Any]) -> bool:
 def nothing(contradictions: list[str], unit: float, error: float = float("inf")) -> Report:
     """The report of what is no RMSprop."""
     names = switches_of(
-        Rule(*[0, False, False, False, False, False, 0, 0, False], *[0.0] * len(NUMBERS)), "", True
+        Rule(*[0, False, False, False, False, False, 0, 0, False, True], *[0.0] * len(NUMBERS)), "", True
     )
     rule = dict.fromkeys(names) | {"precision": PRECISIONS[unit]}
     return Report([], rule, {}, [], contradictions, error)
@@ -130,7 +132,7 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
         return ["no step can be judged: parameters and gradients are not finite, or do not change"]
     rates = rates_that_explain(everything, run)
     if rates is not None:
-        step = int(np.argmax(np.abs(rates / rates[0] - 1) > 1e-6 + 1e3 * run.unit))
+        step = int(np.argmax(np.abs(rates / rates[0] - 1) > _CONSTANT + 1e3 * run.unit))
         return [
             f"the learning rate is not constant: at step {step} it is {rates[step] / rates[0]:.6g} "
             f"times that of step 0 ({rates[0]:.6g}); with learning_rates the rule can be named"
@@ -170,7 +172,8 @@ def rates_that_explain(fits: Fits, run: Run) -> Array | None:
     tried = dataclasses.replace(run, rates=rates[0])
     largest, _ = misfit(solved.of(numbers), tried)
     del deviation
-    return rates[0] if largest[0] <= LIMIT and np.ptp(rates[0]) > 0 else None
+    changes = np.abs(rates[0] / rates[0, 0] - 1) > _CONSTANT + 1e3 * run.unit
+    return rates[0] if largest[0] <= LIMIT and changes.any() else None
 
 
 def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> float:
@@ -190,11 +193,11 @@ def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> 
 def fits_all(finding: Finding, run: Run) -> bool:
     """Whether a rule explains the steps that it was not fitted to as well."""
     # Errors of the fitted numbers add to those of rounding.
-    return bool(misfit(finding.rules, run)[0][0] <= 4 * LIMIT)
+    return bool(misfit(finding.rules, run)[0][0] <= 2 * LIMIT)
 
 
 def first_misfit(finding: Finding, run: Run) -> int:
     """The first step that a rule does not explain."""
     changes, bound = model.simulate_bounded(finding.rules, run)
-    wrong = (np.abs(changes - run.changes) > 4 * LIMIT * bound) & run.valid
+    wrong = (np.abs(changes - run.changes) > 2 * LIMIT * bound) & run.valid
     return int(np.argmax(wrong[0].any(1)))

@@ -28,30 +28,30 @@ class Finding:
     open: dict[str, list[float]]  # switch -> the least and the largest value that remain
 
 
-def finish(fits: Fits, runs: Runs, biased_start: bool = False) -> list[Finding]:
+def finish(fits: Fits, runs: Runs) -> list[Finding]:
     """Each hypothesis with as few numbers, and as short ones, as the data allow."""
     fits = _without_idle_numbers(fitted(fits.rules, runs, 60, fits.free), runs)
     good = explained(fits, runs)
-    return [_finding(good.take([row]), runs, biased_start) for row in range(len(good))]
+    return [_finding(good.take([row]), runs) for row in range(len(good))]
 
 
 def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
-    """The hypotheses, and the same without each number that may be 0 or infinite."""
-    parts = [fits]
+    """The hypotheses, and the same without each of their numbers that may be 0 or infinite."""
     for number, absent in ((SCALE, 0.0), (MOMENTUM, 0.0), (BOX, np.inf)):
         rows = np.flatnonzero(fits.free[:, number])
         if len(rows):
             numbers = fits.rules.numbers[rows].copy()
             numbers[:, number] = absent
-            parts.append(fitted(fits.rules.take(rows).of(numbers), runs, 30))
+            fits = join([fits, fitted(fits.rules.take(rows).of(numbers), runs, 30)])
     for switch, absent in (("kind", model.NO_DECAY), ("clip", model.NO_CLIP)):
         rows = np.flatnonzero(getattr(fits.rules, switch) != absent)
         if len(rows):
-            parts.append(fitted(fits.rules.take(rows).replace(**{switch: absent}), runs, 30))
-    return join(parts)
+            fewer = fits.rules.take(rows).replace(**{switch: absent})
+            fits = join([fits, fitted(fewer, runs, 30)])
+    return fits
 
 
-def _finding(fit: Fits, runs: Runs, biased_start: bool) -> Finding:
+def _finding(fit: Fits, runs: Runs) -> Finding:
     left: dict[str, list[float]] = {}
     for number, name in _NAMES.items():
         if fit.free[0, number] and not fit.deviation[0, number] < 0.02:
@@ -65,14 +65,14 @@ def _finding(fit: Fits, runs: Runs, biased_start: bool) -> Finding:
             numbers = fit.rules.numbers.copy()
             numbers[:, EPS] = usual
             fit = dataclasses.replace(fit, rules=fit.rules.of(numbers))
-    return Finding(rule_of(fit.rules, biased_start), fit.rules, left)
+    return Finding(rule_of(fit.rules), fit.rules, left)
 
 
-def rule_of(rules: Rules, biased_start: bool = False) -> Rule:
+def rule_of(rules: Rules) -> Rule:
     """One hypothesis by name."""
     switches = rules.switches(0)
     values = [float(x) for x in rules.numbers[0]]
-    return Rule(*switches, *values, biased_start=biased_start)
+    return Rule(*switches, *values)
 
 
 def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, list[float]]:

@@ -6,6 +6,7 @@ errors do not add up along a run, and a weight decay sees what it saw.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,18 @@ class Run:
     norm: Array  # [T, 1]: of all gradients
     unit: float = 2.0**-53  # the unit roundoff of the run
 
-    @property
+    @functools.cached_property
     def changes(self) -> Array:
         """What each step did to the parameters."""
         return self.params[1:] - self.params[:-1]
 
-    @property
+    @functools.cached_property
     def scale(self) -> Array:
         """What a residual is measured by: the change, and what rounding leaves of it."""
-        tiny = np.finfo(float).tiny
-        return np.abs(self.changes) + np.abs(self.params[1:]) / 16 + tiny
+        size = np.abs(self.changes) * self.valid
+        largest = size.max(0, initial=0.0)
+        floor = 1e-3 * largest + 1e-12 * largest.max(initial=0.0) + 1e-150
+        return np.maximum(size, floor) + np.abs(self.params[1:]) / 16
 
     def steps(self, stop: int) -> "Run":
         """The first steps."""
@@ -95,6 +98,7 @@ class Rules:
     kind: Array  # of weight decay
     clip: Array
     caution: Array
+    alone: Array  # centred and corrected: the first gradient is divided by itself, not by √ε
     numbers: Array
 
     def __len__(self) -> int:
@@ -133,11 +137,14 @@ def rules(
     kind: Any = NO_DECAY,
     clip: Any = NO_CLIP,
     caution: Any = False,
+    alone: Any = True,
 ) -> Rules:
     """Hypotheses from numbers [B, n] and switches, which are broadcast."""
     numbers = np.atleast_2d(np.asarray(numbers, float))
-    given = (denominator, centered, corrected, buffer, nesterov, maximize, kind, clip, caution)
-    types = (int, bool, bool, bool, bool, bool, int, int, bool)
+    given = (
+        denominator, centered, corrected, buffer, nesterov, maximize, kind, clip, caution, alone
+    )  # fmt: skip
+    types = (int, bool, bool, bool, bool, bool, int, int, bool, bool)
     switches = (
         np.broadcast_to(np.asarray(x, t), len(numbers)) for x, t in zip(given, types, strict=True)
     )
@@ -186,6 +193,7 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
     error = np.empty_like(g) if errors else None
     centered, corrected = rules.centered[:, None], rules.corrected[:, None]
     any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
+    alone = (rules.alone & rules.centered & rules.corrected)[:, None]
     kinds = [(k, np.flatnonzero(rules.denominator == k)) for k in np.unique(rules.denominator)]
     square = np.broadcast_to(initial, shape).astype(float)
     mean, e_square, e_mean = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -206,6 +214,8 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
                 e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
         square = new
         sq = np.where(corrected, square / after, square) if any_corrected else square
+        if any_corrected and any_centered and t == 0:
+            sq = np.where(alone & (sq == 0), x * x, sq)
         root = np.sqrt(sq)
         denominator = np.empty(shape)
         for k, rows in kinds:
@@ -219,10 +229,12 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
                 e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
             e_sq = np.where(corrected, e_sq / after, e_sq)
             e_root = e_sq / (root + np.sqrt(e_sq) + tiny)
-            inside = (rules.denominator == INSIDE)[:, None]
+            inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
             e_den = np.where(inside, e_sq / (2 * denominator), e_root) / denominator
             relative = 3 * unit + np.minimum(e_den, 1.0)
-            error[:, t] = np.abs(u[:, t]) * relative + e_g / denominator
+            # Rounding decides whether anything is left to divide by.
+            edge = (rules.denominator == SUBTRACTED)[:, None] & (np.abs(sq - eps) <= 4 * e_sq)
+            error[:, t] = np.where(edge, np.inf, np.abs(u[:, t]) * relative + e_g / denominator)
     return g, u, error
 
 

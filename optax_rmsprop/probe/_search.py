@@ -16,13 +16,23 @@ from ._model import (
     BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Array, Rules, Run, concatenate,
 )  # fmt: skip
 
-SHAPES = list(
-    itertools.product((model.INSIDE, model.OUTSIDE, model.FLOOR), (False, True), (False, True))
-)
-RARE = [(model.SUBTRACTED, True, False), (model.BOTH, False, False), (model.BOTH, True, False)]
+_DENOMINATORS = (model.INSIDE, model.OUTSIDE, model.FLOOR)
+# Denominator, centred, bias-corrected, and whether a first gradient alone is divided by itself.
+SHAPES = [
+    (denominator, centered, corrected, alone)
+    for denominator in _DENOMINATORS
+    for centered in (False, True)
+    for corrected in (False, True)
+    for alone in ((True, False) if centered and corrected else (True,))
+]
+RARE = [
+    (model.SUBTRACTED, True, False, True),
+    (model.BOTH, False, False, True),
+    (model.BOTH, True, False, True),
+]
 # Above this a residual is no rounding: the bound of the error analysis, and room for another order
 # of the same operations.
-LIMIT = 2.0
+LIMIT = 4.0
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _NEAR = 1e-5
 
@@ -113,7 +123,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
     weights, bounds, box = _weights(run, option), _bounds(run, option), _box(run, option)
     values = (grid.forgetting, grid.heights, grid.scales, weights, bounds)
     keep, height, first, weight, bound = np.array(list(itertools.product(*values))).T
-    for denominator, centered, corrected in RARE if option.rare else SHAPES:
+    for denominator, centered, corrected, alone in RARE if option.rare else SHAPES:
         amplitude = size * height * (1 if corrected else np.sqrt(1 - (1 - keep) ** 5))
         squared = denominator in (model.INSIDE, model.SUBTRACTED)
         numbers = np.zeros((len(keep), len(model.NUMBERS)))
@@ -232,7 +242,11 @@ def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
     if not option.caution:
         sizes = np.argsort(np.abs(short.grads).max(0, initial=0))
         few = short.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, 16).astype(int)]))
-    rules, costs = starts(few, option, grid)
+    return refined(*starts(few, option, grid), short, run, most)
+
+
+def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits | None:
+    """The best of the starts fitted, to a part of the run first."""
     rows = best(rules, costs, 2, most)
     if not len(rows):
         return None
@@ -247,7 +261,7 @@ def polished(fits: Fits, run: Run) -> Fits:
     near = np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32))
     rows = near[np.argsort(fits.cost[near], kind="stable")][:6]
     rules = fits.rules.take(rows)
-    variants = [rules.replace(denominator=k) for k in (model.INSIDE, model.OUTSIDE, model.FLOOR)]
+    variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
     rare = rules.take(rules.denominator > model.FLOOR)
     rules = concatenate([*variants, rare])
     seeded = [_seeded(rules, EPS, run)]
