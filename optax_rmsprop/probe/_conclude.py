@@ -73,8 +73,8 @@ def report(
             left[name] = values
     for *_, finding in ranked:
         for name, interval in finding.open.items():
-            old = left.get(name, interval)
-            left[name] = [min(old[0], interval[0]), max(old[-1], interval[-1])]
+            others = [x for x in left.get(name, []) if x is not None]
+            left[name] = [min([*others, *interval]), max([*others, *interval])]
     listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), contradictions or [],
@@ -105,7 +105,9 @@ def _same(values: list[Any]) -> bool:
 def nothing(contradictions: list[str], unit: float, error: float = float("inf")) -> Report:
     """The report of what is no RMSprop."""
     names = switches_of(
-        Rule(*[0, False, False, False, False, False, 0, 0, False, True], *[0.0] * len(NUMBERS)), "", True
+        Rule(*[0, False, False, False, False, False, 0, 0, False, True], *[0.0] * len(NUMBERS)),
+        "",
+        True,
     )
     rule = dict.fromkeys(names) | {"precision": PRECISIONS[unit]}
     return Report([], rule, {}, [], contradictions, error)
@@ -186,8 +188,6 @@ def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> 
         size = np.abs(run.changes[from_step:] * valid).max(0, initial=0.0)
         worst = max(worst, float((left / np.where(size > 0, size, 1.0)).max(initial=0.0)))
     return worst
-
-
 
 
 def fits_all(finding: Finding, run: Run) -> bool:

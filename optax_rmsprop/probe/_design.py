@@ -303,9 +303,10 @@ def _bounds(box: _Box) -> Array:
     """Bounds of clipping to begin with: above them, a gradient twice as large does as much."""
     low, high = _MAGNITUDES[box.unit]
     sizes = np.exp2(np.arange(low + 2, high + 1, 2.0))
-    gradients = np.concatenate([np.outer(row, sizes) for row in ([1, 0.5, 1], [1, 0.25, 0.5])], 1)
+    gradients = np.concatenate([np.outer(row, sizes) for row in ([1, 0.5, 1], [0.5, 0.5, 0.25])], 1)
     gradients = gradients.reshape(2, 3, -1)
-    changes = box.run(np.zeros(2 * len(sizes)), np.concatenate(list(gradients), 1)).changes
+    run = box.run(np.zeros(2 * len(sizes)), np.concatenate(list(gradients), 1))
+    changes = np.where(run.valid, run.changes, np.nan)
     same = np.isclose(*np.split(changes, 2, 1), rtol=64 * box.unit, atol=0).all(0)
     if not same[-1]:
         return np.zeros(0)
@@ -373,5 +374,3 @@ def _of_all(found: Fits, box: _Box) -> Fits:
         )
         return dataclasses.replace(found, rules=rules)
     return found
-
-

@@ -267,7 +267,16 @@ def polished(fits: Fits, run: Run) -> Fits:
     seeded = [_seeded(rules, EPS, run)]
     if (rules.numbers[:, SCALE] > 0).any():
         seeded.append(_seeded(seeded[0].take(rules.numbers[:, SCALE] > 0), SCALE, run))
-    return fitted(concatenate([fits.rules.take(rows), *seeded]), run, 80)
+    last = fitted(concatenate([fits.rules.take(rows), *seeded]), weighed(run, rules.take([0])), 80)
+    return dataclasses.replace(last, cost=cost(model.simulate, last.rules, run))
+
+
+def weighed(runs: Runs, rules: Rules) -> Any:
+    """The runs, whose residuals are measured by what rounding does to this hypothesis."""
+    if isinstance(runs, tuple):
+        return tuple(weighed(run, rules) for run in runs)
+    _, bound = model.simulate_bounded(rules, runs)
+    return dataclasses.replace(runs, rounding=np.nan_to_num(bound[0], nan=np.inf) + 1e-300)
 
 
 def _seeded(rules: Rules, number: int, run: Run) -> Rules:
@@ -313,7 +322,7 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     parts = []
     for run in runs if isinstance(runs, tuple) else (runs,):
         changes, bounds = model.simulate_bounded(rules, run)
-        ratio = np.abs(changes - run.changes) / (bounds + np.finfo(float).tiny)
+        ratio = np.abs(changes - run.changes) / (bounds + 1e-300)
         ratio = np.where(run.valid, ratio, 0.0).reshape(len(rules), -1)
         parts.append(np.nan_to_num(ratio, nan=np.inf))
     ratio = np.concatenate(parts, 1)
