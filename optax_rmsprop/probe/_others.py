@@ -61,7 +61,9 @@ class Kind:
     needs: tuple[int, ...] = ()
     drops: tuple[int, ...] = ()
     corrected: tuple[int, ...] = ()  # decays whose powers correct a bias
+    moved: tuple[int, ...] = ()  # decays whose own rounding is felt
     jumps: bool = False  # the steps are no continuous function of the numbers
+    bounded: bool = False  # B2 and EPS bound the steps, relative to the rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,7 +389,7 @@ def _rprop_late(g: Array, n: Numbers, run: Run) -> Array:
     return np.where(turned, 0.0, _before(steps))
 
 
-_B1, _B2, _MOMENTA = (0, (0.6, 0.9)), (0, (0.9, 0.99, 0.999)), (0, (0.5, 0.9, 0.99))
+_B1, _B2, _MOMENTA = (0, (0.6, 0.9)), (0, (0.8, 0.9, 0.97, 0.995)), (0, (0.5, 0.9, 0.99))
 _EPS, _EPS2, _FIRST = (1, (1e-4, 0.3)), (2, (1e-6, 0.1)), (2, (0.1, 10.0))
 _ADAM: dict[str, Any] = {
     "starts": {B1: _B1, B2: _B2, EPS: _EPS}, "shown": {B1: "b1", B2: "b2", EPS: "eps"},
@@ -446,6 +448,7 @@ ADAPTIVE = [
         for leaf in (False, True)
         for rule, more in ((_sgd, {}), (_momentum, {B1: _MOMENTA}))
     ),
+    Kind("Adagrad", _adagrad, {EPS: _EPS}, {EPS: "eps"}, drops=(EPS,)),
     Kind(
         "Adagrad", _adagrad, {EPS: _EPS, EXTRA: _FIRST},
         {EPS: "eps", EXTRA: "initial_accumulator_value"}, drops=(EXTRA, EPS),
@@ -454,7 +457,7 @@ ADAPTIVE = [
         "Adagrad", _adagrad, {EPS: _EPS, B2: (0, (0.01, 0.3))},
         {EPS: "eps", B2: "lr_decay"}, needs=(B2,), drops=(EPS,),
     ),
-    Kind("Adadelta", _adadelta, {B2: _B2, EPS: (2, (1e-6, 1e-2))}, {B2: "rho", EPS: "eps"}),
+    Kind("Adadelta", _adadelta, {B2: _B2, EPS: (2, (1e-8, 1e-5, 1e-3, 0.1))}, {B2: "rho", EPS: "eps"}),
     Kind("Adam", _adam(_outside), **_ADAM),
     Kind("Adam", _adam(_inside), place="epsilon inside the root", **_ROOTED),
     Kind("Adam", _adam(_hat), place="epsilon beside the uncorrected root", **_ADAM),
@@ -493,14 +496,17 @@ ADAPTIVE = [
             "Yogi", _yogi(same_start),
             detail="both averages start there" if same_start else "",
             **_ADAM | {
-                "starts": _ADAM["starts"] | {EXTRA: (2, (1e-6, 0.1))}, "needs": (),
+                "starts": {
+                    B1: (0, (0.5, 0.7, 0.9)), B2: (0, (0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998)),
+                    EPS: (1, (1e-3, 0.1)), EXTRA: (2, (1e-6, 0.1)),
+                }, "needs": (),
                 "shown": _ADAM["shown"] | {EXTRA: "initial_accumulator_value"},
                 "drops": (EXTRA, EPS), "jumps": True,
             },
         )
         for same_start in (False, True)
     ),
-    Kind("RAdam", _radam, **_ADAM),
+    Kind("RAdam", _radam, moved=(B2,), **_ADAM),
     Kind("LaProp", _laprop, **_ADAM),
     Kind(_BIASED, _biased(_outside), **_ADAM | {"corrected": ()}),
     Kind(
@@ -509,10 +515,11 @@ ADAPTIVE = [
     *(
         Kind(
             "Rprop", rule, {B1: (0, (0.5,)), EXTRA: (0, (1.2,))} | bounds,
-            {B1: "eta_minus", EXTRA: "eta_plus", B2: "least", EPS: "most"}, detail,
+            {B1: "eta_minus", EXTRA: "eta_plus", B2: "min_step", EPS: "max_step"}, detail,
+            drops=tuple(bounds), bounded=bool(bounds),
         )
         for rule, detail in ((_rprop, ""), (_rprop_late, "each step taken one step late"))
-        for bounds in ({}, {B2: (0, (0.1, 1e-3)), EPS: (0, (2.0, 10.0))})
+        for bounds in ({}, {B2: (0, (0.01,)), EPS: (0, (100.0,))})
     ),
 ]  # fmt: skip
 # What has these rules is not to be named here, and nothing that needs more numbers is.
@@ -561,18 +568,21 @@ def others(run: Run) -> list[Other]:
     """
     if not (run.changes * run.valid).any():
         return [Other("no movement at all", {}, "no movement at all", True, 0.0)]
+    with np.errstate(all="ignore"):
+        return _others(run)
+
+
+def _others(run: Run) -> list[Other]:
     few, some, every = _few(run, 10, 16), _few(run, 200, 64), _few(run, None, 2_000_000)
     close: list[tuple[float, Hypotheses]] = []
     for pairs in _stages(run):
         options = {option for _, option in pairs}
         found = [fitted for fitted in _signs(every) if fitted.hypotheses.option in options]
-        near, another = _shortlist(pairs, few), False
+        near = _shortlist(pairs, few)
         for value, hypotheses in near:
             if value < 1e-6:
-                fitted = _explaining(hypotheses, some, every)
-                another |= fitted is None
-                found += [fitted] if fitted and fitted.explains else []
-        if found or another:
+                found += _explaining(hypotheses, some, every)
+        if found:
             return _distinct(found, every)
         close += near[:3]
     rows = sorted(close, key=lambda pair: pair[0])[:3]
@@ -605,7 +615,7 @@ def _few(run: Run, steps: int | None, most: int) -> Run:
 
 
 def _shortlist(
-    pairs: list[tuple[Kind, Option]], run: Run, most: int = 32, last: int = 6
+    pairs: list[tuple[Kind, Option]], run: Run, most: int = 32, last: int = 9
 ) -> list[tuple[float, Hypotheses]]:
     """The kinds that come closest on a short run, with their costs; fewer as they are fitted."""
     started = [_started(Hypotheses(k, o, _starts(k, o, run)), run) for k, o in pairs]
@@ -613,11 +623,19 @@ def _shortlist(
     started.sort(key=lambda pair: pair[0].min())
     fits: list[tuple[float, Hypotheses]] = []
     for costs, hypotheses in started[:most]:
-        rows = np.argsort(costs, kind="stable")[:2]
+        rows = np.argsort(costs, kind="stable")[: 6 if hypotheses.kind.jumps else 2]
         fits.append(_best(hypotheses.take(rows[np.isfinite(costs[rows])]), run, 4))
     fits.sort(key=lambda pair: pair[0])
-    fits = [_best(_best(hypotheses, run, 8)[1], run, 8) for _, hypotheses in fits[:last]]
+    fits = [_closer(hypotheses, run) for _, hypotheses in fits[:last]]
     return sorted(fits, key=lambda pair: pair[0])
+
+
+def _closer(hypotheses: Hypotheses, run: Run) -> tuple[float, Hypotheses]:
+    """One hypothesis after more iterations, and its cost."""
+    value, hypotheses = _best(hypotheses, run, 8)
+    if hypotheses.kind.jumps and value > 1e-9:
+        hypotheses = _best(hypotheses, _trimmed(hypotheses, run), 8)[1]
+    return _best(hypotheses, run, 8)
 
 
 def _best(hypotheses: Hypotheses, run: Run, iterations: int) -> tuple[float, Hypotheses]:
@@ -674,6 +692,10 @@ def _started(hypotheses: Hypotheses, run: Run) -> tuple[Hypotheses, Array]:
     rate = np.nan_to_num(rate)
     numbers[:, SIGN] *= np.where((rate < 0) & (option.decay != L2), -1.0, 1.0)
     numbers[:, LR] = np.maximum(np.abs(rate), 1e-300)
+    if kind.bounded:
+        first = np.abs(observed[np.argmax((observed * run.valid).any(1))])
+        numbers[:, LR] = np.median(first[first > 0])
+        numbers = _bounded(hypotheses.of(numbers), run).numbers
     wrong = (rate == 0) | ((rate < 0) & ((option.decay == L2) | (kind is PLAIN_DECAY)))
     return hypotheses.of(numbers), np.where(wrong, np.inf, np.nan_to_num(left, nan=np.inf))
 
@@ -693,7 +715,10 @@ def misfit(hypotheses: Hypotheses, run: Run) -> tuple[float, float]:
             grads=run.grads * (1 + _MOVED * run.unit * random.choice((-1, 1), run.grads.shape)),
             params=run.params * (1 + _MOVED * run.unit * random.choice((-1, 1), run.params.shape)),
         )
-        bound = np.maximum(bound, np.abs(simulate(hypotheses, moved)[0] - change))
+        numbers = hypotheses.numbers.copy()
+        numbers[:, list(hypotheses.kind.moved)] *= 1 + run.unit * random.choice((-1, 1))
+        changed = simulate(hypotheses.of(numbers), moved)[0]
+        bound = np.maximum(bound, np.abs(changed - change))
     count = np.arange(1, len(change) + 1)[:, None]
     relative = 4 + 2 * np.sqrt(count)
     for column in hypotheses.kind.corrected:
@@ -714,6 +739,8 @@ def _judged(fitted: _Fitted, run: Run) -> _Fitted:
 
 def _refitted(hypotheses: Hypotheses, some: Run, every: Run) -> _Fitted:
     """Least squares in rounds, damped anew: two numbers that do the same leave no other hold."""
+    if hypotheses.kind.bounded:
+        hypotheses = _bounded(hypotheses, some)
     for _ in range(2):
         hypotheses = _best(hypotheses, some, 10)[1]
     free = hypotheses.free
@@ -721,29 +748,44 @@ def _refitted(hypotheses: Hypotheses, some: Run, every: Run) -> _Fitted:
     return _judged(_Fitted(fits, float(value[0]), deviation[0]), every)
 
 
-def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> _Fitted | None:
-    """The hypothesis fitted to the whole run, without what it does not need.
+def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
+    """The hypothesis fitted to the whole run, without what it does not need, if it explains it.
 
-    None if what it needs is not there: then another rule explains the run.
+    It does not if what the kind needs is not there: then it is another one.
     """
     kind, at = hypotheses.kind, hypotheses.numbers[0]
     for column in kind.needs:
         if at[column] < 1e-4 and _refitted(_without(hypotheses, column), some, every).explains:
-            return None
+            return []
     fitted = _refitted(hypotheses, some, every)
     if kind.jumps and not fitted.explains:
-        fitted = _refitted(_best(fitted.hypotheses, _trimmed(fitted, some), 10)[1], some, every)
+        fitted = _refitted(_best(fitted.hypotheses, _trimmed(fitted.hypotheses, some), 10)[1],
+                           some, every)  # fmt: skip
+    for column in kind.drops:  # a number that is 0 is never reached
+        if not fitted.explains:
+            less = _refitted(_without(hypotheses, column), some, every)
+            fitted = less if less.explains else fitted
     if not fitted.explains:
-        return fitted
+        return []
     for column in (*kind.needs, *kind.drops):
-        if fitted.deviation[column] < 0.02 and fitted.hypotheses.numbers[0, column] > 0:
+        if fitted.deviation[column] < 0.02 or not fitted.hypotheses.free[0, column]:
             continue
         less = _refitted(_without(fitted.hypotheses, column), some, every)
         if less.explains and less.mean <= 1.2 * fitted.mean + 0.02:
             if column in kind.needs:
-                return None
+                return []
             fitted = less
-    return fitted
+    return [fitted]
+
+
+def _bounded(hypotheses: Hypotheses, run: Run) -> Hypotheses:
+    """The bounds, where there are any, at the smallest and the largest step of the run."""
+    sizes = np.abs(run.changes[run.valid & (run.changes != 0)])
+    least, most = np.quantile(sizes, (0.0, 1.0)) / hypotheses.numbers[0, LR]
+    numbers = hypotheses.numbers.copy()
+    ends = np.array([min(least, 1 - 1e-9), max(most, 1.0)])
+    numbers[:, [B2, EPS]] = np.where(numbers[:, [B2, EPS]] > 0, ends, 0.0)
+    return hypotheses.of(numbers)
 
 
 def _without(hypotheses: Hypotheses, column: int) -> Hypotheses:
@@ -753,9 +795,9 @@ def _without(hypotheses: Hypotheses, column: int) -> Hypotheses:
     return hypotheses.of(numbers)
 
 
-def _trimmed(fitted: _Fitted, run: Run) -> Run:
+def _trimmed(hypotheses: Hypotheses, run: Run) -> Run:
     """The run without the columns that fit worst: a jump in these hides where the others lead."""
-    left = (simulate(fitted.hypotheses, run)[0] - run.changes) * run.valid / run.scale
+    left = (simulate(hypotheses, run)[0] - run.changes) * run.valid / run.scale
     worst = np.abs(left).max(0)
     return dataclasses.replace(run, valid=run.valid & (worst <= np.median(worst)))
 
@@ -883,7 +925,7 @@ def _other(fitted: _Fitted, run: Run) -> Other:
         hypotheses = fitted.hypotheses
     kind, option = hypotheses.kind, hypotheses.option
     values = dict(zip(range(len(COLUMNS)), hypotheses.numbers[0].tolist(), strict=True))
-    if kind.name == "Rprop" and B2 in kind.starts:  # the bounds were relative to the rate
+    if kind.bounded:
         values |= {B2: values[B2] * values[LR], EPS: values[EPS] * values[LR]}
     bound = "clip_value" if option.clip == CLIP_VALUE else "clip_norm"
     shown = {LR: "lr"} | kind.shown | {LAMBDA: "weight_decay", BOUND: bound}
@@ -894,7 +936,7 @@ def _other(fitted: _Fitted, run: Run) -> Other:
     written += ["maximize=True"] * (values[SIGN] < 0)
     notes = [kind.detail, kind.place if free[EPS] or free[EXTRA] else ""]
     notes += [_DECAYS[option.decay] * (name != "AdamW"), _CLIPS[option.clip]]
-    unseen = [shown[column] for column in kind.drops if not free[column]]
+    unseen = [shown[c] for c in kind.drops if not (free[c] or kind.bounded)]
     notes += [f"{' and '.join(unseen)} not seen" if unseen else ""]
     text = ", ".join([f"{name}({', '.join(written)})", *filter(None, notes)])
     change = (simulate(hypotheses, run)[0] - run.changes) * run.valid
