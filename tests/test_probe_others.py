@@ -278,11 +278,12 @@ def lookup(rng):
 
 NAMES = sorted(lookup(np.random.default_rng(0)))
 DTYPES = [np.float64, np.float32]
+BOTH_IF_SLOW = [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)]
 # What single precision may hide, where it is as small as here.
 SMALL = {"eps": 1e-7, "initial_accumulator_value": 1e-4, "momentum_decay": 0.01}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", BOTH_IF_SLOW)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_is_named_with_its_numbers(name, dtype, seed=0):
     rng = np.random.default_rng([seed, NAMES.index(name)])
@@ -297,3 +298,129 @@ def test_an_optimizer_is_named_with_its_numbers(name, dtype, seed=0):
         elif value > SMALL.get(number, 0.0):
             rtol = 0.05 if number in SMALL else 5e-3
             np.testing.assert_allclose(found.numbers[number], value, rtol, err_msg=found.text)
+
+
+def test_two_optimizers_that_differ_in_one_number_are_told_apart():
+    """A rate of Lion's second average that is its first is Signum's."""
+    rng = np.random.default_rng(0)
+    (found,) = others(recorded(optax.lion(0.01, 0.8, 0.8, weight_decay=0.0), rng, np.float64))
+    assert found.name == "sign descent with momentum (Signum)"
+    assert found.numbers == {"lr": 0.01, "momentum": 0.8}
+
+
+RMSPROPS = {
+    "torch": dialects.torch(1e-2, momentum=0.9),
+    "torch_plain": dialects.torch(1e-2, alpha=0.95),
+    "torch_centered": dialects.torch(1e-2, centered=True, eps=1e-3),
+    "torch_l2": dialects.torch(1e-2, weight_decay=0.1),
+    "tensorflow": dialects.tensorflow1(1e-2, momentum=0.9, centered=True),
+    "keras": dialects.keras(1e-2, weight_decay=0.05),
+    "clipped": dialects.keras(1e-2, clipvalue=0.5),
+    "heavyball": dialects.heavyball(1e-2),
+    "nesterov": optax_rmsprop.rmsprop(1e-2, momentum=0.9, nesterov=True),
+    "corrected": optax.rmsprop(1e-2, decay=0.95, bias_correction=True),
+    "corrected_momentum": optax_rmsprop.rmsprop(1e-2, momentum=0.5, bias_correction=True),
+    "hinton": dialects.hinton(1e-2, momentum=0.8),
+    "floor": optax_rmsprop.rmsprop(
+        1e-2, eps=0.5, eps_in_sqrt=lambda root, nu, eps: jnp.maximum(root(nu), eps)
+    ),
+    "large_eps": dialects.torch(1.0, eps=10.0),
+    "short_memory": dialects.torch(1e-2, alpha=0.05),
+    "long_memory": dialects.torch(1e-3, alpha=0.999),
+    "adam": optax.adam(1e-2, b1=0.0, b2=0.9),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RMSPROPS)
+def test_an_rmsprop_is_not_explained_by_anything_else(name, dtype):
+    rng = np.random.default_rng(len(name))
+    assert not [x for x in others(recorded(RMSPROPS[name], rng, dtype)) if x.explains]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ["optimizer", "name", "numbers"],
+    [
+        (dialects.torch(1e17, eps=1e19), "SGD", {"lr": 0.01}),
+        (
+            dialects.tensorflow1(1e18, epsilon=1e40, momentum=0.9), "SGD with momentum",
+            {"lr": 0.01, "momentum": 0.9},
+        ),
+        (dialects.torch(0.01, alpha=0.0, eps=0.0), "sign descent", {"lr": 0.01}),
+        (dialects.torch(0.01, alpha=0.0, eps=0.1), "sign descent", {"lr": 0.01, "eps": 0.1}),
+        (
+            dialects.torch(0.01, alpha=0.0, eps=0.1, momentum=0.8),
+            "sign descent with momentum of the signs", {"lr": 0.01, "eps": 0.1, "momentum": 0.8},
+        ),
+    ],
+)  # fmt: skip
+def test_an_rmsprop_whose_second_moment_has_no_influence_is_explained(
+    optimizer, name, numbers, dtype
+):
+    if dtype == np.float32 and "SGD" in name:
+        optimizer = dialects.torch(1e11, eps=1e13, momentum=numbers.get("momentum"))
+    found, *_ = others(recorded(optimizer, np.random.default_rng(1), dtype))
+    assert found.explains and found.name == name
+    assert found.numbers == pytest.approx(numbers, rel=1e-4 if dtype == np.float32 else 1e-9)
+
+
+def test_a_rate_that_changes_is_part_of_the_run():
+    rng = np.random.default_rng(2)
+    rates = np.linspace(1.0, 0.2, STEPS)
+    schedule = optax.adam(lambda count: 0.01 * jnp.asarray(rates)[count], eps=1e-3)
+    with jax.enable_x64(True):
+        (found, *_) = others(recorded(schedule, rng, np.float64, rates))
+    assert found.explains and found.name == "Adam" and found.numbers["lr"] == 0.01
+    (found, *_) = others(recorded(keras_sgd(0.1, 0.9, rates=rates), rng, np.float64, rates))
+    assert found.explains and found.text == (
+        "SGD with momentum(lr=0.1, momentum=0.9), the learning rate in the momentum buffer"
+    )
+
+
+def test_what_is_not_to_be_explained_is_not_seen():
+    rng = np.random.default_rng(3)
+    run = recorded(optax.adam(0.01, eps=1e-3), rng, np.float64)
+    params, grads = run.params.copy(), run.grads.copy()
+    grads[:, :3] = 0.0
+    params[:, :3] = params[0, :3]
+    grads[4, 5], params[5:, 5] = np.nan, np.nan
+    grads[9, 6] = np.inf
+    params[3, 7] = np.nan
+    (found, *_) = others(run_of(params, grads))
+    assert found.explains and found.text == "Adam(lr=0.01, b1=0.9, b2=0.999, eps=0.001)"
+
+
+def test_a_run_without_movement_and_one_that_only_decays():
+    rng = np.random.default_rng(4)
+    (found,) = others(recorded(lambda p: lambda p, g: p, rng, np.float64))
+    assert (found.name, found.explains, found.numbers) == ("no movement at all", True, {})
+    (found,) = others(recorded(lambda p: lambda p, g: p - 0.01 * p, rng, np.float64))
+    assert (found.name, found.explains) == ("plain decay only", True)
+    assert found.numbers == {"lr*weight_decay": 0.01}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_nothing_explains_has_three_that_come_close(dtype):
+    rng = np.random.default_rng(5)
+    run = recorded(optax.adam(0.01, eps=1e-3), rng, dtype)
+    params = run.params + 1e-4 * rng.normal(size=run.params.shape)
+    found = others(dataclasses.replace(run, params=params))
+    assert len(found) == 3 and not any(other.explains for other in found)
+    assert all(1e-4 < other.error < 1 for other in found)
+
+
+def test_one_wrong_step_is_not_explained():
+    run = recorded(optax.sgd(0.01, 0.9), np.random.default_rng(6), np.float64)
+    (found,) = others(run)
+    assert found.explains and LIMIT >= 1
+    params = run.params.copy()
+    params[7:, 3] += 1e-12
+    assert not any(other.explains for other in others(dataclasses.replace(run, params=params)))
+
+
+@pytest.mark.parametrize("shape", [{"size": 1}, {"size": 2000}, {"size": 3, "steps": 300}])
+def test_runs_of_other_shapes(shape):
+    run = recorded(optax.adam(0.01, eps=1e-3), np.random.default_rng(7), np.float64, **shape)
+    found, *_ = others(run)
+    assert found.explains and found.text == "Adam(lr=0.01, b1=0.9, b2=0.999, eps=0.001)"

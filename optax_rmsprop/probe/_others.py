@@ -262,9 +262,7 @@ def _adam(denominator: Any) -> Rule:
 
 def _biased(denominator: Any) -> Rule:
     def rule(g: Array, n: Numbers, run: Run) -> Array:
-        return run.rates[:, None] * _over(
-            _mean(g, n[B1]), denominator(n, _mean(g * g, n[B2]))
-        )
+        return run.rates[:, None] * _over(_mean(g, n[B1]), denominator(n, _mean(g * g, n[B2])))
 
     return rule
 
@@ -534,9 +532,7 @@ RMSPROP = [
 ]  # fmt: skip
 LION = Kind("Lion", _lion, {B1: (0, ()), B2: (0, ())}, {B1: "b1", B2: "b2"})
 SIGN_DESCENT = Kind("sign descent", _sign, {}, {})
-SIGNUM = Kind(
-    "sign descent with momentum (Signum)", _signum, {B1: (0, ())}, {B1: "momentum"}
-)
+SIGNUM = Kind("sign descent with momentum (Signum)", _signum, {B1: (0, ())}, {B1: "momentum"})
 PLAIN_DECAY = Kind("plain decay only", _decay_alone, {}, {LR: "lr*weight_decay"})
 
 
@@ -614,25 +610,29 @@ def _few(run: Run, steps: int | None, most: int) -> Run:
     return run.columns(np.sort(sizes[np.linspace(0, len(sizes) - 1, most).astype(int)]))
 
 
-def _shortlist(
-    pairs: list[tuple[Kind, Option]], run: Run, most: int = 32, last: int = 9
-) -> list[tuple[float, Hypotheses]]:
+def _shortlist(pairs: list[tuple[Kind, Option]], run: Run) -> list[tuple[float, Hypotheses]]:
     """The kinds that come closest on a short run, with their costs; fewer as they are fitted."""
     started = [_started(Hypotheses(k, o, _starts(k, o, run)), run) for k, o in pairs]
     started = [(costs, hypotheses) for hypotheses, costs in started if np.isfinite(costs).any()]
     started.sort(key=lambda pair: pair[0].min())
     fits: list[tuple[float, Hypotheses]] = []
-    for costs, hypotheses in started[:most]:
+    for costs, hypotheses in started[:32]:
         rows = np.argsort(costs, kind="stable")[: 6 if hypotheses.kind.jumps else 2]
         fits.append(_best(hypotheses.take(rows[np.isfinite(costs[rows])]), run, 4))
-    fits.sort(key=lambda pair: pair[0])
-    fits = [_closer(hypotheses, run) for _, hypotheses in fits[:last]]
+    for count, further in ((16, _further), (8, _closer)):
+        fits.sort(key=lambda pair: pair[0])
+        fits = [further(hypotheses, run) for _, hypotheses in fits[:count]]
     return sorted(fits, key=lambda pair: pair[0])
 
 
+def _further(hypotheses: Hypotheses, run: Run) -> tuple[float, Hypotheses]:
+    """One hypothesis after a few more iterations, and its cost."""
+    return _best(hypotheses, run, 5)
+
+
 def _closer(hypotheses: Hypotheses, run: Run) -> tuple[float, Hypotheses]:
-    """One hypothesis after more iterations, and its cost."""
-    value, hypotheses = _best(hypotheses, run, 8)
+    """One hypothesis after many more, without the columns that jump in between."""
+    value, hypotheses = _best(hypotheses, run, 6)
     if hypotheses.kind.jumps and value > 1e-9:
         hypotheses = _best(hypotheses, _trimmed(hypotheses, run), 8)[1]
     return _best(hypotheses, run, 8)
@@ -905,7 +905,9 @@ def _decays(logits: Any) -> Any:
 
 def _ratios(grads: Array, signs: Array, decays: Array) -> tuple[Array, Array]:
     """Between which ratios of mean to gradient the signs are these, for each decay."""
-    mean = _before(_mean(np.broadcast_to(grads, (len(decays), *grads.shape)), decays[:, None, None]))
+    mean = _before(
+        _mean(np.broadcast_to(grads, (len(decays), *grads.shape)), decays[:, None, None])
+    )
     with np.errstate(all="ignore"):
         ratio = -grads / mean
     helps, hurts = signs * mean > 0, signs * mean < 0
