@@ -119,7 +119,7 @@ def averages(x: Array, decay: Array) -> Array:
 
 def _count(x: Array) -> Array:
     """1 at the first step, and so on [T, 1]."""
-    count: Array = np.arange(1, x.shape[1] + 1)
+    count: Any = np.arange(1, x.shape[1] + 1)
     return count[:, None]
 
 
