@@ -119,8 +119,7 @@ def averages(x: Array, decay: Array) -> Array:
 
 def _count(x: Array) -> Array:
     """1 at the first step, and so on [T, 1]."""
-    count: Any = np.arange(1, x.shape[1] + 1)
-    return count[:, None]
+    return np.array([[float(t)] for t in range(1, x.shape[1] + 1)])
 
 
 def _unbiased(x: Array, decay: Array, ahead: int = 0) -> Array:

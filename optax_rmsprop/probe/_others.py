@@ -341,7 +341,7 @@ def _distinct(found: list[_Fitted], run: Run) -> list[Other]:
 def _signs(run: Run) -> list[_Fitted]:
     """Sign descent, Signum or Lion, whichever is the simplest, if the steps are signs."""
     size, most = run.grads.shape[1], max(50_000 // len(run.grads), 1)
-    columns: Any = np.linspace(0, size - 1, min(size, most)).astype(np.intp)
+    columns = list(range(0, size, -(-size // most)))
     for decayed, sign in itertools.product((False, True), (1.0, -1.0)):
         grads = sign * run.grads
         solved, deviation, signs = _signs_seen(grads, run, decayed)
