@@ -1,0 +1,262 @@
+"""A checkpoint as trees for JAX, and trees as a checkpoint of another framework."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import jax
+import numpy as np
+import optax
+
+from ..interop._arrays import leaves_with_paths
+from . import _guard as guard
+from . import _layouts as layouts
+from . import _open as files
+from . import _ours as ours
+from . import _provenance as provenance
+from ._guard import Refused
+from ._layouts import Layout, Target
+from ._ours import Ours
+from ._saved import Array, Group, Options, Saved
+from ._torch import Torch
+
+_FLAGS = {
+    "missing_ok=True": "--missing-ok",
+    "learning_rate=": "--set learning_rate=",
+    "count=": "--count ",
+    "names=": "--names ",
+    "give names,": "give --names,",
+    "optimizer=": "--optimizer ",
+    "slot=": "--optimizer ",
+}
+FROZEN = "frozen"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is converted, and to what."""
+
+    source: pathlib.Path
+    to: pathlib.Path
+    target: pathlib.Path | None
+    like: pathlib.Path | None
+    rename: tuple[str, ...]
+    flattened: Mapping[str, tuple[int, ...]]
+    force: bool
+
+
+def convert(request: Request, options: Options) -> dict[str, Any]:
+    """Convert, and return the record of it."""
+    to = request.to
+    foreign = to.suffix in files.FOREIGN
+    replaceable = ours.is_converted(to) if to.is_dir() else not to.exists() or to.is_file()
+    with guard.written(to, request.force, replaceable) as new:
+        saved = files.read(request.source, options)
+        wide = any(x.dtype.itemsize > 4 and x.dtype.kind in "fc" and x.dtype != np.complex64
+                   for x in _all(saved))  # fmt: skip
+        with jax.enable_x64(wide):
+            try:
+                work = _to_theirs if foreign else _to_ours
+                return work(saved, new, request, options)
+            except (ValueError, TypeError) as error:
+                raise Refused(_in_flags(str(error))) from error
+
+
+def _all(saved: Saved) -> Iterable[Array]:
+    yield from saved.weights.values()
+    for arrays in saved.moments.values():
+        yield from arrays.values()
+
+
+def _in_flags(message: str) -> str:
+    """A message about arguments as one about flags."""
+    for argument, flag in _FLAGS.items():
+        message = message.replace(argument, flag)
+    return message
+
+
+def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
+    if isinstance(saved, Ours):
+        raise Refused(
+            f"{request.source} is of a run in JAX: give --to a name that ends in one of "
+            f"{', '.join(sorted(files.FOREIGN))}"
+        )
+    target = None if request.target is None else layouts.target_of(request.target)
+    has_state = bool(saved.optimizer)
+    groups = saved.groups() if has_state else []
+    if has_state and saved.weights and not saved.named:
+        raise Refused(
+            "nothing tells the names of the optimizer's parameters: give --names, in the order of "
+            "its groups"
+        )
+    names = layouts.renaming({**dict.fromkeys(saved.weights), **dict.fromkeys(saved.names)},
+                             request.rename)  # fmt: skip
+    arrays = _parameters(saved)
+    strict = _layout(saved, target and target.params, names, request, subset=False)
+    loose = _layout(saved, target and target.params, names, request, subset=True)
+    trees = dict[str, Any]()
+    labels = dict[str, str]()
+    if target is not None and saved.weights:
+        params = layouts.cast_like(loose.to_tree(saved.weights), target.params)
+    else:
+        params = strict.to_tree(arrays)
+    if saved.weights:
+        trees["params"] = params
+        trees |= _others(saved, target, names, arrays, request)
+    if has_state:
+        transformation, labels = _made(groups, strict, params, arrays)
+        like = transformation.init(params)
+        trees["opt_state"] = saved.state(like, strict.to_tree, options)
+    record = provenance.record(
+        saved,
+        groups,
+        labels,
+        files.parts(request.source),
+        {old: after for old, after in names.items() if old != after},
+    )
+    ours.write(new, trees, record)
+    return record
+
+
+def _parameters(saved: Saved) -> dict[str, Array]:
+    """The optimizer's parameters; their second moments, where there are no weights."""
+    if not saved.names:
+        return saved.weights
+    if saved.weights:
+        if missing := [name for name in saved.names if name not in saved.weights]:
+            raise Refused(f"the weights have no {missing[0]!r}, which the optimizer has")
+        return {name: saved.weights[name] for name in saved.names}
+    if missing := [name for name in saved.names if "nu" not in saved.moments.get(name, {})]:
+        raise Refused(f"{missing[0]} has no second moment and no weights: give --weights")
+    return {name: saved.moments[name]["nu"] for name in saved.names}
+
+
+def _layout(
+    saved: Saved, params: Any, names: Mapping[str, str], request: Request, subset: bool
+) -> Layout:
+    if params is None:
+        return layouts.renamed(layouts.by_name(), names)
+    if isinstance(saved, Torch) or saved.format == "safetensors":
+        found = layouts.of_torch(params, request.flattened, subset)
+    else:
+        found = layouts.of_keras(params, names.values(), subset)
+    return layouts.renamed(found, names)
+
+
+def _others(
+    saved: Saved,
+    target: Target | None,
+    names: Mapping[str, str],
+    arrays: Mapping[str, Array],
+    request: Request,
+) -> dict[str, Any]:
+    """Weights that no optimizer has: statistics of normalisations, and what is frozen."""
+    if target is None:
+        rest = {names[k]: x for k, x in saved.weights.items() if k not in arrays}
+        return {"other": rest} if rest else {}
+    if target.statistics is None:
+        return {}
+    statistics = _layout(saved, target.statistics, names, request, subset=True)
+    tree = statistics.to_tree(saved.weights)
+    return {"batch_stats": layouts.cast_like(tree, target.statistics)}
+
+
+def _made(
+    groups: list[Group], layout: Layout, params: Any, arrays: Mapping[str, Array]
+) -> tuple[Any, dict[str, str]]:
+    """The transformation of all groups, and the label of each leaf."""
+    number = {name: i for i, group in enumerate(groups) for name in group.names}
+    # A number in place of each parameter goes where the parameter goes.
+    marks = layout.to_tree(
+        layouts.partial(
+            {n: np.broadcast_to(np.int8(number[n]), np.shape(arrays[n])) for n in number}
+        )
+    )
+    of_leaf = {path: str(int(x.flat[0])) if x.size else "0" for path, x in leaves_with_paths(marks)}
+    labels = {path: of_leaf.get(path, FROZEN) for path, _ in leaves_with_paths(params)}
+    by_path = {"/".join(path): label for path, label in labels.items()}
+    if len(groups) == 1 and FROZEN not in by_path.values():
+        return groups[0].call.made(), by_path
+    tree = cast(Any, jax.tree.structure(params)).unflatten(labels.values())
+    transformations: dict[str, optax.GradientTransformation] = {
+        str(i): group.call.made() for i, group in enumerate(groups)
+    }
+    transformations[FROZEN] = optax.set_to_zero()
+    used = {*by_path.values()}
+    return optax.partition({k: x for k, x in transformations.items() if k in used}, tree), by_path
+
+
+def _to_theirs(
+    saved: Saved, new: pathlib.Path, request: Request, options: Options
+) -> dict[str, Any]:
+    if not isinstance(saved, Ours):
+        raise Refused(
+            f"{request.source} is no run in JAX: convert it to Orbax or .npz first, and that to "
+            f"{request.to.suffix}"
+        )
+    if request.like is None:
+        raise Refused(
+            f"--to {request.to.name} needs --like, a checkpoint of the same model and optimizer in "
+            "that framework, new or old, whose names and settings the new one gets"
+        )
+    like = files.read(request.like, options)
+    names = layouts.renaming({**dict.fromkeys(like.weights), **dict.fromkeys(like.names)},
+                             request.rename)  # fmt: skip
+    params, statistics = saved.tree("params"), saved.tree("batch_stats") or saved.tree("other")
+    if not params:
+        params = {name: arrays["nu"] for name, arrays in saved.moments.items()}
+    own = {names[name] for name in like.names or like.weights} == params.keys()
+    tree = params if own else layouts.nested(params)
+    layout = _layout(like, None if own else tree, names, request, subset=False)
+    weights = dict[str, Array]()
+    if saved.tree("params"):
+        weights = layout.to_names(tree)
+        if statistics:
+            beside = layouts.nested(statistics) if saved.tree("batch_stats") else None
+            other = _layout(like, beside, names, request, subset=True)
+            weights |= other.to_names(statistics if beside is None else beside)
+    state = None
+    if saved.tree("opt_state"):
+        if not like.named and like.weights:
+            raise Refused("nothing tells the names of the parameters in --like: give --names")
+        groups = _groups(saved, like)
+        arrays = _parameters(like)
+        transformation, _ = _made(groups, layout, tree, arrays)
+        state = _filled(transformation.init(tree), saved)
+    if strange := sorted(weights.keys() - like.weights.keys()) if like.weights else []:
+        raise Refused(f"the file of --like has no weights {strange[:6]}")
+    like.write(new, weights if like.weights else {}, state, layout.to_names, options)
+    return provenance.record(
+        saved, like.rules[0] if like.rules else [], {}, files.parts(request.source), {}
+    )
+
+
+def _groups(saved: Ours, like: Saved) -> list[Group]:
+    """The rule of the run: that of its record, if it is one call, or that of the other file."""
+    if not like.rules:
+        raise Refused(f"there is no RMSprop in the file of --like, but {like.optimizer or 'weights'}")  # fmt: skip  # noqa: E501
+    if saved.rules and len(saved.rules[0]) == len(like.rules[0]) == 1:
+        return [Group(saved.rules[0][0].call, like.rules[0][0].names)]
+    return like.rules[0]
+
+
+def _filled(like: Any, saved: Ours) -> Any:
+    """A state with the arrays of a file, wherever in its tree this state is."""
+    wanted = ours.by_path(like, "the state")
+    known = saved.tree("opt_state")
+    first = next(iter(wanted), "")
+    ends = {k.removesuffix(first) for k in known if k == first or k.endswith(f"/{first}")}
+    places = [at for at in ends if all(f"{at}{name}" in known for name in wanted)]
+    if len(places) != 1:
+        raise Refused(
+            f"the state in the file is no state of this call: it has {sorted(known)[:6]}, "
+            f"expected {sorted(wanted)[:6]}"
+        )
+    new = list[Any]()
+    for name, old in wanted.items():
+        x = known[places[0] + name]
+        if x.shape != np.shape(old):
+            raise Refused(f"opt_state/{name} has shape {x.shape}, expected {np.shape(old)}")
+        new.append(jax.numpy.asarray(x))
+    return cast(Any, jax.tree.structure(like)).unflatten(new)
