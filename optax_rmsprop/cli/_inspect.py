@@ -113,6 +113,8 @@ def dead_in(nu: Array, group: Group, steps: int | None) -> int | None:
 
 def finite(x: Any) -> Any:
     """What JSON can say: no number that is not finite."""
+    if isinstance(x, (np.generic, np.ndarray)):
+        x = cast(Any, x).tolist()
     if isinstance(x, float) and not math.isfinite(x):
         return None
     if isinstance(x, dict):

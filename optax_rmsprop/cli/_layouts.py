@@ -69,9 +69,12 @@ def _entry(where: str, x: Any) -> jax.ShapeDtypeStruct:
     if not all(type(n) is int and n >= 0 for n in sizes) or entry.keys() - {"shape", "dtype"}:
         raise Refused(f'{where} must be {{"shape": [3, 2], "dtype": "float32"}}')
     try:
-        return _abstract(tuple(sizes), jnp.dtype(str(dtype)))
-    except TypeError as error:
-        raise Refused(f"{where} has the dtype {dtype!r}") from error
+        number = jnp.dtype(str(dtype))
+    except TypeError:
+        number = jnp.dtype(bool)
+    if not jnp.issubdtype(number, jnp.number):
+        raise Refused(f"{where} has the dtype {dtype!r}, which is none of numbers")
+    return _abstract(tuple(sizes), number)
 
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -151,7 +154,7 @@ def renaming(names: Iterable[str], pairs: tuple[str, ...]) -> dict[str, str]:
         found[name] = name
         if inside:
             old = max(inside, key=len)
-            used.add(old)
+            used.update(inside)
             found[name] = (rules[old] + name[len(old) :]).lstrip("./")
     if unused := sorted(rules.keys() - used):
         raise Refused(f"--rename {unused[0]}=...: no parameter has this name: {sorted(found)[:9]}")

@@ -70,12 +70,14 @@ def origin_of(found: Mapping[str, Any], where: str) -> Origin:
     """The calls of a record. They are read, and not evaluated."""
     try:
         if found["version"] != VERSION:
-            raise Refused(f"{where}: a record of version {found['version']!r}, expected {VERSION}")
+            raise Refused(f"a record of version {found['version']!r}, expected {VERSION}")
         groups = [
             Group(Call.parsed(str(group["call"])), [str(name) for name in group["parameters"]])
             for group in found["groups"]
         ]
         labels = {str(path): str(label) for path, label in found["labels"].items()}
+    except Refused as error:
+        raise Refused(f"{where}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{where} is no record of a conversion: {error!r}") from error
     return Origin(groups, labels)

@@ -18,7 +18,6 @@ from optax_rmsprop import dialects
 from optax_rmsprop.cli import main
 from tests.live import needed
 from tests.live.test_interop import (
-    NAMES,
     RATE,
     SETTINGS,
     K,
@@ -413,7 +412,8 @@ def keras_model(module, make):
             module.layers.Dense(4, name="one"),
             module.layers.BatchNormalization(name="norm"),
             module.layers.Dense(2, name="two"),
-        ]
+        ],
+        name="net",
     )
     model.compile(make())
     return model
