@@ -92,6 +92,13 @@ class Call:
             )
         return Call(self.dialect, {**self.arguments, **given})
 
+    def as_of(self, dialect: str) -> "Call":
+        """The same arguments, of another framework's rule."""
+        try:
+            return Call(dialect, {}).but(self.shown())
+        except Refused as error:
+            raise Refused(f"--dialect {dialect}: the file has {self}") from error
+
     def made(self) -> optax.GradientTransformationExtraArgs:
         """The transformation."""
         if self.unknown:

@@ -92,7 +92,8 @@ def _inspect(
         json: Print JSON.
     """
     options = Options(names, model, optimizer, dialect, settings_of(set_))
-    saved = files.read(checkpoint, files.with_weights(options, weights))
+    with show.working(f"reading {checkpoint}"):
+        saved = files.read(checkpoint, files.with_weights(options, weights))
     found = inspect(saved, checkpoint.name, show.track)
     show.as_json(found) if json else show.inspection(found)
     return 0
@@ -138,7 +139,8 @@ def _convert(
     """
     options = Options(names, model, optimizer, dialect, settings_of(set_), count, missing_ok)
     request = Request(checkpoint, to, target, like, rename, _images(flattened), force)
-    record = convert(request, files.with_weights(options, weights))
+    with show.working(f"converting {checkpoint}"):
+        record = convert(request, files.with_weights(options, weights))
     if json:
         show.as_json(record)
     else:

@@ -29,6 +29,7 @@ _FLAGS = {
     "give names,": "give --names,",
     "optimizer=": "--optimizer ",
     "slot=": "--optimizer ",
+    "what `like` has": "a new state",
 }
 FROZEN = "frozen"
 
@@ -49,18 +50,29 @@ class Request:
 def convert(request: Request, options: Options) -> dict[str, Any]:
     """Convert, and return the record of it."""
     to = request.to
-    foreign = to.suffix in files.FOREIGN
-    replaceable = ours.is_converted(to) if to.is_dir() else not to.exists() or to.is_file()
+    if to.suffix in files.FOREIGN:
+        record_file = provenance.beside(to)
+        with (
+            guard.written(record_file, request.force) as new_record,
+            guard.written(to, request.force, not to.is_dir()) as new,
+        ):
+            record = _run(_to_theirs, new, request, options)
+            record["written"] = guard.digests({to.name: new})
+            new_record.write_text(provenance.text(record), encoding="utf-8")
+        return record
+    replaceable = ours.is_converted(to) if to.is_dir() else to.suffix == ".npz"
     with guard.written(to, request.force, replaceable) as new:
-        saved = files.read(request.source, options)
-        wide = any(x.dtype.itemsize > 4 and x.dtype.kind in "fc" and x.dtype != np.complex64
-                   for x in _all(saved))  # fmt: skip
-        with jax.enable_x64(wide):
-            try:
-                work = _to_theirs if foreign else _to_ours
-                return work(saved, new, request, options)
-            except (ValueError, TypeError) as error:
-                raise Refused(_in_flags(str(error))) from error
+        return _run(_to_ours, new, request, options)
+
+
+def _run(work: Any, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
+    """Read, and write with 64 bits if the source has numbers of them."""
+    saved = files.read(request.source, options)
+    with jax.enable_x64(any(x.dtype in (np.float64, np.complex128) for x in _all(saved))):
+        try:
+            return work(saved, new, request, options)
+        except (ValueError, TypeError) as error:
+            raise Refused(_in_flags(str(error))) from error
 
 
 def _all(saved: Saved) -> Iterable[Array]:
@@ -205,12 +217,13 @@ def _to_theirs(
                              request.rename)  # fmt: skip
     params, statistics = saved.tree("params"), saved.tree("batch_stats") or saved.tree("other")
     if not params:
-        params = {name: arrays["nu"] for name, arrays in saved.moments.items()}
+        # Of an optimizer alone; or it is a tree of parameters by itself.
+        params = {name: arrays["nu"] for name, arrays in saved.moments.items()} or saved.weights
     own = {names[name] for name in like.names or like.weights} == params.keys()
     tree = params if own else layouts.nested(params)
     layout = _layout(like, None if own else tree, names, request, subset=False)
     weights = dict[str, Array]()
-    if saved.tree("params"):
+    if saved.weights:
         weights = layout.to_names(tree)
         if statistics:
             beside = layouts.nested(statistics) if saved.tree("batch_stats") else None

@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -217,6 +217,19 @@ def _declared(h5py: Any, opened: Any, where: str) -> int:
     return total
 
 
+def finite(x: Any) -> Any:
+    """What JSON can say: no number that is not finite."""
+    if isinstance(x, (np.generic, np.ndarray)):
+        x = cast(Any, x).tolist()
+    if isinstance(x, float) and not math.isfinite(x):
+        return None
+    if isinstance(x, dict):
+        return {str(key): finite(value) for key, value in x.items()}  # pyright: ignore
+    if isinstance(x, Iterable) and not isinstance(x, (str, bytes)):
+        return [finite(value) for value in x]  # pyright: ignore
+    return x
+
+
 def digests(files: Mapping[str, pathlib.Path]) -> dict[str, str]:
     """The SHA-256 of files."""
     found = dict[str, str]()
@@ -239,8 +252,14 @@ def written(path: pathlib.Path, force: bool, replaceable: bool = True) -> Genera
     try:
         new = scratch / path.name
         yield new
-        if path.is_dir():
-            path.rename(scratch / f"old-{path.name}")
-        new.replace(path)
+        if not path.is_dir():
+            new.replace(path)
+            return
+        path.rename(old := scratch / f"old-{path.name}")
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

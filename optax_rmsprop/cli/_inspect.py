@@ -1,8 +1,6 @@
 """What a checkpoint holds: whose optimizer, which rule, and how its second moments are spread."""
 
 import dataclasses
-import math
-from collections.abc import Iterable
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -109,16 +107,3 @@ def dead_in(nu: Array, group: Group, steps: int | None) -> int | None:
     bound = start * decay**steps * (1 + (steps + 2) * float(info.eps))
     bound += float(info.smallest_subnormal) / (1 - decay)
     return int(np.sum(nu <= bound))
-
-
-def finite(x: Any) -> Any:
-    """What JSON can say: no number that is not finite."""
-    if isinstance(x, (np.generic, np.ndarray)):
-        x = cast(Any, x).tolist()
-    if isinstance(x, float) and not math.isfinite(x):
-        return None
-    if isinstance(x, dict):
-        return {str(key): finite(value) for key, value in x.items()}  # pyright: ignore
-    if isinstance(x, Iterable) and not isinstance(x, (str, bytes)):
-        return [finite(value) for value in x]  # pyright: ignore
-    return x

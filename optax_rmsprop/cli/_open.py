@@ -7,6 +7,7 @@ import zipfile
 from . import _guard as guard
 from . import _keras as keras
 from . import _ours as ours
+from . import _provenance as provenance
 from . import _tensorflow as tensorflow
 from . import _torch as torch
 from ._guard import Refused
@@ -18,7 +19,12 @@ FOREIGN = {".pt", ".pth", ".bin", ".zip", ".keras", ".h5", ".hdf5"}
 def read(path: pathlib.Path, options: Options) -> Saved:
     """A checkpoint of any kind, by what it is rather than by its name, where that can be told."""
     try:
-        return _read(path, options)
+        found = _read(path, options)
+        if options.beside and found.weights.keys() != options.beside.keys():
+            raise Refused(f"--weights is for an optimizer alone, and {path} has weights")
+        if not isinstance(found, ours.Ours):
+            provenance.find(found, path)
+        return found
     except (Refused, ModuleNotFoundError, OSError, MemoryError):
         raise
     except Exception as error:  # A file of somebody else may hold anything.
@@ -27,13 +33,12 @@ def read(path: pathlib.Path, options: Options) -> Saved:
 
 
 def _read(path: pathlib.Path, options: Options) -> Saved:
-    prefix = tensorflow.prefix_of(path)
-    if prefix is not None and not ours.is_orbax(path):
+    if ours.is_orbax(path):
+        return ours.read_orbax(path)
+    if (prefix := tensorflow.prefix_of(path)) is not None:
         return tensorflow.read(prefix, options)
     if path.is_dir():
-        if not ours.is_orbax(path):
-            raise Refused(f"{path} is a folder, and no checkpoint of Orbax or TensorFlow")
-        return ours.read_orbax(path)
+        raise Refused(f"{path} is a folder, and no checkpoint of Orbax or TensorFlow")
     guard.regular_file(path)
     if path.suffix == ".npz":
         return ours.read_npz(path)
@@ -44,7 +49,7 @@ def _read(path: pathlib.Path, options: Options) -> Saved:
     if start == b"\x89HDF\r\n\x1a\n":
         return keras.read(path, options)
     members = set[str]()
-    if start[:4] == b"PK\x03\x04" and zipfile.is_zipfile(path):
+    if start[:4] == b"PK\x03\x04" or zipfile.is_zipfile(path):
         with guard.archive(path, str(path)) as opened:
             members = {*opened.namelist()}
     if "config.json" in members or path.suffix == ".keras":
@@ -58,8 +63,8 @@ def _read(path: pathlib.Path, options: Options) -> Saved:
 
 def parts(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """The files of a checkpoint, by name."""
-    prefix = tensorflow.prefix_of(path)
-    if prefix is not None and not ours.is_orbax(path):
+    prefix = None if ours.is_orbax(path) else tensorflow.prefix_of(path)
+    if prefix is not None:
         return {file.name: file for file in tensorflow.files_of(prefix)}
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file())

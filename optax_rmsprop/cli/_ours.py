@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import json
 import logging
 import pathlib
 import warnings
@@ -133,7 +132,7 @@ def write(path: pathlib.Path, trees: Mapping[str, Any], record: Mapping[str, Any
         narrow = {name: x for name, x in arrays.items() if x.dtype.kind == "V"}
         kept = {**record, "dtypes": {name: str(x.dtype) for name, x in narrow.items()}}
         plain = arrays | {n: x.view(f"u{x.dtype.itemsize}") for n, x in narrow.items()}
-        plain[RECORD] = np.array(json.dumps(kept))
+        plain[RECORD] = np.array(provenance.text(kept))
         with zipfile.ZipFile(path, "w") as file:
             for name, x in plain.items():
                 with file.open(f"{name}.npy", "w", force_zip64=True) as stream:
@@ -146,18 +145,21 @@ def write(path: pathlib.Path, trees: Mapping[str, Any], record: Mapping[str, Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ocp.save(path.absolute(), trees)
-    (path / provenance.FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (path / provenance.FILE).write_text(provenance.text(record), encoding="utf-8")
 
 
 def _described(saved: Ours, path: pathlib.Path) -> Ours:
     """Its parameters, moments and steps, by what the links of the state are called."""
     saved.weights = saved.tree("params")
+    if not saved.weights and not saved.tree("opt_state"):
+        saved.weights = saved.arrays  # a tree of parameters by itself
     fields = {"nu": "nu", "var": "var", "mu": "mu", "trace": "momentum"}
     for name, x in saved.tree("opt_state").items():
         parts = name.split("/")
-        if parts[-1] == "count":
-            saved.steps = {"": int(x)} if x.ndim == 0 else saved.steps
+        # The first of these names is a field of a state; a parameter may have it, too.
         at = next((i for i, part in enumerate(parts) if part in fields), None)
+        if at is None and parts[-1] == "count" and x.ndim == 0:
+            saved.steps = {"": int(x)}
         if at is not None and at + 1 < len(parts):
             parameter = "/".join(parts[at + 1 :])
             saved.moments.setdefault(parameter, {})[fields[parts[at]]] = x

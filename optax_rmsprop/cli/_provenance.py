@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import pathlib
 import platform
 from collections.abc import Mapping
@@ -56,6 +57,28 @@ def record(
         "renamed": dict(renamed),
         "versions": versions,
     }
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """A record as a file has it."""
+    return json.dumps(guard.finite(found), indent=2, allow_nan=False) + "\n"
+
+
+def beside(path: pathlib.Path) -> pathlib.Path:
+    """The record of a file of another framework."""
+    return path.with_name(f"{path.name}.{FILE}")
+
+
+def find(saved: Saved, path: pathlib.Path) -> None:
+    """Read the record that lies beside a file, if it is of this file."""
+    file = beside(path)
+    if not path.is_file() or not file.is_file() or file.is_symlink():
+        return
+    found = guard.json_of(file.read_bytes(), str(file))
+    if found.get("written") == guard.digests({path.name: path}):
+        saved.provenance = found
+    else:
+        saved.notes.append(f"{file.name} is the record of another file")
 
 
 @dataclasses.dataclass(frozen=True)

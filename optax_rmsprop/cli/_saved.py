@@ -98,9 +98,7 @@ def narrowed(rules: list[list[Group]], options: Options) -> list[list[Group]]:
     """The rules that the command line leaves, with what it says of them."""
     if options.dialect and rules:
         kept = [rule for rule in rules if rule[0].call.dialect == options.dialect]
-        rules = kept or [
-            [Group(Call(options.dialect, {}).but(g.call.shown()), g.names) for g in rules[0]]
-        ]
+        rules = kept or [[Group(g.call.as_of(options.dialect), g.names) for g in rules[0]]]
     return [[Group(g.call.but(options.settings), g.names) for g in rule] for rule in rules]
 
 

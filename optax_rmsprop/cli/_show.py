@@ -1,5 +1,6 @@
 """Reports for people, and the same as JSON for programs."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -12,8 +13,8 @@ import rich.progress
 import rich.table
 import rich.text
 
-from ._guard import printable
-from ._inspect import Inspection, finite
+from ._guard import finite, printable
+from ._inspect import Inspection
 
 
 def as_json(report: Any) -> None:
@@ -35,9 +36,15 @@ def track(names: Sequence[str]) -> Iterator[str]:
     )
 
 
+def working(what: str) -> contextlib.AbstractContextManager[Any]:
+    """Say on the standard error of a terminal what takes its time."""
+    console = rich.console.Console(stderr=True, markup=False)
+    return console.status(printable(what)) if console.is_terminal else contextlib.nullcontext()
+
+
 def console() -> rich.console.Console:
     """The standard output; wide where it is no terminal, so that nothing is cut."""
-    width = None if sys.stdout.isatty() else 200
+    width = None if sys.stdout.isatty() else 4000
     return rich.console.Console(width=width, highlight=False, markup=False, emoji=False)
 
 

@@ -51,7 +51,7 @@ def prefix_of(path: pathlib.Path) -> pathlib.Path | None:
     """The prefix of a checkpoint's files, if it is one, or a folder with one, or its index."""
     if path.suffix == ".index" and path.is_file():
         return path.with_suffix("")
-    if path.with_name(f"{path.name}.index").is_file():
+    if path.name and path.with_name(f"{path.name}.index").is_file():
         return path
     folder = path / "variables" if (path / "saved_model.pb").exists() else path
     found = sorted(folder.glob("*.index")) if folder.is_dir() else []

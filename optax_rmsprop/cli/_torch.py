@@ -121,9 +121,6 @@ class StableBaselines3(Torch):
 
 def read(path: pathlib.Path, options: Options) -> Torch:
     """A file of `torch.save`: the state of an optimizer, of a model, or a dictionary with both."""
-    if zipfile.is_zipfile(path):
-        with guard.archive(path, str(path)):
-            pass  # Its members have plain names, and are no bomb.
     content = _loaded(path, str(path))
     saved = Torch("PyTorch", {}, content=content)
     if _is_weights(content):
@@ -258,12 +255,12 @@ def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:
 def _parts(path: pathlib.Path, saved: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
     """The entries and the groups of an optimizer, if they are what PyTorch writes."""
     state, groups = saved["state"], saved["param_groups"]
-    lists = isinstance(state, Mapping) and isinstance(groups, list) and bool(groups)
+    lists = isinstance(state, Mapping) and isinstance(groups, list)
     found = [_mapping(group) for group in cast("list[Any]", groups)] if lists else []
     if not found or any(type(group.get("params")) is not list for group in found):
         raise Refused(f"{path}: the state of the optimizer has no groups of parameters")
     keys: list[Any] = [key for group in found for key in group["params"]]
-    if len({*map(str, keys)}) != len(keys) or not all(isinstance(k, (int, str)) for k in keys):
+    if len({*map(str, keys)}) != len(keys) or not {*map(type, keys)} <= {int, str}:
         raise Refused(f"{path}: the groups of the optimizer have a parameter twice")
     return cast("Mapping[Any, Any]", state), found
 
