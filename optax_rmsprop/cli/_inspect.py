@@ -98,7 +98,7 @@ def dead_in(nu: Array, group: Group, steps: int | None) -> int | None:
     """
     start = group.call.framework.start
     if not start:
-        return int(np.sum(nu == 0))
+        return int(np.count_nonzero(nu == 0))
     decay = group.call.arguments.get(group.call.framework.decay, ...)
     if steps is None or not isinstance(decay, float) or not 0 <= decay < 1:
         return None
@@ -106,4 +106,4 @@ def dead_in(nu: Array, group: Group, steps: int | None) -> int | None:
     # Each step rounds, and the smallest numbers no longer decay.
     bound = start * decay**steps * (1 + (steps + 2) * float(info.eps))
     bound += float(info.smallest_subnormal) / (1 - decay)
-    return int(np.sum(nu <= bound))
+    return int(np.count_nonzero(nu <= bound))

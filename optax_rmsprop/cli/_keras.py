@@ -204,8 +204,9 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
     arguments = _arguments(path, config)
     legacy = "decay" in config or any("/rms" in key for key in saved.variables)
     dialect = "keras2" if legacy else "keras"
-    has = {"nu", *(["trace"] if arguments.get("momentum", ...) else [])}
-    has |= {"mu"} if arguments.get("centered") is True else set[str]()
+    known = {**arguments, **options.settings}
+    has = {"nu", *(["trace"] if known.get("momentum", ...) else [])}
+    has |= {"mu"} if known.get("centered") is True else set[str]()
     try:
         if saved.format == "Keras, HDF5":
             _name_whole_model(saved, options)
@@ -279,6 +280,8 @@ def _name_in_order(
     shapes = [tuple(x.shape) for x in arrays[head:]]
     kinds = [len(has)] if told else [1, 2, 3]
     kinds = [k for k in kinds if shapes == shapes[: len(shapes) // k] * k]
+    # The second moments come first.
+    kinds = [k for k in kinds if not _any_negative(arrays[head:][: len(shapes) // k])]
     if options.names:
         saved.names = checked_names(list(options.names), len(shapes) // (kinds or [1])[0])
         each = len(shapes) // max(len(saved.names), 1)
@@ -302,6 +305,10 @@ def _name_in_order(
         "the model's order"
     )
     return _quantities(k, has)
+
+
+def _any_negative(arrays: Sequence[Array]) -> bool:
+    return any(bool(np.any(x.real < 0)) for x in arrays)
 
 
 def _quantities(each: int, has: set[str]) -> set[str]:

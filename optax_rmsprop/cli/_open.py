@@ -79,4 +79,5 @@ def with_weights(options: Options, path: pathlib.Path | None) -> Options:
     found = read(path, dataclasses.replace(options, names=()))
     if not found.weights:
         raise Refused(f"--weights {path} has no weights")
-    return dataclasses.replace(options, beside=found.weights)
+    in_order = found.format != "safetensors"  # which sorts them
+    return dataclasses.replace(options, beside=found.weights, in_order=in_order)

@@ -26,7 +26,9 @@ class Options:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     count: int | None = None
     missing_ok: bool = False
-    beside: Mapping[str, Array] = dataclasses.field(default_factory=dict[str, Array])  # weights
+    beside: Mapping[str, Array] = dataclasses.field(default_factory=dict[str, Array])
+    """Weights of a file of their own."""
+    in_order: bool = True  # whether these are in the model's order
 
 
 @dataclasses.dataclass(frozen=True)

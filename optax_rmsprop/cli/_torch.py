@@ -279,7 +279,7 @@ def _names(
     # In one group they are in the model's order, unless some were left out.
     names = [name for name, first in _first_names(tensors).items() if _is_trained(name, first)]
     names = [name for name in names if np.ndim(tensors[name]) == 0 or _is_inexact(tensors[name])]
-    if len(groups) == 1 and len(names) == len(keys):
+    if len(groups) == 1 and len(names) == len(keys) and options.in_order:
         shapes = [_shape(_mapping(state.get(key)).get("square_avg")) for key in keys]
         own = [tuple(tensors[name].shape) for name in names]
         if all(x is None or x[: len(y)] == y for x, y in zip(shapes, own, strict=True)):

@@ -438,6 +438,7 @@ def keras_steps(model, start):
 
 KERAS_OPTIONS = {
     "plain": {},
+    "centered": {"centered": True, "epsilon": 1e-4},
     "all": {"momentum": 0.9, "centered": True, "epsilon": 1e-4},
 }
 
@@ -511,8 +512,9 @@ def test_keras_there_and_back(which, suffix, options, tmp_path, capsys):
 
         last.set_weights(keras.models.load_model(back, compile=False).get_weights())
         with h5py.File(back) as file:
+            (slots,) = file["optimizer_weights"].values()
             for variable in last.optimizer.variables:
-                variable.assign(file[f"optimizer_weights/{variable.path}"][()])
+                variable.assign(slots[variable.path.rpartition("/")[2]][()])
     else:
         last = module.models.load_model(back)
     got = keras_steps(last, 2 * K)
@@ -616,3 +618,201 @@ def test_without_torch_a_file_of_torch_is_refused_in_a_line(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert found.returncode == 2 and found.stdout == ""
     assert found.stderr.count("\n") == 1 and "needs torch, which is not installed" in found.stderr
+
+
+class Evil:
+    """A pickle that would write a file where it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+def saved_with(make, **options):
+    def write(folder):
+        import torch
+
+        torch.save(make(torch, folder), folder / "a.pt", **options)
+        return folder / "a.pt"
+
+    return write
+
+
+def hostile_agent(folder):
+    import torch
+
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("data", "{}")
+        for name, content in (
+            ("policy.pth", {"w": torch.ones(2)}),
+            ("policy.optimizer.pth", Evil(folder / "pwned")),
+        ):
+            with archive.open(name, "w") as file:
+                torch.save(content, file)
+    return folder / "a.zip"
+
+
+def cut_in_half(folder):
+    path = saved_with(lambda torch, _: {"w": torch.ones(1000)})(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def program(folder):
+    import torch
+
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "a.pt")
+    return folder / "a.pt"
+
+
+def optimizer_of(entry, **group):
+    return lambda torch, _: {
+        "state": {0: entry(torch)},
+        "param_groups": [{"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "params": [0], **group}],
+    }
+
+
+HOSTILE = {
+    "code": saved_with(lambda torch, d: Evil(d / "pwned")),
+    "code beside weights": saved_with(
+        lambda torch, d: {"model": {"w": torch.ones(2)}, "args": Evil(d / "pwned")}
+    ),
+    "code in the old format": saved_with(
+        lambda torch, d: {"w": Evil(d / "pwned")}, _use_new_zipfile_serialization=False
+    ),
+    "a whole model": saved_with(lambda torch, d: torch.nn.Linear(2, 2)),
+    "code in an agent's optimizer": hostile_agent,
+    "cut off": cut_in_half,
+    "a program": program,
+    "more than it stores": saved_with(lambda torch, d: {"w": torch.ones(1).expand(10**9, 10**6)}),
+    "a second moment that is more than it stores": saved_with(
+        optimizer_of(lambda torch: {"step": 1, "square_avg": torch.ones(1).expand(10**9, 10**6)})
+    ),
+    "no dense tensor": saved_with(lambda torch, d: {"w": torch.eye(3).to_sparse()}),
+    "an abstract tensor": saved_with(lambda torch, d: {"w": torch.ones(3, device="meta")}),
+    "a rate that is a text": saved_with(
+        optimizer_of(lambda torch: {"step": 1, "square_avg": torch.ones(1)}, lr="1e-3")
+    ),
+    "groups that are none": saved_with(lambda torch, d: {"state": {}, "param_groups": []}),
+    "groups of other things": saved_with(lambda torch, d: {"state": 1, "param_groups": [3]}),
+    "a parameter in two groups": saved_with(
+        lambda torch, d: {"state": {}, "param_groups": [{"params": [0, 0]}]}
+    ),
+    "plain values": saved_with(lambda torch, d: {"epoch": 3}),
+    "a list": saved_with(lambda torch, d: [1, 2]),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_hostile_file_of_torch_is_refused_and_nothing_is_written(hostile, tmp_path, capsys):
+    needed("torch", "orbax")
+    path = HOSTILE[hostile](tmp_path)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    for arguments in (
+        ["inspect", path, "--json"],
+        ["convert", path, "--to", tmp_path / "out"],
+        ["convert", path, "--to", tmp_path / "out.npz"],
+    ):
+        capsys.readouterr()
+        assert main([*map(str, arguments)]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and str(path) in err
+        if "code" in hostile:
+            assert "nothing in it was executed" in err
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_six_settings_may_be_of_two_rules(tmp_path, capsys):
+    """Old files of PyTorch have the groups that Stable-Baselines3's class has."""
+    needed("torch", "orbax")
+    import torch
+
+    old = {"lr": 0.1, "momentum": 0, "alpha": 0.9, "eps": 1e-8, "centered": False,
+           "weight_decay": 0, "params": [0], "param_names": ["w"]}  # fmt: skip
+
+    def written(nu):
+        entry = {"step": 2, "square_avg": torch.tensor(nu)}
+        torch.save({"state": {0: entry}, "param_groups": [old]}, tmp_path / "a.pt")
+        return tmp_path / "a.pt"
+
+    torchs = "dialects.torch(lr=0.1, alpha=0.9, eps=1e-08)"
+    both = ["dialects.stable_baselines3(lr=0.1, alpha=0.9, eps=1e-08)", torchs]
+    # After two steps an average that began at 1 is 0.81 at least.
+    assert run(capsys, "inspect", written([0.5, 2.0]), "--json")["calls"] == [torchs]
+    path = written([float(np.float32(0.9) * np.float32(0.9)), 2.0])
+    assert run(capsys, "inspect", path, "--json")["calls"] == both
+    capsys.readouterr()
+    assert main(["convert", str(path), "--to", str(tmp_path / "x")]) == 2
+    assert "give --dialect stable_baselines3 or torch" in capsys.readouterr().err
+    record = run(capsys, "convert", path, "--to", tmp_path / "x", "--dialect", "pfrl", "--json")
+    assert record["call"] == torchs.replace("torch", "pfrl")
+    assert record["truth_table"] == ["pfrl 0.4.0"]
+
+
+def test_an_optimizer_alone_takes_the_weights_of_another_file(tmp_path, capsys):
+    needed("torch", "orbax", "safetensors")
+    import torch
+    from safetensors.torch import save_file
+
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.RMSprop(model.parameters(), momentum=0.9)
+    torch_steps(model, optimizer, 0)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    save_file(dict(model.state_dict()), tmp_path / "model.safetensors")
+    beside = ["--weights", tmp_path / "model.safetensors"]
+    command = ["convert", tmp_path / "optimizer.pt", *beside, "--to", tmp_path / "ours"]
+    run(capsys, *command, status=2)  # The order of the weights is not the model's.
+    beside += ["--names", "weight", "bias"]
+    record = run(capsys, *command, *beside[2:], "--json")
+    params = {n: p.detach().numpy() for n, p in model.named_parameters()}
+    tree = read(tmp_path / "ours", like_of(transformation(record), params))
+    np.testing.assert_array_equal(tree["params"]["weight"], params["weight"])
+    expected = optimizer.state[model.bias]["square_avg"]
+    np.testing.assert_array_equal(optax.tree.get(tree["opt_state"], "nu")["bias"], expected)
+    # Back into the file of the optimizer alone, with a record beside it.
+    back = tmp_path / "back.pt"
+    like = ["--like", tmp_path / "optimizer.pt"]
+    run(capsys, "convert", tmp_path / "ours", "--to", back, *like, *beside)
+    saved, old = (torch.load(tmp_path / n, weights_only=True) for n in ("back.pt", "optimizer.pt"))
+    assert saved["param_groups"] == old["param_groups"]
+    for i, entry in old["state"].items():
+        assert all(torch.equal(saved["state"][i][key], x) for key, x in entry.items())
+    found = run(capsys, "inspect", back, "--json")
+    assert found["provenance"]["call"] == record["call"]
+    torch.save({"other": torch.ones(2)}, back)
+    found = run(capsys, "inspect", back, "--json")
+    assert found["provenance"] is None and "another file" in found["notes"][0]
+
+
+def test_a_complex_parameter_and_one_without_a_gradient(tmp_path, capsys):
+    needed("torch", "orbax")
+    import torch
+
+    p = torch.nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+    q = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.RMSprop([("p", p), ("q", q)], momentum=0.9)
+    p.grad = torch.tensor([0.5 - 1j, 2 + 2j])
+    optimizer.step()
+    content = {"model": {"p": p.detach(), "q": q.detach()}, "optimizer": optimizer.state_dict()}
+    torch.save(content, tmp_path / "a.pt")
+    found = run(capsys, "inspect", tmp_path / "a.pt", "--json")
+    assert [row["nu"] is None for row in found["parameters"]] == [False, True]
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "a.pt"), "--to", str(tmp_path / "x")]) == 2
+    assert "--missing-ok keeps a new state" in capsys.readouterr().err
+    record = run(
+        capsys, "convert", tmp_path / "a.pt", "--to", tmp_path / "x.npz", "--missing-ok", "--json"
+    )
+    like = {"p": np.zeros(2, np.complex64), "q": np.zeros(2, np.float32)}
+    tree = read(tmp_path / "x.npz", like_of(transformation(record), like))
+    nu = optax.tree.get(tree["opt_state"], "nu")
+    expected = optimizer.state[p]["square_avg"]
+    np.testing.assert_array_equal(nu["p"], np.stack([expected.real, expected.imag], -1))
+    np.testing.assert_array_equal(nu["q"], np.zeros(2))
+    run(capsys, "convert", tmp_path / "x.npz", "--to", tmp_path / "b.pt", "--like",
+        tmp_path / "a.pt", "--json")  # fmt: skip
+    saved = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert torch.equal(saved["optimizer"]["state"][0]["square_avg"], expected)
+    assert torch.equal(saved["model"]["p"], p.detach())
