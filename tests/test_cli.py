@@ -473,6 +473,8 @@ def changed_h5(change):
 
 def external_link(h5, file, folder):
     del file["model_weights/one/net/one/bias"]
+    with h5.File(folder / "secret.h5", "w") as secret:
+        secret["x"] = WEIGHTS[NAMES[1]]
     file["model_weights/one/net/one/bias"] = h5.ExternalLink(str(folder / "secret.h5"), "/x")
 
 

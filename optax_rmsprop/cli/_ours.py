@@ -131,10 +131,9 @@ def write(path: pathlib.Path, trees: Mapping[str, Any], record: Mapping[str, Any
     if path.suffix == ".npz":
         narrow = {name: x for name, x in arrays.items() if x.dtype.kind == "V"}
         kept = {**record, "dtypes": {name: str(x.dtype) for name, x in narrow.items()}}
-        plain = arrays | {n: x.view(f"u{x.dtype.itemsize}") for n, x in narrow.items()}
-        plain[RECORD] = np.array(provenance.text(kept))
+        arrays[RECORD] = np.array(provenance.text(kept))
         with zipfile.ZipFile(path, "w") as file:
-            for name, x in plain.items():
+            for name, x in arrays.items():
                 with file.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, x, allow_pickle=False)
         return

@@ -1,13 +1,16 @@
 """PyTorch: what `torch.save` wrote, archives of Stable-Baselines3, and safetensors for weights."""
 
+import argparse
 import copy
 import dataclasses
+import functools
 import io
+import operator
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +36,7 @@ from ._saved import (
 _WEIGHTS = ("model", "model_state_dict", "state_dict", "model_state", "net", "network", "policy")
 _OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_state", "opt")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+Keys: TypeAlias = tuple[Any, ...]  # of dictionaries and lists within each other
 _MOMENTS = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
 _SINCE_1_12 = {"foreach", "maximize", "capturable", "differentiable"}  # of PyTorch's own groups
 _OTHERS = {"exp_avg": "Adam, or a relative of it", "acc_delta": "Adadelta", "sum": "Adagrad"}
@@ -43,8 +47,8 @@ class Torch(Saved):
     """A file of `torch.save`."""
 
     content: Any = None  # all of it
-    model: str = ""  # the key of the weights, if the content is a dictionary of several things
-    key: str = ""  # of the optimizer
+    model: Keys | None = None  # where the weights are in it
+    key: Keys = ()  # where the optimizer is
 
     def state(self, like: Any, convert: Convert, options: Options) -> optax.OptState:
         """`like` with what the optimizer accumulated."""
@@ -64,7 +68,7 @@ class Torch(Saved):
         """The content with other weights and another state."""
         torch = guard.needed("torch", "a file of PyTorch")
         content = self.content
-        if weights and (self.model or _is_weights(content)):
+        if weights and self.model is not None:
             old = _at(content, self.model)
             new = copy.copy(old)
             for name, first in _first_names(old).items():
@@ -112,7 +116,7 @@ class StableBaselines3(Torch):
         with guard.archive(self.source, str(self.source)) as old, zipfile.ZipFile(path, "w") as new:
             for name in old.namelist():
                 data = guard.member(old, name, str(self.source))
-                if name in (self.model, self.key):
+                if name in content:
                     buffer = io.BytesIO()
                     torch.save(content[name], buffer)
                     data = buffer.getvalue()
@@ -123,25 +127,23 @@ def read(path: pathlib.Path, options: Options) -> Torch:
     """A file of `torch.save`: the state of an optimizer, of a model, or a dictionary with both."""
     content = _loaded(path, str(path))
     saved = Torch("PyTorch", {}, content=content)
-    if _is_weights(content):
-        saved.weights = _arrays(path, content)
-    elif _is_optimizer(content):
-        saved.weights = dict(options.beside)
-        _describe(saved, path, options)
+    optimizers, models = _found(content, _is_optimizer), _found(content, _is_weights)
+    if not optimizers and not models:
+        raise Refused(
+            f"{path}: neither weights nor the state of an optimizer is in it, but a "
+            f"{type(content).__name__} of "
+            f"{', '.join(map(str, list(_mapping(content))[:6])) or 'nothing'}"
+        )
+    if models:
+        name = one_of("models", "--model", models, _WEIGHTS, options.model)
+        saved.model = models[name]
+        saved.weights = _arrays(path, _at(content, saved.model))
     else:
-        found = _mapping(content)
-        optimizers = {k: x for k, x in found.items() if _is_optimizer(x)}
-        models = {k: x for k, x in found.items() if _is_weights(x)}
-        if not optimizers and not models:
-            raise Refused(
-                f"{path}: neither weights nor the state of an optimizer is in it, but a "
-                f"{type(content).__name__} of {', '.join(map(str, list(found)[:6])) or 'nothing'}"
-            )
-        saved.key = one_of("optimizers", "--optimizer", optimizers, _OPTIMIZERS, options.optimizer)
-        saved.model = one_of("models", "--model", models, _WEIGHTS, options.model)
-        saved.weights = _arrays(path, found[saved.model]) if saved.model else dict(options.beside)
-        if saved.key:
-            _describe(saved, path, options)
+        saved.weights = dict(options.beside)
+    if optimizers:
+        name = one_of("optimizers", "--optimizer", optimizers, _OPTIMIZERS, options.optimizer)
+        saved.key = optimizers[name]
+        _describe(saved, path, options)
     return saved
 
 
@@ -152,19 +154,20 @@ def read_stable_baselines3(path: pathlib.Path, options: Options) -> StableBaseli
         names = opened.namelist()
         data = guard.json_of(guard.member(opened, "data", where), f"{path}: data")
         optimizers = {name: None for name in names if name.endswith("optimizer.pth")}
-        key = one_of("optimizers", "--optimizer", optimizers, (), options.optimizer)
+        key = [one_of("optimizers", "--optimizer", optimizers, (), options.optimizer)]
+        key = key if optimizers else []
         content = {
             name: _loaded(io.BytesIO(guard.member(opened, name, where)), f"{path}: {name}")
-            for name in ("policy.pth", *filter(None, [key]))
+            for name in ("policy.pth", *key)
         }
-    if not _is_weights(content["policy.pth"]) or (key and not _is_optimizer(content[key])):
+    if not _is_weights(content["policy.pth"]) or (key and not _is_optimizer(content[key[0]])):
         raise Refused(f"{path}: its members are no state dictionaries of PyTorch")
     saved = StableBaselines3(
         "Stable-Baselines3",
         _arrays(path, content["policy.pth"]),
         content=content,
-        model="policy.pth",
-        key=key,
+        model=("policy.pth",),
+        key=tuple(key),
         source=path,
     )
     # The class's name is there as text, beside its pickle.
@@ -199,7 +202,9 @@ def _loaded(source: pathlib.Path | io.BytesIO, where: str) -> Any:
         # `weights_only` could be deceived before it.
         raise Refused(f"{where} is not read with torch {torch.__version__}: install 2.6 or newer")
     try:
-        with warnings.catch_warnings():
+        # A program's arguments, which many keep beside the weights, are a class of plain values.
+        plain = torch.serialization.safe_globals([argparse.Namespace])
+        with warnings.catch_warnings(), plain:
             warnings.simplefilter("ignore")
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -215,7 +220,7 @@ def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:
     """Read the optimizer's state: whose it is, its settings, and its arrays by name."""
     state, groups = _parts(path, _at(saved.content, saved.key))
     keys = [key for group in groups for key in group["params"]]
-    tensors = _at(saved.content, saved.model) if saved.model else saved.weights
+    tensors = saved.weights if saved.model is None else _at(saved.content, saved.model)
     saved.names, saved.named = _names(state, groups, tensors, options)
     if not saved.named:
         saved.notes.append(
@@ -376,12 +381,32 @@ def _is_optimizer(x: Any) -> bool:
     return {"state", "param_groups"} <= _mapping(x).keys()
 
 
-def _at(content: Any, key: str) -> Any:
-    return content[key] if key else content
+def _found(content: Any, wanted: Callable[[Any], bool]) -> dict[str, Keys]:
+    """What is wanted in a file, by its place there as text: at the top, or one or two below it."""
+    found, level = dict[str, Keys](), [(cast(Keys, ()), content)]
+    for _ in range(3):
+        found |= {".".join(map(str, keys)): keys for keys, x in level if wanted(x)}
+        inner = [(keys, x) for keys, x in level if not _is_optimizer(x) and not _is_weights(x)]
+        level = [((*keys, key), x) for keys, outer in inner for key, x in _items(outer)]
+    return found
 
 
-def _with(content: Any, key: str, new: Any) -> Any:
-    return {**content, key: new} if key else new
+def _items(x: Any) -> list[tuple[Any, Any]]:
+    if isinstance(x, list):
+        return list(enumerate(cast("list[Any]", x)))
+    return list(_mapping(x).items())
+
+
+def _at(content: Any, keys: Keys) -> Any:
+    return functools.reduce(operator.getitem, keys, content)
+
+
+def _with(content: Any, keys: Keys, new: Any) -> Any:
+    if not keys:
+        return new
+    changed = copy.copy(content)
+    changed[keys[0]] = _with(content[keys[0]], keys[1:], new)
+    return changed
 
 
 def _like(torch: Any, name: str, new: Array, old: Any) -> Any:

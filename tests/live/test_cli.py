@@ -1,5 +1,6 @@
 """A checkpoint that is converted: k steps there, k steps here, k steps there, as 3k steps there."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -784,6 +785,46 @@ def test_an_optimizer_alone_takes_the_weights_of_another_file(tmp_path, capsys):
     torch.save({"other": torch.ones(2)}, back)
     found = run(capsys, "inspect", back, "--json")
     assert found["provenance"] is None and "another file" in found["notes"][0]
+
+
+@pytest.mark.parametrize("kind", ["lightning", "timm", "nested"])
+def test_what_trainers_write(kind, tmp_path, capsys):
+    needed("torch", "orbax")
+    import torch
+
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.RMSprop(model.parameters(), momentum=0.9)
+    torch_steps(model, optimizer, 0)
+    weights, state = model.state_dict(), optimizer.state_dict()
+    averaged = {name: x + 1 for name, x in weights.items()}
+    content = {
+        "lightning": {"state_dict": weights, "optimizer_states": [state], "lr_schedulers": []},
+        "timm": {"state_dict": weights, "state_dict_ema": averaged, "optimizer": state,
+                 "args": argparse.Namespace(opt="rmsprop")},
+        "nested": {"trainer": {"net": weights, "opt": state}, "epoch": 3},
+    }[kind]  # fmt: skip
+    there, ours, back = tmp_path / "a.pt", tmp_path / "ours", tmp_path / "b.pt"
+    torch.save(content, there)
+    run(capsys, "convert", there, "--to", ours)
+    params = {n: p.detach().numpy() for n, p in model.named_parameters()}
+    tx = dialects.torch(lr=0.01, momentum=0.9)
+    tree = read(ours, like_of(tx, params))
+    for name, x in params.items():
+        np.testing.assert_array_equal(tree["params"][name], x)
+    changed = tree | {"params": jax.tree.map(lambda x: 2 * x, tree["params"])}
+    save(tmp_path / "later", changed)
+    run(capsys, "convert", tmp_path / "later", "--to", back, "--like", there)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        saved = torch.load(back, weights_only=True)
+    assert saved.keys() == content.keys() and type(saved) is type(content)
+    if kind == "timm":
+        assert saved["args"] == content["args"]
+        assert torch.equal(saved["state_dict_ema"]["weight"], averaged["weight"])
+        found = run(capsys, "inspect", there, "--model", "state_dict_ema", "--json")
+        assert found["steps"] == K
+    else:
+        new = saved["state_dict"] if kind == "lightning" else saved["trainer"]["net"]
+        assert torch.equal(new["weight"], 2 * weights["weight"])
 
 
 def test_a_complex_parameter_and_one_without_a_gradient(tmp_path, capsys):
