@@ -265,6 +265,39 @@ def test_a_target_tree_has_its_names_and_dtypes(to, target, tmp_path, capsys):
         np.testing.assert_array_equal(new[f"model_weights/one/{NAMES[0]}"], WEIGHTS[NAMES[0]])
 
 
+def test_the_state_of_a_module_of_flax_is_a_target(tmp_path, capsys):
+    """As `nnx.state` and `nnx.Optimizer` have it: every array in a variable."""
+    nnx = pytest.importorskip("flax.nnx")
+    from orbax.checkpoint import v1 as ocp
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.one = nnx.Linear(3, 4, rngs=rngs)
+            self.two = nnx.Linear(4, 2, use_bias=False, rngs=rngs)
+
+    there, ours_, back = keras_h5(tmp_path / "a.h5"), tmp_path / "ours", tmp_path / "b.h5"
+    with jax.numpy_dtype_promotion("standard"):
+        net = Net(nnx.Rngs(0))
+        ocp.save(tmp_path / "net", nnx.state(net, nnx.Param))
+        record = run(
+            capsys, "convert", there, "--to", ours_, "--target", tmp_path / "net", "--json",
+            "--rename", "net=",
+        )  # fmt: skip
+        optimizer = nnx.Optimizer(net, expected_call(record), wrt=nnx.Param)
+        state = nnx.state(net, nnx.Param)
+        tree = ocp.load(ours_, {"params": state, "opt_state": optimizer.tx.init(state)})
+        nnx.update(net, tree["params"])
+        np.testing.assert_array_equal(net.one.kernel[...], WEIGHTS[NAMES[0]])
+        nu = optax.tree.get(tree["opt_state"], "nu")
+        np.testing.assert_array_equal(nu["two"]["kernel"][...], NU[NAMES[2]])
+        later = {"params": nnx.state(net, nnx.Param), "opt_state": optimizer.opt_state}
+        ocp.save(tmp_path / "later", later)
+    run(capsys, "convert", tmp_path / "later", "--to", back, "--like", there, "--rename", "net=")
+    with h5py.File(back) as new:
+        np.testing.assert_array_equal(new[f"model_weights/one/{NAMES[0]}"], WEIGHTS[NAMES[0]])
+        assert new["optimizer_weights/rm_sprop/iteration"][()] == 0
+
+
 @pytest.mark.parametrize(
     ["changes", "more", "words"],
     [

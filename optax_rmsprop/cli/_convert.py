@@ -149,11 +149,13 @@ def _layout(
 ) -> Layout:
     if params is None:
         return layouts.renamed(layouts.by_name(), names)
-    if isinstance(saved, Torch) or saved.format == "safetensors":
-        found = layouts.of_torch(params, request.flattened, subset)
-    else:
-        found = layouts.of_keras(params, names.values(), subset)
-    return layouts.renamed(found, names)
+
+    def made(tree: Any) -> Layout:
+        if isinstance(saved, Torch) or saved.format == "safetensors":
+            return layouts.of_torch(tree, request.flattened, subset)
+        return layouts.of_keras(tree, names.values(), subset)
+
+    return layouts.renamed(layouts.in_variables(params, made), names)
 
 
 def _others(
@@ -256,8 +258,9 @@ def _groups(saved: Ours, like: Saved) -> list[Group]:
 
 def _filled(like: Any, saved: Ours) -> Any:
     """A state with the arrays of a file, wherever in its tree this state is."""
-    wanted = ours.by_path(like, "the state")
-    known = saved.tree("opt_state")
+    # Within an `nnx.Optimizer` every array is the value of a variable.
+    wanted = {name.removesuffix("/value"): x for name, x in ours.by_path(like, "the state").items()}
+    known = {name.removesuffix("/value"): x for name, x in saved.tree("opt_state").items()}
     first = next(iter(wanted), "")
     ends = {k.removesuffix(first) for k in known if k == first or k.endswith(f"/{first}")}
     places = [at for at in ends if all(f"{at}{name}" in known for name in wanted)]

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import jax
@@ -138,6 +138,35 @@ def of_keras(params: Any, names: Iterable[str], subset: bool) -> Layout:
         return {label[path]: x for path, x in leaves_with_paths(values)}
 
     return Layout(to_tree, to_names)
+
+
+def in_variables(params: Any, make: Callable[[Any], Layout]) -> Layout:
+    """The layout of a tree whose leaves may be within Flax's variables, as an `nnx.State`'s are.
+
+    Orbax saves them as dictionaries with a `value`, which is no part of a name.
+    """
+    if not all(path[-1:] == ("value",) for path, _ in leaves_with_paths(params)):
+        return make(params)
+    plain = make(_unboxed(params))
+
+    def to_tree(named: Mapping[str, Any]) -> Any:
+        return cast(Any, jax.tree.map)(
+            lambda x: {"value": x},  # pyright: ignore[reportUnknownLambdaType]
+            plain.to_tree(named),
+            is_leaf=lambda x: isinstance(x, optax.MaskedNode),  # pyright: ignore
+        )
+
+    return Layout(to_tree, lambda values: plain.to_names(_unboxed(values)))
+
+
+def _unboxed(tree: Any) -> Any:
+    def is_box(x: Any) -> bool:
+        return isinstance(x, Mapping) and {*cast("Mapping[Any, Any]", x)} == {"value"}
+
+    def unbox(x: Any) -> Any:
+        return x["value"] if is_box(x) else x
+
+    return cast(Any, jax.tree.map)(unbox, tree, is_leaf=is_box)
 
 
 def renaming(names: Iterable[str], pairs: tuple[str, ...]) -> dict[str, str]:

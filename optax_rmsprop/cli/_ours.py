@@ -157,7 +157,7 @@ def _described(saved: Ours, path: pathlib.Path) -> Ours:
         parts = name.split("/")
         # The first of these names is a field of a state; a parameter may have it, too.
         at = next((i for i, part in enumerate(parts) if part in fields), None)
-        if at is None and parts[-1] == "count" and x.ndim == 0:
+        if at is None and name.removesuffix("/value").endswith("count") and x.ndim == 0:
             saved.steps = {"": int(x)}
         if at is not None and at + 1 < len(parts):
             parameter = "/".join(parts[at + 1 :])
