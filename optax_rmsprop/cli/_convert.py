@@ -102,8 +102,7 @@ def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options
             "nothing tells the names of the optimizer's parameters: give --names, in the order of "
             "its groups"
         )
-    names = layouts.renaming({**dict.fromkeys(saved.weights), **dict.fromkeys(saved.names)},
-                             request.rename)  # fmt: skip
+    names = layouts.renaming([*saved.weights, *saved.names], request.rename)
     arrays = _parameters(saved)
     strict = _layout(saved, target and target.params, names, request, subset=False)
     loose = _layout(saved, target and target.params, names, request, subset=True)
@@ -184,7 +183,7 @@ def _made(
     # A number in place of each parameter goes where the parameter goes.
     marks = layout.to_tree(
         layouts.partial(
-            {n: np.broadcast_to(np.int8(number[n]), np.shape(arrays[n])) for n in number}
+            {n: np.broadcast_to(np.int32(number[n]), np.shape(arrays[n])) for n in number}
         )
     )
     of_leaf = {path: str(int(x.flat[0])) if x.size else "0" for path, x in leaves_with_paths(marks)}
@@ -215,8 +214,7 @@ def _to_theirs(
             "that framework, new or old, whose names and settings the new one gets"
         )
     like = files.read(request.like, options)
-    names = layouts.renaming({**dict.fromkeys(like.weights), **dict.fromkeys(like.names)},
-                             request.rename)  # fmt: skip
+    names = layouts.renaming([*like.weights, *like.names], request.rename)
     params, statistics = saved.tree("params"), saved.tree("batch_stats") or saved.tree("other")
     if not params:
         # Of an optimizer alone; or it is a tree of parameters by itself.
@@ -250,7 +248,8 @@ def _to_theirs(
 def _groups(saved: Ours, like: Saved) -> list[Group]:
     """The rule of the run: that of its record, if it is one call, or that of the other file."""
     if not like.rules:
-        raise Refused(f"there is no RMSprop in the file of --like, but {like.optimizer or 'weights'}")  # fmt: skip  # noqa: E501
+        found = like.optimizer or "weights"
+        raise Refused(f"there is no RMSprop in the file of --like, but {found}")
     if saved.rules and len(saved.rules[0]) == len(like.rules[0]) == 1:
         return [Group(saved.rules[0][0].call, like.rules[0][0].names)]
     return like.rules[0]

@@ -223,10 +223,10 @@ def finite(x: Any) -> Any:
         x = cast(Any, x).tolist()
     if isinstance(x, float) and not math.isfinite(x):
         return None
-    if isinstance(x, dict):
-        return {str(key): finite(value) for key, value in x.items()}  # pyright: ignore
+    if isinstance(x, Mapping):
+        return {str(key): finite(y) for key, y in cast("Mapping[Any, Any]", x).items()}
     if isinstance(x, Iterable) and not isinstance(x, (str, bytes)):
-        return [finite(value) for value in x]  # pyright: ignore
+        return [finite(y) for y in cast("Iterable[Any]", x)]
     return x
 
 

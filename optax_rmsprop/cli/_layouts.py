@@ -50,7 +50,8 @@ def target_of(path: pathlib.Path) -> Target:
     if path.is_dir():
         tree = ours.shapes_of(path)
     elif path.suffix == ".npz":
-        tree = nested({k: _abstract(x.shape, x.dtype) for k, x in ours.read_npz(path).arrays.items()})  # fmt: skip  # noqa: E501
+        arrays = ours.read_npz(path).arrays
+        tree = nested({name: _abstract(x.shape, x.dtype) for name, x in arrays.items()})
     else:
         text = guard.regular_file(path).read_bytes()
         entries = guard.json_of(text, str(path))
@@ -150,13 +151,17 @@ def in_variables(params: Any, make: Callable[[Any], Layout]) -> Layout:
     plain = make(_unboxed(params))
 
     def to_tree(named: Mapping[str, Any]) -> Any:
-        return cast(Any, jax.tree.map)(
-            lambda x: {"value": x},  # pyright: ignore[reportUnknownLambdaType]
-            plain.to_tree(named),
-            is_leaf=lambda x: isinstance(x, optax.MaskedNode),  # pyright: ignore
-        )
+        return cast(Any, jax.tree.map)(_boxed, plain.to_tree(named), is_leaf=_is_masked)
 
     return Layout(to_tree, lambda values: plain.to_names(_unboxed(values)))
+
+
+def _boxed(x: Any) -> dict[str, Any]:
+    return {"value": x}
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def _unboxed(tree: Any) -> Any:

@@ -19,8 +19,10 @@ from ._inspect import Inspection
 
 def as_json(report: Any) -> None:
     """A report as JSON, alone on the standard output."""
-    found = report.as_dict() if hasattr(report, "as_dict") else report
-    found = dataclasses.asdict(found) if dataclasses.is_dataclass(found) else found  # pyright: ignore
+    as_dict = getattr(report, "as_dict", None)
+    found = as_dict() if as_dict else report
+    if dataclasses.is_dataclass(found) and not isinstance(found, type):
+        found = dataclasses.asdict(found)
     print(json.dumps(finite(found), indent=2, allow_nan=False, default=_other))
 
 
