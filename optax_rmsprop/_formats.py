@@ -53,11 +53,7 @@ class _Format:
         return self.written(lambda *base: v, word)
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
-        """Return the code of `value()`, an average of squares: without a sign, or NaN.
-
-        XLA is told to read what was stored, not to make it anew: what reads it is then a shorter
-        program, and no copy of what it was made from is kept.
-        """
+        """Return the code of `value()`, an average of squares, which is never -0."""
         raise NotImplementedError
 
 
@@ -70,7 +66,11 @@ class UInt16(_Format):
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
         """Return the code of `value()`."""
-        return Stored(_NONE, again(_cut(value(), word, 15).astype(jnp.uint16)), _NONE, _NONE)
+
+        def code(k: jax.Array) -> jax.Array:
+            return k.astype(jnp.uint16)
+
+        return Stored(_NONE, _cut(value(), word, 15, code), _NONE, _NONE)
 
     def decode(self, cell: Stored) -> jax.Array:
         """Return the float32 array."""
@@ -88,11 +88,15 @@ class UInt8(_Format):
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
         """Return the code of `value()`, which is asked for again, as `value(base)`."""
+        # What needs it reads it where it is stored, and does not make it anew.
         base = again(_base(self._largest(_bits(value()))))
         v = value(base)
-        top, floor = _cut(v, word, 20), self._floor(base, v.shape)
-        code = again((jnp.maximum(top, floor) - floor).astype(jnp.uint8))
-        return Stored(_NONE, _NONE, code, base if v.ndim else base[0])
+        floor = self._floor(base, v.shape)
+
+        def code(k: jax.Array) -> jax.Array:
+            return (jnp.maximum(k, floor) - floor).astype(jnp.uint8)
+
+        return Stored(_NONE, _NONE, _cut(v, word, 20, code), base if v.ndim else base[0])
 
     def decode(self, cell: Stored) -> jax.Array:
         """Return the float32 array."""
@@ -189,12 +193,20 @@ def read(cell: Stored) -> Any:
     return codec.decode(cell) if codec else cell.wide
 
 
-def _cut(v: jax.Array, word: jax.Array | None, drop: int) -> jax.Array:
-    """The bits without the last `drop`, rounded. Finite stays finite; NaN and infinity stay."""
+def _cut(
+    v: jax.Array, word: jax.Array | None, drop: int, code: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """The code of the bits without the last `drop`, rounded.
+
+    Finite stays finite; NaN and infinity stay.
+    """
     x = _bits(v)
     added = jnp.uint32(1 << (drop - 1)) if word is None else word >> (32 - drop)
-    finite = jnp.minimum(x + added, jnp.uint32(_INFINITY - 1))
-    return jnp.maximum(finite, jnp.minimum(x, jnp.uint32(_NAN))) >> drop
+    k = (jnp.minimum(x, jnp.uint32(_NAN)) + added) >> drop
+    finite = jnp.minimum(k, jnp.uint32((_INFINITY - 1) >> drop))
+    # A choice comes last, of arrays in the code's dtype: XLA's CPU compiler would compute a cast
+    # of one array again for the step, from the old code, and keep a copy of that for it.
+    return jax.lax.select(x < _INFINITY, code(finite), code(k))
 
 
 def _base(largest: jax.Array) -> jax.Array:
