@@ -49,6 +49,7 @@ FLOORS = {
     "_framework_links": 4,
     "storage": 4,
     "sharding": 4,
+    "recording": 4,
     "_rmsprop": 5,
     "interop._checkpoints": 5,
     "interop._variables": 5,
@@ -63,6 +64,7 @@ FLOORS = {
     "interop.torch": 9,
     "interop.transfer": 9,
     "interop": 10,
+    "retuning": 10,
     "__init__": 11,
 }
 OUTSIDE = {"jax", "optax", "numpy"}
