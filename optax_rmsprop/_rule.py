@@ -25,17 +25,25 @@ Root: TypeAlias = Callable[[jax.Array], jax.Array]
 Denominator: TypeAlias = Callable[[Root, jax.Array, jax.Array], jax.Array]
 
 
-def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
-    """β·old + (1−β)·new, or the old average where the new value, or β, is NaN.
+def average(
+    old: jax.Array, x: jax.Array, decay: Any, of: Callable[[jax.Array], jax.Array] = lambda x: x
+) -> jax.Array:
+    """β·old + (1−β)·of(x), or the old average where that, or β, is NaN.
 
     It is a step from the one that weighs more, so that the weights add up to 1 exactly. Rounded
     apart, β and 1−β do not, and a long average is off by their difference over 1−β.
     """
+    new, known = of(x), decay.plain if isinstance(decay, Settable) else 0.0
     change = new - old
     decay, rest = weights(decay)
     from_old, from_new = old + scale(change, rest), new - scale(change, decay)
     if isinstance(decay, float):
         step = from_old if decay >= 0.5 else from_new
+    elif isinstance(known, float) and known >= 0.5:
+        # As with the constant, the new value is used once, or its product would be rounded.
+        is_small = jnp.where(decay < 0.5, 1.0, 0.0)
+        base = scale(old, 1 - is_small) + of(scale(x, is_small))
+        step = base + scale(change, jnp.where(decay < 0.5, -decay, rest))
     else:
         step = jnp.where(decay >= 0.5, from_old, from_new)
     # The change is NaN where the new value is, and sharded as the average is.
@@ -49,7 +57,8 @@ def variance(
 
     There g − μ is β times what it was. `weight` is a further factor of the deviation.
     """
-    return average(old, scale(abs_sq(g - mean), weight * inverse(decay)), decay)
+    factor = weight * inverse(decay)
+    return average(old, g - mean, decay, lambda deviation: scale(abs_sq(deviation), factor))
 
 
 def momentum(buffer: jax.Array, u: jax.Array, decay: ArrayLike) -> jax.Array:

@@ -116,7 +116,7 @@ def scale_by_rms(
 
     def update(at: Any) -> Rule:
         def nu(g: jax.Array, nu: jax.Array) -> jax.Array:
-            return rule.average(nu, rule.abs_sq(g), at.decay)
+            return rule.average(nu, g, at.decay, rule.abs_sq)
 
         def step(g: jax.Array, nu: jax.Array) -> jax.Array:
             if bias_correction:

@@ -28,7 +28,7 @@ import pathlib
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -48,6 +48,7 @@ from ._tree import (
     place,
     zero,
 )
+from .interop._arrays import flatten as leaves_with_keys
 
 Array = np.ndarray[Any, Any]
 
@@ -133,37 +134,30 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
             raise ValueError("record: needs update(grads, state, params)")
         grads = updates
         updates, inner_state = adapted.update(grads, state.inner_state, params, **extra_args)
-        is_kept = state.steps == state.record_count
-        index = jnp.argmax(is_kept)
-        row = jnp.asarray(rows, jnp.int32)[index]
-
-        def written(buffer: Any, x: Any, at: Any) -> Any:
-            old = cast(Any, jax.lax.dynamic_index_in_dim(buffer, at, keepdims=False))
-            new = jnp.where(is_kept.any(), x.astype(buffer.dtype), old)
-            return cast(Any, jax.lax.dynamic_update_index_in_dim(buffer, new, at, 0))
-
         leaves, tree = flatten(grads)
         columns = (params, updates, state.kept_params, state.kept_grads)
         columns = [flatten_up_to("record", tree, grads, x) for x in columns]
-        new_params, new_grads = list[Any](), list[Any]()
-        for i, (g, p, u, before, kept) in enumerate(zip(leaves, *columns, strict=True)):
-            if is_gradient(g):
-                g = checked_leaf(g, [p], lambda i=i: place("record", grads, i), signed=True)
-                if jnp.finfo(g.dtype).bits > jnp.finfo(kept.dtype).bits:
-                    where = place("record", grads, i)
-                    raise TypeError(f"{where} is {g.dtype}, and there is room for {kept.dtype}")
+        kept = (*columns[2:], [state.kept_rates])
+        # What goes in, for each of these: rows in a row, or nothing.
+        new = (
+            list[Any](),
+            list[Any](),
+            [() if state.kept_rates is None else (_rate(inner_state),)],
+        )
+        for i, (g, p, u, _, room) in enumerate(zip(leaves, *columns, strict=True)):
+            has_gradient = is_gradient(g)
+            if has_gradient:
                 p = jnp.asarray(p)
-                after = cast(jax.Array, optax.apply_updates(p, u))
-                before = written(written(before, p, row), after, row + 1)
-                kept = written(kept, g, index)
-            new_params.append(before)
-            new_grads.append(kept)
-        rates = state.kept_rates
-        if rates is not None:
-            rates = written(rates, _rate(inner_state), index)
-        new_params, new_grads = tree.unflatten(new_params), tree.unflatten(new_grads)
-        count = increment(state.record_count)
-        return updates, RecordState(count, state.steps, new_params, new_grads, rates, inner_state)
+                g = _checked(g, p, room, functools.partial(place, "record", grads, i))
+            new[0].append((p, optax.apply_updates(p, u)) if has_gradient else ())
+            new[1].append((g,) if has_gradient else ())
+        is_kept = state.steps == state.record_count
+        index = jnp.argmax(is_kept)
+        at = jnp.asarray(rows, jnp.int32)[index], index, index
+        kept = cast(Any, jax.lax.cond(is_kept.any(), _written, _unwritten, kept, new, at))
+        *trees, (rates,) = cast(tuple[list[Any], ...], kept)
+        count, (kept_params, kept_grads) = increment(state.record_count), map(tree.unflatten, trees)
+        return updates, RecordState(count, state.steps, kept_params, kept_grads, rates, inner_state)
 
     return Treewise(init, update)
 
@@ -203,7 +197,7 @@ class Run:
         if differ := sorted(self.params.keys() ^ self.grads.keys()):
             raise ValueError(f"Run: params and grads have not the same paths: {differ[0]!r}")
         object.__setattr__(self, "steps", steps.astype(np.int64))
-        rows = {"params": int(self.rows[-1]) + 2, "grads": len(steps)}
+        rows = {"grads": len(steps), "params": int(self.rows[-1]) + 2}
         for field, count in rows.items():
             arrays = dict[str, Array]()
             for path, x in getattr(self, field).items():
@@ -345,6 +339,34 @@ class Run:
             raise type(error)(f"Run.load: {path}: {error}") from error
 
 
+def _checked(g: Any, p: jax.Array, room: jax.Array, where: Callable[[], str]) -> jax.Array:
+    """A gradient that fits its parameter and what is kept for it."""
+    g = checked_leaf(g, [p], where, signed=True)
+    if jnp.finfo(g.dtype).bits > jnp.finfo(room.dtype).bits:
+        raise TypeError(f"{where()} is {g.dtype}, and there is room for {room.dtype}")
+    return g
+
+
+def _written(kept: Any, new: Any, at: Any) -> Any:
+    """The arrays with new rows, each list of them from a row on."""
+    return tuple(
+        [_put(buffer, rows, first) for buffer, rows in zip(buffers, news, strict=True)]
+        for buffers, news, first in zip(kept, new, at, strict=True)
+    )
+
+
+def _unwritten(kept: Any, new: Any, at: Any) -> Any:
+    del new, at
+    return kept
+
+
+def _put(buffer: jax.Array, rows: Sequence[jax.Array], first: jax.Array) -> jax.Array:
+    for i, x in enumerate(rows):
+        new: Any = x.astype(buffer.dtype)
+        buffer = cast(Any, jax.lax.dynamic_update_index_in_dim(buffer, new, first + i, 0))
+    return buffer
+
+
 def _numbers(steps: Any) -> Array:
     """The numbers of the steps."""
     if _is_integer(steps):
@@ -380,7 +402,7 @@ def _rate(state: Any) -> Any:
 def _named(tree: Any) -> dict[str, Array]:
     """The arrays of a recorded tree by path; what no gradient reaches is left out."""
     named = dict[str, Array]()
-    for path, x in cast(list[Any], jax.tree_util.tree_leaves_with_path(tree)):
+    for path, x in leaves_with_keys(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in named:
             raise ValueError(f"Run.of: two parameters have the path {name!r}")

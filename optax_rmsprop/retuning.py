@@ -17,6 +17,7 @@ The names are the same for every rule, whatever a dialect calls its arguments:
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -41,6 +42,7 @@ from ._link import (
 from ._rule import Settable
 from ._run import Leafwise, Part
 from .dialects import Corrected
+from .interop._arrays import is_variable
 from .links import count_of
 from .storage import shown
 
@@ -208,10 +210,9 @@ def settings(tx: optax.GradientTransformation, state: optax.OptState) -> dict[st
         if len(found) != 1:
             raise TypeError(f"settings: state holds {len(found)} of a `retunable`: give one")
         state = found[0]
+    parts = _parts(tx, jax.tree.map(_unboxed, state, is_leaf=is_variable))
+    numbers = [(part.name, name, x) for part in parts for name, x in part.numbers.items()]
     found = dict[str, Any]()
-    numbers = [
-        (part.name, name, x) for part in _parts(tx, state) for name, x in part.numbers.items()
-    ]
     for place, name in _PLACES.items():
         for x in (x for *of, x in numbers if tuple(of) == place):
             found.setdefault(name, jnp.asarray(x, jnp.result_type(float)))
@@ -239,8 +240,11 @@ def _override(value: Any, like: Override | None = None) -> Override:
     dtype = jnp.result_type(float)
     if like is None:
         return Override(jnp.asarray(value, dtype), jnp.asarray(1 - value, dtype))
-    # With the sharding of the old ones, or a step would be compiled again.
-    return Override(jnp.full_like(like.value, value), jnp.full_like(like.rest, 1 - value))
+    # With the sharding of the old ones, or a step would be compiled again, and in their boxes.
+    pairs = zip(like, (value, 1 - value), strict=True)
+    return Override(
+        *(jax.tree.map(functools.partial(jnp.full_like, fill_value=x), old) for old, x in pairs)
+    )
 
 
 def _with(tx: optax.GradientTransformation, overrides: dict[str, Override]) -> Any:
@@ -305,6 +309,11 @@ def _states(tree: Any) -> list[RetunableState]:
             "the state holds none of a `retunable` transformation: wrap it in `retunable`"
         )
     return found
+
+
+def _unboxed(x: Any) -> Any:
+    """The value of a variable of Flax, or the leaf itself."""
+    return jax.tree.leaves(x)[0] if is_variable(x) else x
 
 
 def _is_retunable(x: Any) -> bool:

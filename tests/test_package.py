@@ -49,7 +49,6 @@ FLOORS = {
     "_framework_links": 4,
     "storage": 4,
     "sharding": 4,
-    "recording": 4,
     "_rmsprop": 5,
     "interop._checkpoints": 5,
     "interop._variables": 5,
@@ -64,8 +63,9 @@ FLOORS = {
     "interop.torch": 9,
     "interop.transfer": 9,
     "interop": 10,
-    "retuning": 10,
-    "__init__": 11,
+    "recording": 11,
+    "retuning": 11,
+    "__init__": 12,
 }
 OUTSIDE = {"jax", "optax", "numpy"}
 FACTORIES = {name: f for name, f in vars(ours).items() if inspect.isfunction(f)} | {
