@@ -1,4 +1,4 @@
-"""Chosen steps are kept as they were, the updates stay as they are, and a file is read or refused."""
+"""Chosen steps are kept, the updates stay as they are, and a file is read or refused."""
 
 import json
 import pickle
