@@ -137,13 +137,8 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
         leaves, tree = flatten(grads)
         columns = (params, updates, state.kept_params, state.kept_grads)
         columns = [flatten_up_to("record", tree, grads, x) for x in columns]
-        kept = (*columns[2:], [state.kept_rates])
-        # What goes in, for each of these: rows in a row, or nothing.
-        new = (
-            list[Any](),
-            list[Any](),
-            [() if state.kept_rates is None else (_rate(inner_state),)],
-        )
+        kept = columns[2:]
+        new = list[Any](), list[Any]()  # for each of these the rows that go in, if any
         for i, (g, p, u, _, room) in enumerate(zip(leaves, *columns, strict=True)):
             has_gradient = is_gradient(g)
             if has_gradient:
@@ -153,10 +148,12 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
             new[1].append((g,) if has_gradient else ())
         is_kept = state.steps == state.record_count
         index = jnp.argmax(is_kept)
-        at = jnp.asarray(rows, jnp.int32)[index], index, index
+        at = jnp.asarray(rows, jnp.int32)[index], index
         kept = cast(Any, jax.lax.cond(is_kept.any(), _written, _unwritten, kept, new, at))
-        *trees, (rates,) = cast(tuple[list[Any], ...], kept)
-        count, (kept_params, kept_grads) = increment(state.record_count), map(tree.unflatten, trees)
+        kept_params, kept_grads = map(tree.unflatten, kept)
+        rates, count = state.kept_rates, increment(state.record_count)
+        if rates is not None:
+            rates = jnp.where(is_kept, _rate(inner_state), rates)
         return updates, RecordState(count, state.steps, kept_params, kept_grads, rates, inner_state)
 
     return Treewise(init, update)
@@ -349,10 +346,10 @@ def _checked(g: Any, p: jax.Array, room: jax.Array, where: Callable[[], str]) ->
 
 def _written(kept: Any, new: Any, at: Any) -> Any:
     """The arrays with new rows, each list of them from a row on."""
-    return tuple(
+    return [
         [_put(buffer, rows, first) for buffer, rows in zip(buffers, news, strict=True)]
         for buffers, news, first in zip(kept, new, at, strict=True)
-    )
+    ]
 
 
 def _unwritten(kept: Any, new: Any, at: Any) -> Any:
