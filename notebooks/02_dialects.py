@@ -21,6 +21,16 @@
 # in a training run. It takes about a minute on two CPU cores.
 
 # %%
+# What this page needs, where it is missing: from the index, or from a wheel that lies beside it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("optax_rmsprop") is None:
+    command = "-m pip install -q --find-links . optax-rmsprop[examples]"
+    subprocess.run([sys.executable, *command.split()], check=True)
+
+# %%
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -89,7 +99,7 @@ for axis, weight in zip(axes, (10, 50, 90), strict=True):
     axis.set(xlabel="step", title=f"gradients of about {sizes[weight]:.1g}")
     axis.grid(alpha=0.3)
 axes[0].set_ylabel("parameter")
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+_ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 # %% [markdown]
 # How far apart are they after fifty steps? The root mean square difference of two rules'

@@ -21,6 +21,22 @@
 # (`examples/port_from_torch/results/torch_run.npz`, made by that example), so that torch is not
 # needed here; in your own case the two dictionaries are `model.state_dict()` and
 # `optimizer.state_dict()` of a `torch.load`.
+#
+# Outside a checkout, in Colab say, put beside this page the file `examples.zip`, which
+# `git archive -o examples.zip HEAD examples` makes in a checkout.
+
+# %%
+# What this page needs, where it is missing: from the index, or from a wheel that lies beside it.
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+if importlib.util.find_spec("optax_rmsprop") is None:
+    command = "-m pip install -q --find-links . optax-rmsprop[examples]"
+    subprocess.run([sys.executable, *command.split()], check=True)
+if importlib.util.find_spec("examples") is None:
+    shutil.unpack_archive("examples.zip")
 
 # %%
 import jax

@@ -19,6 +19,16 @@
 # when not to use it.
 
 # %%
+# What this page needs, where it is missing: from the index, or from a wheel that lies beside it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("optax_rmsprop") is None:
+    command = "-m pip install -q --find-links . optax-rmsprop[examples]"
+    subprocess.run([sys.executable, *command.split()], check=True)
+
+# %%
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

@@ -25,25 +25,16 @@ Root: TypeAlias = Callable[[jax.Array], jax.Array]
 Denominator: TypeAlias = Callable[[Root, jax.Array, jax.Array], jax.Array]
 
 
-def average(
-    old: jax.Array, x: jax.Array, decay: Any, of: Callable[[jax.Array], jax.Array] = lambda x: x
-) -> jax.Array:
-    """β·old + (1−β)·of(x), or the old average where that, or β, is NaN.
+def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
+    """β·old + (1−β)·new, or the old average where the new value, or β, is NaN.
 
     It is a step from the one that weighs more, so that the weights add up to 1 exactly. Rounded
     apart, β and 1−β do not, and a long average is off by their difference over 1−β.
     """
-    new, known = of(x), decay.plain if isinstance(decay, Settable) else 0.0
     change = new - old
-    decay, rest = weights(decay)
-    from_old, from_new = old + scale(change, rest), new - scale(change, decay)
+    from_old, from_new = old + scale(change, 1 - decay), new - scale(change, decay)
     if isinstance(decay, float):
         step = from_old if decay >= 0.5 else from_new
-    elif isinstance(known, float) and known >= 0.5:
-        # As with the constant, the new value is used once, or its product would be rounded.
-        is_small = jnp.where(decay < 0.5, 1.0, 0.0)
-        base = scale(old, 1 - is_small) + of(scale(x, is_small))
-        step = base + scale(change, jnp.where(decay < 0.5, -decay, rest))
     else:
         step = jnp.where(decay >= 0.5, from_old, from_new)
     # The change is NaN where the new value is, and sharded as the average is.
@@ -57,8 +48,7 @@ def variance(
 
     There g − μ is β times what it was. `weight` is a further factor of the deviation.
     """
-    factor = weight * inverse(decay)
-    return average(old, g - mean, decay, lambda deviation: scale(abs_sq(deviation), factor))
+    return average(old, scale(abs_sq(g - mean), weight * inverse(decay)), decay)
 
 
 def momentum(buffer: jax.Array, u: jax.Array, decay: ArrayLike) -> jax.Array:
@@ -136,29 +126,24 @@ def correction(decay: Any, count: jax.Array) -> jax.Array:
     """1 - decay**count, without the cancellation when decay is near 1."""
     steps = jnp.maximum(count, 1).astype(jnp.result_type(float))
 
-    def near_one(rest: Any) -> jax.Array:
-        return -jnp.expm1(steps * jnp.log1p(-rest))  # of 1 infinite, without a derivative
+    def near_one(decay: Any) -> jax.Array:
+        return -jnp.expm1(steps * jnp.log1p(decay - 1))  # of 0 infinite, without a derivative
 
-    def corrected(decay: Any, rest: Any) -> Any:
-        if isinstance(decay, float):
-            return near_one(rest) if decay >= 0.5 else 1 - decay**steps
-        safe = jnp.where(decay >= 0.5, rest, 0.5)
-        return jnp.where(decay >= 0.5, near_one(safe), 1 - decay**steps)
-
-    return jnp.where(count == 0, 0.0, weights(decay, corrected))
+    if isinstance(decay, float):
+        value = near_one(decay) if decay >= 0.5 else 1 - decay**steps
+    else:
+        value = jnp.where(
+            decay >= 0.5, near_one(jnp.where(decay >= 0.5, decay, 0.5)), 1 - decay**steps
+        )
+    return jnp.where(count == 0, 0.0, value)
 
 
 def inverse(decay: Any) -> Any:
     """1/β, or 0 where β is so small that β·(g − μ) is lost in the rounding of μ."""
     least = 2.0**-20
-
-    def inverted(decay: Any, rest: Any) -> Any:
-        del rest
-        if isinstance(decay, float):
-            return 1 / decay if decay >= least else 0.0
-        return jnp.where(decay >= least, 1 / jnp.maximum(decay, least), 0.0)
-
-    return weights(decay, inverted)
+    if isinstance(decay, float):
+        return 1 / decay if decay >= least else 0.0
+    return jnp.where(decay >= least, 1 / jnp.maximum(decay, least), 0.0)
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -223,59 +208,3 @@ def scale(x: jax.Array, factor: ArrayLike) -> jax.Array:
 def by_parts(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Apply a real function; to the real and imaginary part apart if `x` is complex."""
     return jax.lax.complex(f(x.real), f(x.imag)) if jnp.iscomplexobj(x) else f(x)
-
-
-@jax.tree_util.register_pytree_node_class
-class Settable:
-    """A hyperparameter as its call has it, and as a state has set it, if it has.
-
-    What is made of a number is made of both apart, and then chosen. A constant that is not set is
-    thus folded in double precision, as where it cannot be set.
-    """
-
-    def __init__(self, plain: Any, is_set: jax.Array, value: jax.Array, rest: jax.Array):
-        self.plain, self.is_set = plain, is_set
-        self.value, self.rest = value, rest  # 1 − value, rounded once
-
-    def chosen(self, plain: Any, value: Any) -> Any:
-        """What was made of the number that holds, of both that were made."""
-
-        def choice(plain: Any, value: Any) -> jax.Array:
-            return jnp.where(self.is_set, value, plain)
-
-        return jax.tree.map(choice, plain, value)
-
-    def __jax_array__(self) -> jax.Array:
-        return self.chosen(self.plain, self.value)
-
-    def __neg__(self) -> jax.Array:
-        return self.chosen(-self.plain, -self.value)
-
-    def tree_flatten(self) -> tuple[tuple[Any, ...], float | None]:
-        """What is known of a number, which is a Python float then, is no leaf."""
-        known = isinstance(self.plain, float)
-        leaves = (None if known else self.plain, self.is_set, self.value, self.rest)
-        return leaves, self.plain if known else None
-
-    @classmethod
-    def tree_unflatten(cls, known: float | None, leaves: Any) -> "Settable":
-        """The number again."""
-        return cls(leaves[0] if known is None else known, *leaves[1:])
-
-
-def _both(decay: Any, rest: Any) -> Any:
-    return decay, rest
-
-
-def weights(decay: Any, of: Callable[[Any, Any], Any] = _both) -> Any:
-    """What a function makes of β and 1−β."""
-    if not isinstance(decay, Settable):
-        return of(decay, 1 - decay)
-    return decay.chosen(of(decay.plain, 1 - decay.plain), of(decay.value, decay.rest))
-
-
-def minus_product(a: Any, b: Any) -> Any:
-    """−a·b."""
-    if isinstance(a, Settable):
-        return a.chosen(minus_product(a.plain, b), minus_product(a.value, b))
-    return b.chosen(-a * b.plain, -a * b.value) if isinstance(b, Settable) else -a * b

@@ -269,8 +269,7 @@ def _is_fine(entered: jax.Array, saturated: bool, arrays: list[dict[str, Any]]) 
     """
     fine = entered == entered if saturated else jnp.isfinite(entered)
     numbers = [x for each in arrays for k, x in each.items() if k not in ("count", "rounding")]
-    finite = [jnp.isfinite(jnp.asarray(x)) for x in numbers]
-    return functools.reduce(jnp.logical_and, finite, fine)
+    return functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers), fine)
 
 
 def _dtype(cell: Any) -> Any:

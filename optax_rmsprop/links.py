@@ -116,7 +116,7 @@ def scale_by_rms(
 
     def update(at: Any) -> Rule:
         def nu(g: jax.Array, nu: jax.Array) -> jax.Array:
-            return rule.average(nu, g, at.decay, rule.abs_sq)
+            return rule.average(nu, rule.abs_sq(g), at.decay)
 
         def step(g: jax.Array, nu: jax.Array) -> jax.Array:
             if bias_correction:
@@ -182,8 +182,8 @@ def scale_by_stddev(
             del mu
             square = rule.scale(var, factor)
             if bias_correction:
-                alone = square + rule.abs_sq(g)  # which may be split otherwise than the state
-                square = jnp.where(first & (square == 0), alone, square)
+                alone = (first & (square == 0)).astype(square.dtype)
+                square = square + alone * rule.abs_sq(g)
             return rule.divide(g, square, at.eps, eps_in_sqrt)
 
         return Rule(step, mu=mu, var=var)
@@ -332,8 +332,7 @@ def add_decayed_weights(
         return params, _mask(mask, params)
 
     def update(at: Any) -> Rule:
-        decay = at.weight_decay
-        share = decay if coupled else rule.minus_product(decay, at.learning_rate)
+        share = at.weight_decay if coupled else -at.weight_decay * at.learning_rate
 
         def step(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
             return u + rule.scale(widen(p, u.dtype), share) if decays else u
@@ -374,7 +373,7 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
 
     def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
         _check_parts(links, state)
-        count = count_of(state) if count is None else count
+        count = _count(state) if count is None else count
         pairs = zip(links, state, strict=True)
         found = [parts_of(link.update, updates, part, count) for link, part in pairs]
         return None if None in found else [part for row in found for part in row or ()]
@@ -389,7 +388,7 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, tuple[Any, ...]]:
-        gradients, new_state, count = updates, list[Any](), count_of(state)
+        gradients, new_state, count = updates, list[Any](), _count(state)
         updates = jax.tree.map(_widened, updates)
         pairs = list(zip(links, state, strict=True))
         found = [parts_of(link.update, gradients, part, count) for link, part in pairs]
@@ -429,7 +428,7 @@ def _is_of_booleans(mask: Any) -> bool:
     return all(isinstance(leaf, (bool, np.bool_)) for leaf in jax.tree.leaves(mask))
 
 
-def count_of(state: Any) -> Any:
+def _count(state: Any) -> Any:
     """The count of a chain: that of its second moment, which all its links go by."""
     parts = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "_fields"))
     known = (ScaleByRmsState, ScaleByStddevState)

@@ -1,0 +1,337 @@
+"""Many rules on the same recorded run at once, in float64 NumPy.
+
+A hypothesis is a row of switches and a row of numbers. `simulate` gives the changes that each
+hypothesis would have made to the recorded parameters, given the recorded parameters of every step:
+errors do not add up along a run, and a weight decay sees what it saw.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+INSIDE, OUTSIDE, FLOOR, SUBTRACTED, BOTH = range(5)
+NO_DECAY, L2, DECOUPLED, DECOUPLED_UNSCALED, DECOUPLED_SQUARED = range(5)
+NO_CLIP, CLIP_BEFORE, CLIP_AFTER, CLIP_LEAF, CLIP_ALL = range(5)
+
+NUMBERS = ("lr", "decay", "eps", "scale", "momentum", "lambda", "bound", "box")
+LR, DECAY, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX = range(len(NUMBERS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run from its first step on: parameters before and after each step, and gradients.
+
+    `rates` are relative to the number `lr` of a hypothesis. `leaf` numbers the leaf of each column;
+    `valid` is False where a step is not to be explained.
+    """
+
+    params: Array  # [T + 1, N]
+    grads: Array  # [T, N]
+    rates: Array  # [T]
+    leaf: Array  # [N]
+    valid: Array  # [T, N]
+    leaf_norm: Array  # [T, N]: of the gradient of the leaf of each column
+    norm: Array  # [T, 1]: of all gradients
+    unit: float = 2.0**-53  # the unit roundoff of the run
+
+    @functools.cached_property
+    def changes(self) -> Array:
+        """What each step did to the parameters."""
+        return self.params[1:] - self.params[:-1]
+
+    @functools.cached_property
+    def scale(self) -> Array:
+        """What a residual is measured by: the change, and what rounding leaves of it."""
+        size = np.abs(self.changes) * self.valid
+        largest = size.max(0, initial=0.0)
+        floor = 1e-3 * largest + 1e-12 * largest.max(initial=0.0) + 1e-150
+        return np.maximum(size, floor) + np.abs(self.params[1:]) / 16
+
+    def steps(self, stop: int) -> "Run":
+        """The first steps."""
+        return dataclasses.replace(
+            self, params=self.params[: stop + 1], grads=self.grads[:stop], rates=self.rates[:stop],
+            valid=self.valid[:stop], leaf_norm=self.leaf_norm[:stop], norm=self.norm[:stop],
+        )  # fmt: skip
+
+    def columns(self, chosen: Any) -> "Run":
+        """Some columns; the norms stay those of all."""
+        return dataclasses.replace(
+            self, params=self.params[:, chosen], grads=self.grads[:, chosen],
+            leaf=self.leaf[chosen], valid=self.valid[:, chosen],
+            leaf_norm=self.leaf_norm[:, chosen],
+        )  # fmt: skip
+
+
+def run_of(
+    params: Array, grads: Array, rates: Any = None, leaf: Any = None, unit: float = 2.0**-53
+) -> Run:
+    """A run of these arrays, in which nothing that is not finite has to be explained."""
+    steps, size = grads.shape
+    leaf = np.zeros(size, int) if leaf is None else np.asarray(leaf)
+    finite = np.isfinite(grads) & np.isfinite(params[1:]) & np.isfinite(params[:-1])
+    valid = np.logical_and.accumulate(finite)
+    params, grads = (np.nan_to_num(x, posinf=0.0, neginf=0.0) for x in (params, grads))
+    squares = np.zeros((steps, leaf.max(initial=0) + 1))
+    with np.errstate(over="ignore"):
+        np.add.at(squares, (slice(None), leaf), grads**2)
+    return Run(
+        params, grads, np.ones(steps) if rates is None else np.asarray(rates, float), leaf, valid,
+        np.sqrt(squares)[:, leaf], np.sqrt(squares.sum(1, keepdims=True)), unit,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Hypotheses: switches [B], and numbers [B, len(NUMBERS)]."""
+
+    denominator: Array
+    centered: Array
+    corrected: Array
+    buffer: Array  # the momentum buffer holds steps, and the rate is in it
+    nesterov: Array
+    maximize: Array
+    kind: Array  # of weight decay
+    clip: Array
+    caution: Array
+    alone: Array  # centred and corrected: the first gradient is divided by itself, not by √ε
+    numbers: Array
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def take(self, rows: Any) -> "Rules":
+        """The hypotheses of these rows."""
+        return Rules(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+    def of(self, numbers: Array) -> "Rules":
+        """The same switches with other numbers."""
+        return dataclasses.replace(self, numbers=numbers)
+
+    def replace(self, **switches: Any) -> "Rules":
+        """All hypotheses with some switches set."""
+        fixed = {name: np.full(len(self), value) for name, value in switches.items()}
+        return dataclasses.replace(self, **fixed)
+
+    def switches(self, row: int) -> tuple[Any, ...]:
+        """The switches of one hypothesis."""
+        return tuple(
+            getattr(self, f.name)[row].item()
+            for f in dataclasses.fields(self)
+            if f.name != "numbers"
+        )
+
+
+def rules(
+    numbers: Any,
+    denominator: Any = INSIDE,
+    centered: Any = False,
+    corrected: Any = False,
+    buffer: Any = True,
+    nesterov: Any = False,
+    maximize: Any = False,
+    kind: Any = NO_DECAY,
+    clip: Any = NO_CLIP,
+    caution: Any = False,
+    alone: Any = True,
+) -> Rules:
+    """Hypotheses from numbers [B, n] and switches, which are broadcast."""
+    numbers = np.atleast_2d(np.asarray(numbers, float))
+    given = (
+        denominator, centered, corrected, buffer, nesterov, maximize, kind, clip, caution, alone
+    )  # fmt: skip
+    types = (int, bool, bool, bool, bool, bool, int, int, bool, bool)
+    switches = (
+        np.broadcast_to(np.asarray(x, t), len(numbers)) for x, t in zip(given, types, strict=True)
+    )
+    return Rules(*switches, numbers)
+
+
+def concatenate(parts: list[Rules]) -> Rules:
+    """The hypotheses of all parts."""
+    return Rules(
+        *(np.concatenate([getattr(r, f.name) for r in parts]) for f in dataclasses.fields(Rules))
+    )
+
+
+def simulate(rules: Rules, run: Run) -> Array:
+    """The change [B, T, N] that each step makes."""
+    with np.errstate(all="ignore"):
+        return steps(rules, run, *directions(rules, run)[:2])
+
+
+def simulate_bounded(rules: Rules, run: Run) -> tuple[Array, Array]:
+    """The changes, and a bound of what rounding to `run.unit` does to them [B, T, N] each."""
+    with np.errstate(all="ignore"):
+        g, u, error = directions(rules, run, errors=True)
+        changes = steps(rules, run, g, u)
+        worst = steps(rules, run, g, u, error)
+    return changes, worst
+
+
+def simulate_rates(rules: Rules, run: Run) -> tuple[Array, Array]:
+    """The changes with the rate of each step solved for, and these rates [B, T]."""
+    with np.errstate(all="ignore"):
+        solved = np.empty((len(rules), len(run.grads)))
+        return steps(rules, run, *directions(rules, run)[:2], solved=solved), solved
+
+
+def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Array, Any]:
+    """Gradients as they are averaged, and what is left of them when divided, [B, T, N] each.
+
+    With `errors` the third value is a bound of the rounding of the second.
+    """
+    _, decay, eps, initial, _, _, bound, _ = (x[:, None] for x in rules.numbers.T)
+    shape = (len(rules), run.grads.shape[1])
+    keep, unit, tiny = 1 - decay, run.unit, np.finfo(float).tiny
+    g, coupled = _gradients(rules, run, bound)
+    u = np.empty_like(g)
+    error = np.empty_like(g) if errors else None
+    centered, corrected = rules.centered[:, None], rules.corrected[:, None]
+    any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
+    alone = (rules.alone & rules.centered & rules.corrected)[:, None]
+    kinds = [(k, np.flatnonzero(rules.denominator == k)) for k in np.unique(rules.denominator)]
+    square = np.broadcast_to(initial, shape).astype(float)
+    mean, e_square, e_mean = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for t in range(g.shape[1]):
+        x = g[:, t]
+        after, before = 1 - decay ** (t + 1), 1 - decay**t
+        new = decay * square + keep * (x * x)
+        if errors:
+            e_g = unit * (np.abs(x) + 2 * coupled * np.abs(run.params[t]))
+            e_square = decay * e_square + 2 * unit * new + 2 * keep * np.abs(x) * e_g
+        if any_centered:
+            center = np.where(corrected & (t > 0), mean / np.where(before > 0, before, 1), mean)
+            deviation = keep * decay * (x - center) ** 2
+            deviation *= np.where(corrected, before / after if t else 0.0, 1.0)
+            new = np.where(centered, decay * square + deviation, new)
+            mean = decay * mean + keep * x
+            if errors:
+                e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
+        square = new
+        sq = np.where(corrected, square / after, square) if any_corrected else square
+        if any_corrected and any_centered and t == 0:
+            sq = np.where(alone & (sq == 0), x * x, sq)
+        root = np.sqrt(sq)
+        denominator = np.empty(shape)
+        for k, rows in kinds:
+            every = slice(None) if len(rows) == len(rules) else rows
+            denominator[every] = _DENOMINATORS[k](root[every], sq[every], eps[every])
+        positive = denominator > 0
+        u[:, t] = np.where(positive, x / np.where(positive, denominator, 1), 0.0)
+        if errors and error is not None:
+            e_sq = e_square + 2 * unit * square
+            if any_centered:  # a framework may take the square of the mean from the second moment
+                e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
+            e_sq = np.where(corrected, e_sq / after, e_sq)
+            e_root = e_sq / (root + np.sqrt(e_sq) + tiny)
+            inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
+            e_den = np.where(inside, e_sq / (2 * denominator), e_root) / denominator
+            relative = 3 * unit + np.minimum(e_den, 1.0)
+            # Rounding decides whether anything is left to divide by.
+            edge = (rules.denominator == SUBTRACTED)[:, None] & (np.abs(sq - eps) <= 4 * e_sq)
+            error[:, t] = np.where(edge, np.inf, np.abs(u[:, t]) * relative + e_g / denominator)
+    return g, u, error
+
+
+def _gradients(rules: Rules, run: Run, bound: Array) -> tuple[Array, Array]:
+    """What enters the averages [B, T, N]: clipped, with its weight decay."""
+    g = np.broadcast_to(run.grads, (len(rules), *run.grads.shape))
+    g = g * np.where(rules.maximize, -1.0, 1.0)[:, None, None]
+    bound = bound[:, None]
+    for kind in np.unique(rules.clip):
+        rows = rules.clip == kind
+        if kind == CLIP_BEFORE:
+            g[rows] = np.clip(g[rows], -bound[rows], bound[rows])
+        elif kind in (CLIP_LEAF, CLIP_ALL):
+            norm = run.leaf_norm if kind == CLIP_LEAF else run.norm
+            g[rows] *= bound[rows] / np.maximum(norm, bound[rows])
+    coupled = np.where(rules.kind == L2, rules.numbers[:, LAMBDA], 0.0)[:, None]
+    if coupled.any():
+        g = g + coupled[:, None] * run.params[:-1]
+    rows = rules.clip == CLIP_AFTER
+    if rows.any():
+        g[rows] = np.clip(g[rows], -bound[rows], bound[rows])
+    return g, coupled
+
+
+def steps(
+    rules: Rules, run: Run, g: Array, u: Array, error: Any = None, solved: Any = None
+) -> Array:
+    """The changes [B, T, N] that the directions make: momentum, rate, decay, and bounds.
+
+    With `error`, the errors of the directions, a bound of the error of each change in its place.
+    With `solved` the rates are solved for, by least squares, and put there.
+    """
+    lr, _, _, _, mu, weight, _, box = (x[:, None] for x in rules.numbers.T)
+    inside, nesterov = rules.buffer[:, None], rules.nesterov[:, None]
+    any_nesterov = rules.nesterov.any()
+    buffer, e_buffer = np.zeros_like(u[:, 0]), np.zeros_like(u[:, 0])
+    changes = np.empty_like(u)
+    weights = (run.valid / run.scale) ** 2
+    boxed = np.isfinite(rules.numbers[:, BOX])
+    decays = (rules.kind >= DECOUPLED).any()
+    for t in range(u.shape[1]):
+        p, rate = run.params[t], lr * run.rates[t]
+        if solved is not None:
+            rate = _rate(rules, run.changes[t], weights[t], u[:, t], buffer)
+            solved[:, t] = rate[:, 0]
+        within = np.where(inside, rate, 1.0)
+        into = within * u[:, t]
+        buffer = mu * buffer + into
+        step = np.where(nesterov, into + mu * buffer, buffer) if any_nesterov else buffer
+        if rules.caution.any():
+            taken = step * g[:, t] > 0
+            share = np.maximum(_leaf_mean(taken, run.leaf), 1e-3)
+            step = np.where(rules.caution[:, None] & (mu > 0), step * taken / share, step)
+        step = np.where(inside, step, rate * step)
+        change = -step - _decoupled(rules.kind[:, None], rate, weight) * p if decays else -step
+        if boxed.any():
+            change = np.where(boxed[:, None], np.clip(p + change, -box, box) - p, change)
+        changes[:, t] = change
+        if error is not None:
+            e_into = np.abs(within) * error[:, t]
+            e_buffer = mu * e_buffer + e_into + 2 * run.unit * np.abs(buffer)
+            e_step = np.where(nesterov, e_into + mu * e_buffer, e_buffer)
+            e_step = np.where(inside, 1.0, np.abs(rate)) * e_step + 2 * run.unit * np.abs(change)
+            changes[:, t] = e_step + run.unit * (np.abs(p) + np.abs(run.params[t + 1]))
+    return changes
+
+
+def _rate(rules: Rules, observed: Array, weight: Array, u: Array, buffer: Array) -> Array:
+    """The rate [B, 1] of one step that explains it best."""
+    mu, inside = rules.numbers[:, MOMENTUM, None], rules.buffer[:, None]
+    ahead = np.where(rules.nesterov[:, None], mu, 0.0)
+    old = mu * buffer
+    fixed = np.where(inside, np.where(rules.nesterov[:, None], mu, 1.0) * old, 0.0)
+    free = np.where(inside, (1 + ahead) * u, np.where(ahead > 0, u + mu * (old + u), old + u))
+    along = -((observed + fixed) * free * weight).sum(1, keepdims=True)
+    return np.nan_to_num(along / (free * free * weight).sum(1, keepdims=True))
+
+
+_DENOMINATORS = {
+    INSIDE: lambda root, square, eps: np.sqrt(square + eps),
+    OUTSIDE: lambda root, square, eps: root + eps,
+    FLOOR: lambda root, square, eps: np.maximum(root, eps),
+    SUBTRACTED: lambda root, square, eps: np.sqrt(np.maximum(square - eps, 0)),
+    BOTH: lambda root, square, eps: np.sqrt(square + eps) + eps,
+}
+
+
+def _decoupled(kind: Array, rate: Array, weight: Array) -> Array:
+    """The share of a parameter that a step takes."""
+    return np.select(
+        [kind == DECOUPLED, kind == DECOUPLED_UNSCALED, kind == DECOUPLED_SQUARED],
+        [rate * weight, weight, rate * rate * weight],
+        0.0,
+    )
+
+
+def _leaf_mean(values: Array, leaf: Array) -> Array:
+    sums = np.zeros((len(values), leaf.max() + 1))
+    np.add.at(sums, (slice(None), leaf), values)
+    return (sums / np.bincount(leaf))[:, leaf]

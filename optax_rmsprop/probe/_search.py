@@ -1,0 +1,391 @@
+"""Which hypotheses explain a run: a grid of starts, least squares, and the simplest that are left.
+
+Options (weight decay, clipping, caution, a bound of the parameters) are tried one by one, then in
+pairs and triples, and only as long as nothing explains the run.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from . import _model as model
+from ._fit import Runs, cost, fit
+from ._model import (
+    BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Array, Rules, Run, concatenate,
+)  # fmt: skip
+
+_DENOMINATORS = (model.INSIDE, model.OUTSIDE, model.FLOOR)
+# Denominator, centred, bias-corrected, and whether a first gradient alone is divided by itself.
+SHAPES = [
+    (denominator, centered, corrected, alone)
+    for denominator in _DENOMINATORS
+    for centered in (False, True)
+    for corrected in (False, True)
+    for alone in ((True, False) if centered and corrected else (True,))
+]
+RARE = [
+    (model.SUBTRACTED, True, False, True),
+    (model.BOTH, False, False, True),
+    (model.BOTH, True, False, True),
+]
+# Above this a residual is no rounding: the bound of the error analysis, and room for another order
+# of the same operations.
+LIMIT = 4.0
+# Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
+_NEAR = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where the search begins: numbers relative to the gradients, or as they are."""
+
+    forgetting: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4)
+    heights: tuple[float, ...] = (1e-3, 0.05, 0.5, 5.0)
+    scales: tuple[float, ...] = (0.0, 1.0, -0.1, -10.0)  # below 0: times the squared gradient
+    momenta: tuple[float, ...] = (0.5, 0.9, 0.99)
+
+
+COARSE = Grid((0.3, 0.1, 0.03, 0.01, 1e-3), (1e-3, 0.5), (0.0, 1.0, -1.0), (0.5, 0.9))
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What a hypothesis has besides its shape: switches, and the numbers to begin with."""
+
+    kind: int = model.NO_DECAY
+    clip: int = model.NO_CLIP
+    caution: bool = False
+    boxed: bool = False
+    rare: bool = False
+    maximize: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Fits:
+    """Hypotheses that were fitted: which numbers were free, how well they do, how sure they are."""
+
+    rules: Rules
+    free: Array  # [B, n]
+    cost: Array  # [B]
+    deviation: Array  # [B, n]
+
+    def take(self, rows: Any) -> "Fits":
+        """Some of them."""
+        return Fits(self.rules.take(rows), self.free[rows], self.cost[rows], self.deviation[rows])
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+
+def join(parts: list[Fits]) -> Fits:
+    """All of them."""
+    names = ("free", "cost", "deviation")
+    arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    return Fits(concatenate([part.rules for part in parts]), *arrays)
+
+
+def fitted(rules: Rules, run: Runs, iterations: int, free: Array | None = None) -> Fits:
+    """The hypotheses with their free numbers fitted."""
+    free = free_numbers(rules) if free is None else free
+    rules, value, deviation = fit(model.simulate, rules, run, free, iterations)
+    return Fits(rules, free, value, deviation)
+
+
+def free_numbers(rules: Rules) -> Array:
+    """Which numbers a hypothesis has: those that its switches leave a part to."""
+    free = np.zeros(rules.numbers.shape, bool)
+    free[:, [LR, DECAY]] = True
+    free[:, EPS] = rules.numbers[:, EPS] > 0
+    free[:, SCALE] = rules.numbers[:, SCALE] > 0
+    free[:, MOMENTUM] = rules.numbers[:, MOMENTUM] > 0
+    free[:, LAMBDA] = rules.kind != model.NO_DECAY
+    free[:, BOUND] = rules.clip != model.NO_CLIP
+    free[:, BOX] = np.isfinite(rules.numbers[:, BOX])
+    return free
+
+
+def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
+    """The grid of hypotheses with this option, at the rates that suit them, and their costs."""
+    sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
+    size = float(np.median(sizes)) if sizes.size else 1.0
+    varied = bool(np.ptp(run.rates) > 0)
+    buffers = [(True, False, 0.0)] * (not option.caution)
+    buffers += [
+        (inside, nesterov, momentum)
+        for momentum, nesterov, inside in itertools.product(
+            grid.momenta, (False, True), (True, False)
+        )
+        if (inside or varied) and not (nesterov and option.caution)
+    ]
+    parts = []
+    weights, bounds, box = _weights(run, option), _bounds(run, option), _box(run, option)
+    values = (grid.forgetting, grid.heights, grid.scales, weights, bounds)
+    keep, height, first, weight, bound = np.array(list(itertools.product(*values))).T
+    for denominator, centered, corrected, alone in RARE if option.rare else SHAPES:
+        amplitude = size * height * (1 if corrected else np.sqrt(1 - (1 - keep) ** 5))
+        squared = denominator in (model.INSIDE, model.SUBTRACTED)
+        numbers = np.zeros((len(keep), len(model.NUMBERS)))
+        numbers[:, LR], numbers[:, DECAY] = 1.0, 1 - keep
+        numbers[:, EPS] = amplitude**2 if squared else amplitude
+        numbers[:, SCALE] = np.where(first < 0, -first * size**2, first)
+        numbers[:, LAMBDA], numbers[:, BOUND], numbers[:, BOX] = weight, bound, box
+        parts.append(
+            model.rules(
+                numbers,
+                denominator,
+                centered,
+                corrected,
+                maximize=option.maximize,
+                kind=option.kind,
+                clip=option.clip,
+                caution=option.caution,
+            )  # fmt: skip
+        )
+    rules = concatenate(parts)
+    chunk = max(1, 300_000 // max(run.grads.size, 1))
+    found = [
+        started(rules.take(slice(i, i + chunk)), run, buffers) for i in range(0, len(rules), chunk)
+    ]
+    return concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+
+
+def started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
+    """The hypotheses with each kind of buffer, and the rate and decoupled decay that suit best."""
+    with np.errstate(all="ignore"):
+        g, u, _ = model.directions(rules, run)
+        weight = (run.valid / run.scale) ** 2
+        observed, size = run.changes, run.grads.size
+        plain = rules.replace(kind=model.NO_DECAY)
+        found, costs = [], []
+        for inside, nesterov, momentum in buffers:
+            numbers = rules.numbers.copy()
+            numbers[:, MOMENTUM] = momentum
+            tried = plain.of(numbers).replace(buffer=inside, nesterov=nesterov)
+            change = model.steps(tried, run, g, u)
+            along = np.einsum("btn,tn->b", change, observed * weight)
+            length = np.einsum("btn,btn,tn->b", change, change, weight)
+            total = (observed**2 * weight).sum()
+            share = _share(rules.kind[0], run)
+            if share is None:
+                rate = along / length
+                cost = total - along * rate
+            else:  # two numbers at once: the rate, and the share of the parameters
+                cross = np.einsum("btn,tn->b", change, share * weight)
+                own, seen = (share**2 * weight).sum(), (share * observed * weight).sum()
+                det = length * own - cross**2
+                rate = (along * own - seen * cross) / det
+                lost = (seen * length - along * cross) / det
+                cost = total - along * rate - seen * lost
+                scale = {model.DECOUPLED: rate, model.DECOUPLED_SQUARED: rate**2}
+                lost = lost / scale.get(int(rules.kind[0]), 1.0)
+                numbers[:, LAMBDA] = np.maximum(np.abs(np.nan_to_num(lost)), 1e-12)
+            rate = np.nan_to_num(rate, posinf=0.0, neginf=0.0)
+            numbers[:, LR] = np.maximum(np.abs(rate), 1e-300)
+            flips = (rate < 0) & (rules.kind != model.L2)
+            wrong = (rate < 0) & (rules.kind == model.L2)
+            tried = rules.of(numbers).replace(buffer=inside, nesterov=nesterov)
+            found.append(dataclasses.replace(tried, maximize=rules.maximize ^ flips))
+            costs.append(np.where(wrong, np.inf, np.nan_to_num(cost / size, nan=np.inf)))
+    return concatenate(found), np.concatenate(costs)
+
+
+def _share(kind: int, run: Run) -> Any:
+    """What a decoupled decay of 1 takes from the parameters, [T, N]."""
+    powers = {model.DECOUPLED: 1, model.DECOUPLED_UNSCALED: 0, model.DECOUPLED_SQUARED: 2}
+    if kind not in powers:
+        return None
+    return -(run.rates[:, None] ** powers[kind]) * run.params[:-1]
+
+
+def _weights(run: Run, option: Option) -> tuple[float, ...]:
+    if option.kind != model.L2:
+        return (0.0,)
+    g, p = (np.abs(x[run.valid]) for x in (run.grads, run.params[:-1]))
+    size = float(np.median(p[p > 0])) if (p > 0).any() else 1.0
+    share = max(float(np.median(g)) / size, 1e-30)
+    return tuple(factor * share for factor in (0.01, 0.1, 1.0, 10.0, 100.0))
+
+
+def _bounds(run: Run, option: Option) -> tuple[float, ...]:
+    if option.clip == model.NO_CLIP:
+        return (1.0,)
+    sizes = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}.get(option.clip, run.grads)
+    sizes = np.abs(sizes[sizes != 0])
+    return tuple(np.quantile(sizes, (0.15, 0.4, 0.65, 0.9))) if sizes.size else (1.0,)
+
+
+def _box(run: Run, option: Option) -> float:
+    return float(np.abs(run.params[1:][run.valid]).max(initial=0.0)) if option.boxed else np.inf
+
+
+def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
+    """The rows of the best few of each set of switches, and of these the best."""
+    keys: dict[Any, list[int]] = {}
+    order = np.argsort(costs, kind="stable")
+    flags = free_numbers(rules)[:, [SCALE, MOMENTUM]]
+    switches = np.stack([
+        getattr(rules, f.name) for f in dataclasses.fields(rules) if f.name != "numbers"
+    ], 1)  # fmt: skip
+    for row in order:
+        rows = keys.setdefault((switches[row].tobytes(), flags[row].tobytes()), [])
+        if len(rows) < each and np.isfinite(costs[row]):
+            rows.append(row)
+    chosen = np.array(sorted(itertools.chain(*keys.values()), key=lambda row: costs[row]), int)
+    return chosen[:most]
+
+
+def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
+    """The best hypotheses with this option, fitted."""
+    short = few = run.steps(min(10, len(run.grads)))
+    if not option.caution:
+        sizes = np.argsort(np.abs(short.grads).max(0, initial=0))
+        few = short.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, 16).astype(int)]))
+    return refined(*starts(few, option, grid), short, run, most)
+
+
+def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits | None:
+    """The best of the starts fitted, to a part of the run first."""
+    rows = best(rules, costs, 2, most)
+    if not len(rows):
+        return None
+    early = fitted(rules.take(rows), short, 6)
+    rows = best(early.rules, early.cost, 1, 2 * most)
+    rows = rows[early.cost[rows] <= max(1e4 * early.cost[rows].min(), 1e-26)]
+    return fitted(early.rules.take(rows), run, 30)
+
+
+def polished(fits: Fits, run: Run) -> Fits:
+    """The best fits once more, with each denominator, from numbers too small to be seen before."""
+    near = np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32))
+    rows = near[np.argsort(fits.cost[near], kind="stable")][:6]
+    rules = fits.rules.take(rows)
+    variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
+    rare = rules.take(rules.denominator > model.FLOOR)
+    rules = concatenate([*variants, rare])
+    seeded = [_seeded(rules, EPS, run)]
+    if (rules.numbers[:, SCALE] > 0).any():
+        seeded.append(_seeded(seeded[0].take(rules.numbers[:, SCALE] > 0), SCALE, run))
+    return fitted(concatenate([fits.rules.take(rows), *seeded]), run, 80)
+
+
+def _seeded(rules: Rules, number: int, run: Run) -> Rules:
+    """The hypotheses with the value of one number that suits best, from very small to large."""
+    size = float(np.abs(run.grads[run.valid]).max(initial=1e-300))
+    heights = size * np.logspace(-12, 1, 27)
+    squared = np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED)) | (number == SCALE)
+    values = np.where(squared[:, None], heights**2, heights)
+    tried = rules.take(np.repeat(np.arange(len(rules)), len(heights)))
+    numbers = tried.numbers.copy()
+    numbers[:, number] = values.ravel()
+    left = cost(model.simulate, tried.of(numbers), run).reshape(values.shape)
+    numbers = rules.numbers.copy()
+    numbers[:, number] = values[np.arange(len(rules)), left.argmin(1)]
+    return rules.of(numbers)
+
+
+def stages(run: Run, varied: bool) -> list[list[Option]]:
+    """The options to try, the simplest first."""
+    decoupled = (model.DECOUPLED, model.DECOUPLED_UNSCALED, model.DECOUPLED_SQUARED)
+    decays = [Option(kind=kind) for kind in (decoupled if varied else decoupled[:1])]
+    decays += [Option(kind=model.L2), Option(kind=model.L2, maximize=True)]
+    clips = [Option(clip=model.CLIP_BEFORE), Option(clip=model.CLIP_LEAF)]
+    clips += [Option(clip=model.CLIP_ALL)] * int(run.leaf.max(initial=0) > 0)
+    caution = [Option(caution=True)]
+    largest = np.abs(run.params[1:][run.valid])
+    held = largest.size and np.isclose(largest, largest.max(), rtol=8 * run.unit).sum() > 2
+    boxes = [Option(boxed=True)] * int(held)
+    replace = dataclasses.replace
+    both = [replace(a, clip=b.clip) for a in decays for b in clips]
+    both += [replace(a, clip=model.CLIP_AFTER) for a in decays if a.kind == model.L2]
+    careful = [replace(a, caution=True) for a in decays]
+    singles = [*decays, *clips, *caution]
+    result = [[Option()], [Option(rare=True), *singles], [*both, *careful]]
+    if boxes:
+        boxed = [[replace(o, boxed=True) for o in stage if not o.caution] for stage in result]
+        result = [result[0], [*result[1], *boxed[0]], [*result[2], *boxed[1]], boxed[2]]
+    return result
+
+
+def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
+    """The largest residual, and their root mean square, in units of what rounding may do."""
+    parts = []
+    for run in runs if isinstance(runs, tuple) else (runs,):
+        changes, bounds = model.simulate_bounded(rules, run)
+        ratio = np.abs(changes - run.changes) / (bounds + np.finfo(float).tiny)
+        ratio = np.where(run.valid, ratio, 0.0).reshape(len(rules), -1)
+        parts.append(np.nan_to_num(ratio, nan=np.inf))
+    ratio = np.concatenate(parts, 1)
+    return ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
+
+
+def explained(fits: Fits, runs: Runs) -> Fits:
+    """Those that leave nothing but rounding, the simpler of those that differ by a number."""
+    fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
+    largest, mean = misfit(fits.rules, runs)
+    good = largest <= LIMIT
+    if not good.any():
+        return fits.take(np.zeros(0, int))
+    if sum(run.valid.sum() for run in (runs if isinstance(runs, tuple) else (runs,))) > 50:
+        good &= mean <= 2 * mean[good].min() + 0.02
+    fits = fits.take(np.flatnonzero(good))
+    return fits.take(np.array(_simplest(fits), int))
+
+
+def _simplest(fits: Fits) -> list[int]:
+    order = sorted(range(len(fits)), key=lambda row: (fits.free[row].sum(), fits.cost[row]))
+    kept: list[int] = []
+    for row in order:
+        if not any(_within(fits, k, row) for k in kept):
+            kept.append(row)
+    return kept
+
+
+def _within(fits: Fits, simple: int, other: int) -> bool:
+    """Whether the one is the other without some of its numbers."""
+    if (fits.free[simple] & ~fits.free[other]).any():
+        return False
+    switches = [fits.rules.switches(row) for row in (simple, other)]
+    if not fits.free[simple, MOMENTUM]:  # a buffer's switches say nothing without momentum
+        switches = [tuple(x for i, x in enumerate(s) if i not in (3, 4)) for s in switches]
+    return switches[0] == switches[1]
+
+
+def search(run: Run, whole: Run | None = None) -> tuple[Fits, Fits]:
+    """The hypotheses that explain the run, and all that were fitted.
+
+    `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
+    well by themselves are tried together first.
+    """
+    everything: list[Fits] = []
+    alone: dict[Option, float] = {}
+    for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
+        order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
+        for option in order:
+            data = whole if option.caution else run
+            if data is None:
+                continue
+            fits = explore(data, option, COARSE if i else Grid(), 72 if i == 0 else 24)
+            if fits is None:
+                continue
+            found = explained(fits, data)
+            if not len(found) and fits.cost.min() < _NEAR:
+                fits = join([fits, polished(fits, data)])
+                found = explained(fits, data)
+            everything.append(fits)
+            alone[option] = float(fits.cost.min())
+            if len(found):
+                return found, join(everything)
+    everything_joined = join(everything)
+    return everything_joined.take(np.zeros(0, int)), everything_joined
+
+
+def _promise(option: Option, alone: dict[Option, float]) -> float:
+    """How well the parts of an option did by themselves: the sum of the logarithms of their costs."""
+    clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
+    parts = [
+        Option(kind=option.kind, maximize=option.maximize), Option(clip=clip),
+        Option(caution=option.caution), Option(boxed=option.boxed),
+    ]  # fmt: skip
+    return sum(np.log(alone.get(part, 1.0)) for part in parts if part != Option())
