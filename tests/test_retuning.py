@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_rmsprop as ours
 from optax_rmsprop import dialects, storage
+from optax_rmsprop._run import _compiled
 from optax_rmsprop.retuning import RetunableState, retunable, retuned, settings
 from tests.cases import BALL, CASES, Everywhere, cases
 from tests.test_dialects import CHAINS
@@ -48,6 +49,8 @@ def gradients(n, dtype=np.float32):
 def step_of(tx):
     def step(p, state, g):
         updates, state = tx.update(g, state, p)
+        # Or the compiler fuses the last product of some rules with the addition, and rounds once.
+        updates = jax.lax.optimization_barrier(updates)
         return optax.apply_updates(p, updates), state
 
     return step
@@ -64,6 +67,13 @@ def run(tx, state=None, n=4, jit=True):
 
 def everything(**options):
     return ours.rmspropw(**OLD, **options)
+
+
+def run_injected(factory, **arguments):
+    """A run whose numbers are arrays that the compiler does not know, as those that are set."""
+    tx = optax.inject_hyperparams(factory)(**arguments)
+    p, state = run(tx)
+    return p, state.inner_state
 
 
 RETUNABLE = {name: tx for name, (tx, _) in CHAINS.items()}
@@ -108,35 +118,52 @@ def test_in_float64_too(x64):
     assert float(settings(retunable(tx), state)["decay"]) == 0.9999
 
 
+@pytest.mark.parametrize("tx", [ours.rmsprop(0.1), ours.rmspropw(**OLD), ours.scale_by_rms(0.9)])
+def test_a_fused_step_differs_by_one_rounding_of_the_update_at_most(tx):
+    def step(tx, state, g):
+        updates, state = tx.update(g, state, params())
+        return optax.apply_updates(params(), updates), updates, state
+
+    def fused(tx):
+        new = jax.jit(lambda state, g: step(tx, state, g)[::2])
+        return new(tx.init(params()), *gradients(1))
+
+    (p, state), (expected, inner_state) = fused(retunable(tx)), fused(tx)
+    chex.assert_trees_all_equal(state.inner_state, inner_state)
+    updates = step(tx, tx.init(params()), *gradients(1))[1]
+    for x, y, u in zip(*map(jax.tree.leaves, (p, expected, updates)), strict=True):
+        assert (np.abs(x - y) <= np.spacing(np.abs(u)) + np.spacing(np.abs(y))).all()
+
+
+def test_in_a_scan_nothing_changes_either():
+    for tx in (everything(centered=True, bias_correction=True), dialects.torch(0.1, momentum=0.5)):
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *gradients(5))
+
+        def trained(tx):
+            body = lambda carry, g: (step_of(tx)(*carry, g), None)  # noqa: E731
+            start = params(), tx.init(params())
+            return jax.jit(lambda: jax.lax.scan(body, start, stacked)[0])()  # noqa: B023
+
+        p, state = trained(retunable(tx))
+        chex.assert_trees_all_equal((p, state.inner_state), trained(tx))
+
+
 @forms
-def test_a_state_with_numbers_set_is_updated_as_by_the_call_with_them(form):
+def test_a_state_with_numbers_set_is_updated_as_by_the_call_with_them_injected(form):
     tx = retunable(everything(**form))
     p, state = run(tx, retuned(tx.init(params()), **NEW))
-    expected, inner_state = run(ours.rmspropw(**NEW, **form))
-    # A product or a power of numbers is rounded in float32, not in double: some ulp a step.
-    chex.assert_trees_all_close(p, expected, rtol=0, atol=4e-6)
-    chex.assert_trees_all_close(state.inner_state, inner_state, rtol=4e-6, atol=4e-6)
-
-
-def test_what_a_decay_lacks_to_one_is_as_exact_as_a_constants():
-    # 1 − 0.9999 from 0.9999 in float32 is off by 1.7e-4 of itself.
-    tx = retunable(ours.scale_by_rms(0.5))
-    _, state = run(tx, retuned(tx.init(params()), decay=0.9999))
-    _, expected = run(ours.scale_by_rms(0.9999))
-    chex.assert_trees_all_equal(state.inner_state, expected)
-    corrected = retunable(ours.scale_by_rms(0.5, bias_correction=True))
-    state = retuned(corrected.init(params()), decay=0.9999)
-    updates, _ = corrected.update(params(), state)
-    np.testing.assert_allclose(np.abs(updates["b"]), 1, rtol=1e-6)
+    expected = run_injected(ours.rmspropw, **NEW, **form)
+    chex.assert_trees_all_equal((p, state.inner_state), expected)
 
 
 @pytest.mark.parametrize("name", OLD)
 def test_one_number_is_set_and_the_others_stay(name):
     tx = retunable(everything())
     state = retuned(tx.init(params()), **{name: NEW[name]})
-    expected, _ = run(ours.rmspropw(**OLD | {name: NEW[name]}))
-    chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=4e-6)
-    assert not np.allclose(expected["w"], run(everything())[0]["w"], rtol=0, atol=4e-5)
+    p, new_state = run(tx, state)
+    expected = run_injected(ours.rmspropw, **OLD | {name: NEW[name]})
+    chex.assert_trees_all_equal((p, new_state.inner_state), expected)
+    assert not np.allclose(p["w"], run(everything())[0]["w"], rtol=0, atol=4e-5)
     found = {name: float(np.float32(x)) for name, x in (OLD | {name: NEW[name]}).items()}
     assert {k: float(x) for k, x in settings(tx, state).items()} == found
 
@@ -169,8 +196,10 @@ def test_the_names_are_the_same_for_every_dialect(name, argument_of):
     old, new = ({own[k]: x[k] for k in own} for x in (OLD, OLD | {argument_of: NEW[argument_of]}))
     tx = retunable(factory(**old, **options))
     state = retuned(tx.init(params()), **{argument_of: NEW[argument_of]})
-    expected, _ = run(factory(**new, **options))
-    chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=1e-5)
+    expected, _ = run_injected(factory, **new, **options)
+    # Betas are not injected, and 1 - β is then rounded from double precision.
+    atol = 2e-6 if name == "heavyball" else 0
+    chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=atol)
 
 
 def test_a_decoupled_decay_follows_the_set_rate():
@@ -294,14 +323,14 @@ def wrap_plain(wrap):
 
 @pytest.mark.parametrize("codec", [storage.uint16(), storage.uint8()], ids=["uint16", "uint8"])
 def test_stored_moments_and_the_numbers_within(codec):
-    stored = storage.stored_as(ours.rmsprop(0.1), Everywhere(codec))
-    for tx in (
-        retunable(stored), storage.stored_as(retunable(ours.rmsprop(0.1)), Everywhere(codec)),
-    ):  # fmt: skip
-        chex.assert_trees_all_equal(run(tx)[0], run(stored)[0])
-        state = retuned(tx.init(params()), decay=0.5, eps=1e-3)
-        expected, _ = run(storage.stored_as(ours.rmsprop(0.1, 0.5, 1e-3), Everywhere(codec)))
-        chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=1e-6)
+    def stored(*numbers):
+        return storage.stored_as(ours.rmsprop(*numbers), Everywhere(codec))
+
+    tx = retunable(stored(0.1))
+    chex.assert_trees_all_equal(run(tx)[0], run(stored(0.1))[0])
+    state = retuned(tx.init(params()), decay=0.5, eps=1e-3)
+    expected, _ = run(stored(0.1, 0.5, 1e-3))
+    chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=1e-6)
 
 
 def test_groups_have_numbers_of_their_own():
@@ -338,10 +367,15 @@ def test_on_a_mesh_one_program_serves_all_values(kind, grid):
     mesh = jax.make_mesh(grid, ("x", "y"), axis_types=(kind,) * 2)
     with jax.set_mesh(mesh):
         p = {"w": jax.device_put(params()["w"], NamedSharding(mesh, P("x", "y")))}
-        tx = retunable(dialects.torch(0.1, momentum=0.5, weight_decay=0.1))
+        plain = dialects.torch(0.1, momentum=0.5, weight_decay=0.1)
+        tx, before = retunable(plain), (p, plain.init(p))
         step = jax.jit(step_of(tx))
         q, state = step(p, tx.init(p), p)
         q, state = step(q, state, p)
+        for _ in range(2):
+            before = jax.jit(step_of(plain))(*before, p)
+        chex.assert_trees_all_equal((q, state.inner_state), before)
+        assert " all-" not in step.lower(q, state, p).compile().as_text()
         compiled = step._cache_size()
         for rate in (0.25, 0.5, None):
             state = retuned(state, learning_rate=rate)
@@ -406,15 +440,25 @@ def test_the_table_has_rows_of_every_kind():
     assert {name for case in CASES for name in case.hyper} == set(OLD) and set(BALL) < set(OLD)
 
 
-def test_it_needs_no_temporary_memory():
+def test_its_temporary_memory_is_that_of_the_updates():
     if jax.default_backend() != "cpu":
         pytest.skip("a claim about programs for a CPU")
     p = {"w": jnp.ones((512, 512))}
     for plain in (ours.rmsprop(0.1), dialects.torch(0.1, momentum=0.5, weight_decay=0.1)):
-        bytes_of = []
-        for tx in (plain, retunable(plain)):
-            step = jax.jit(step_of(tx), donate_argnums=(0, 1))
-            compiled = step.lower(p, tx.init(p), p).compile()
-            assert compiled.memory_analysis().temp_size_in_bytes < 1000
-            bytes_of.append(compiled.cost_analysis()["bytes accessed"])
-        assert bytes_of[1] < 1.001 * bytes_of[0]
+        tx = retunable(plain)
+        step = jax.jit(step_of(tx), donate_argnums=(0, 1)).lower(p, tx.init(p), p).compile()
+        memory = step.memory_analysis()
+        assert memory.temp_size_in_bytes < p["w"].nbytes + 1000
+        accumulators = sum(x.nbytes for x in jax.tree.leaves(tx.init(p).inner_state))
+        assert memory.alias_size_in_bytes >= p["w"].nbytes + accumulators
+
+
+def test_without_jit_a_value_is_no_constant_of_a_program():
+    tx = retunable(ours.rmsprop(0.1))
+    state = tx.init(params())
+    for rate in (0.25, 0.5, None):  # the first time and what is unset are compiled
+        _, state = tx.update(params(), retuned(state, learning_rate=rate))
+    programs = _compiled.cache_info().misses
+    for rate in (0.75, 1.5, 0.125):
+        _, state = tx.update(params(), retuned(state, learning_rate=rate))
+    assert _compiled.cache_info().misses == programs

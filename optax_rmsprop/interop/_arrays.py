@@ -159,7 +159,7 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Iterator
     """The leaves of a tree, each with its path, which the variables of Flax are no part of."""
 
     def is_end(x: Any) -> bool:
-        return is_variable(x) or (is_leaf is not None and is_leaf(x))
+        return _is_variable(x) or (is_leaf is not None and is_leaf(x))
 
     for path, node in cast(Any, jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_end)):
         for key, x in cast(Any, jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf)):
@@ -175,7 +175,7 @@ def children(node: Any) -> list[tuple[Any, Any]]:
     return cast(Any, jax.tree_util.tree_leaves_with_path(node, is_leaf=is_below))
 
 
-def is_variable(x: Any) -> bool:
+def _is_variable(x: Any) -> bool:
     """Whether it is a box of Flax's around a value; other nodes, too, have a field of this name."""
     of_flax = any(cls.__module__.partition(".")[0] == "flax" for cls in type(x).__mro__)
     return of_flax and [path for path, _ in children(x)] == [(jax.tree_util.GetAttrKey("value"),)]
