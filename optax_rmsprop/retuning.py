@@ -5,8 +5,8 @@
     state = retuned(state, learning_rate=None)  # as the schedule has it
 
 A number that is set holds until it is unset, and a schedule goes on counting below it. Nothing is
-compiled again, and the updates of a state in which nothing is set are those without `retunable`,
-bit for bit. The names are the same for every rule, whatever a dialect calls its arguments:
+compiled again, and a state in which nothing is set moves as without `retunable`, bit for bit. The
+names are the same for every rule, whatever a dialect calls its arguments:
 
     learning_rate    η >= 0, of the step and of a decoupled weight decay
     decay            in [0, 1), the weight of the past in the averages of g and g²
@@ -64,10 +64,11 @@ def retunable(inner: optax.GradientTransformation) -> Treewise:
     Under a `vmap` over states both run.
 
     The updates are written to memory between the branches and `optax.apply_updates`. They are the
-    temporary memory of a step, which has none without `retunable`. On a CPU a step takes 1.1 to 2
-    times as long, with few large leaves most, and 2 to 3 times as long to compile. A parameter may
-    differ in its last bit from one without `retunable`, where the compiler would have fused the
-    last product of the update with the addition, and rounded once.
+    temporary memory of a step, which has none without `retunable`; JAX before 0.12 has a copy of
+    the accumulators too. On a CPU a step takes 1.1 to 2 times as long, with few large leaves most,
+    and 2 to 3 times as long to compile. An update, or the parameter that it is added to, may
+    differ in its last bit from one without `retunable`, where the compiler would have fused its
+    last product with the addition that follows, and rounded once.
 
     Args:
         inner: A transformation of this package: a dialect, a link, `optax_rmsprop.chain` or

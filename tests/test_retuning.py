@@ -1,6 +1,7 @@
 """Numbers of a running state: read, set and unset, without a compilation or a lost schedule."""
 
 import copy
+import functools
 import inspect
 import pickle
 
@@ -46,22 +47,14 @@ def gradients(n, dtype=np.float32):
     ]
 
 
-def step_of(tx):
-    def step(p, state, g):
-        updates, state = tx.update(g, state, p)
-        # Or the compiler fuses the last product of some rules with the addition, and rounds once.
-        updates = jax.lax.optimization_barrier(updates)
-        return optax.apply_updates(p, updates), state
-
-    return step
-
-
 def run(tx, state=None, n=4, jit=True):
     p = params()
     state = tx.init(p) if state is None else state
-    step = jax.jit(step_of(tx)) if jit else step_of(tx)
+    update = jax.jit(tx.update) if jit else tx.update
     for g in gradients(n):
-        p, state = step(p, state, g)
+        updates, state = update(g, state, p)
+        # Outside: in one program the compiler may round a product and this addition at once.
+        p = optax.apply_updates(p, updates)
     return p, state
 
 
@@ -135,17 +128,25 @@ def test_a_fused_step_differs_by_one_rounding_of_the_update_at_most(tx):
         assert (np.abs(x - y) <= np.spacing(np.abs(u)) + np.spacing(np.abs(y))).all()
 
 
-def test_in_a_scan_nothing_changes_either():
-    for tx in (everything(centered=True, bias_correction=True), dialects.torch(0.1, momentum=0.5)):
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *gradients(5))
+@pytest.mark.parametrize(
+    "tx",
+    [everything(centered=True, bias_correction=True), dialects.torch(0.1, momentum=0.5)],
+    ids=["rmspropw", "torch"],
+)
+def test_in_a_scan_no_state_changes_and_no_update_but_by_its_rounding(tx):
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *gradients(5))
 
-        def trained(tx):
-            body = lambda carry, g: (step_of(tx)(*carry, g), None)  # noqa: E731
-            start = params(), tx.init(params())
-            return jax.jit(lambda: jax.lax.scan(body, start, stacked)[0])()  # noqa: B023
+    def states_and_updates(tx):
+        def body(state, g):
+            updates, state = tx.update(g, state, params())
+            return state, updates
 
-        p, state = trained(retunable(tx))
-        chex.assert_trees_all_equal((p, state.inner_state), trained(tx))
+        return jax.jit(lambda state: jax.lax.scan(body, state, stacked))(tx.init(params()))
+
+    (state, updates), (inner_state, expected) = map(states_and_updates, (retunable(tx), tx))
+    chex.assert_trees_all_equal(state.inner_state, inner_state)
+    # A sum of products is rounded once or twice, as the compiler fuses it with what stacks it.
+    chex.assert_trees_all_close(updates, expected, rtol=0, atol=2.0**-24)
 
 
 @forms
@@ -244,22 +245,21 @@ def test_a_set_value_holds_until_unset_and_the_schedule_goes_on():
 
 def test_only_the_next_steps_change_and_nothing_is_compiled_again():
     tx = retunable(everything())
-    p, state = params(), tx.init(params())
-    step = jax.jit(step_of(tx), donate_argnums=(0, 1))
-    plain = jax.jit(step_of(everything()))
-    q, inner_state = params(), everything().init(params())
+    state, inner_state = tx.init(params()), everything().init(params())
+    update = jax.jit(tx.update, donate_argnums=1)
+    plain = jax.jit(everything().update)
     grads = gradients(5)
     for g in grads[:3]:
-        p, state = step(p, state, g)
-        q, inner_state = plain(q, inner_state, g)
-    chex.assert_trees_all_equal(p, q)
+        updates, state = update(g, state, params())
+        expected, inner_state = plain(g, inner_state, params())
+        chex.assert_trees_all_equal(updates, expected)
     state = retuned(retuned(state, **OLD), **{name: None for name in OLD})
-    p, state = step(p, state, grads[3])
-    q, inner_state = plain(q, inner_state, grads[3])
-    chex.assert_trees_all_equal((p, state.inner_state), (q, inner_state))
+    updates, state = update(grads[3], state, params())
+    expected, inner_state = plain(grads[3], inner_state, params())
+    chex.assert_trees_all_equal((updates, state.inner_state), (expected, inner_state))
     for value in (np.float32(0.5), jnp.float32(0.25), 1, np.array(2.0), None):
-        _ = step(jax.tree.map(jnp.copy, p), retuned(jax.tree.map(jnp.copy, state), eps=value), g)
-    assert step._cache_size() == 1
+        _, state = update(grads[4], retuned(state, eps=value), params())
+    assert update._cache_size() == 1
 
 
 def test_a_plateau_scheduler_by_hand_in_a_scan():
@@ -368,20 +368,19 @@ def test_on_a_mesh_one_program_serves_all_values(kind, grid):
     with jax.set_mesh(mesh):
         p = {"w": jax.device_put(params()["w"], NamedSharding(mesh, P("x", "y")))}
         plain = dialects.torch(0.1, momentum=0.5, weight_decay=0.1)
-        tx, before = retunable(plain), (p, plain.init(p))
-        step = jax.jit(step_of(tx))
-        q, state = step(p, tx.init(p), p)
-        q, state = step(q, state, p)
+        tx, inner_state = retunable(plain), plain.init(p)
+        update, state = jax.jit(tx.update), tx.init(p)
         for _ in range(2):
-            before = jax.jit(step_of(plain))(*before, p)
-        chex.assert_trees_all_equal((q, state.inner_state), before)
-        assert " all-" not in step.lower(q, state, p).compile().as_text()
-        compiled = step._cache_size()
+            updates, state = update(p, state, p)
+            expected, inner_state = jax.jit(plain.update)(p, inner_state, p)
+        chex.assert_trees_all_equal((updates, state.inner_state), (expected, inner_state))
+        assert " all-" not in update.lower(p, state, p).compile().as_text()
+        compiled = update._cache_size()
         for rate in (0.25, 0.5, None):
             state = retuned(state, learning_rate=rate)
             assert state.inner_state[1].nu["w"].sharding.spec == P("x", "y")
-            q, state = step(q, state, p)
-        assert step._cache_size() == compiled
+            updates, state = update(p, state, p)
+        assert update._cache_size() == compiled
 
 
 @pytest.mark.parametrize(
@@ -440,17 +439,24 @@ def test_the_table_has_rows_of_every_kind():
     assert {name for case in CASES for name in case.hyper} == set(OLD) and set(BALL) < set(OLD)
 
 
-def test_its_temporary_memory_is_that_of_the_updates():
+def test_a_step_needs_memory_for_the_updates_and_is_in_place():
     if jax.default_backend() != "cpu":
         pytest.skip("a claim about programs for a CPU")
+
+    def step(tx, p, state, g):
+        updates, state = tx.update(g, state, p)
+        return optax.apply_updates(p, updates), state
+
     p = {"w": jnp.ones((512, 512))}
     for plain in (ours.rmsprop(0.1), dialects.torch(0.1, momentum=0.5, weight_decay=0.1)):
         tx = retunable(plain)
-        step = jax.jit(step_of(tx), donate_argnums=(0, 1)).lower(p, tx.init(p), p).compile()
-        memory = step.memory_analysis()
-        assert memory.temp_size_in_bytes < p["w"].nbytes + 1000
-        accumulators = sum(x.nbytes for x in jax.tree.leaves(tx.init(p).inner_state))
-        assert memory.alias_size_in_bytes >= p["w"].nbytes + accumulators
+        jitted = jax.jit(functools.partial(step, tx), donate_argnums=(0, 1))
+        memory = jitted.lower(p, tx.init(p), p).compile().memory_analysis()
+        wide = [x.nbytes for x in jax.tree.leaves(tx.init(p)) if x.ndim]
+        # An older compiler copies the accumulators for the branches.
+        copies = 0 if jax.__version_info__ >= (0, 12) else sum(wide)
+        assert memory.temp_size_in_bytes < p["w"].nbytes + copies + 2000
+        assert memory.alias_size_in_bytes >= p["w"].nbytes + sum(wide)
 
 
 def test_without_jit_a_value_is_no_constant_of_a_program():
