@@ -255,6 +255,7 @@ def chain_of(rule: Rule) -> str:
     """The links of a rule, which no factory need have."""
     features = rule.features
     scale = "scale_by_stddev" if rule.centered else "scale_by_rms"
+    scale = f"optax.{scale}" if "biased start" in features else scale
     options = [repr(rule.decay), repr(rule.eps)]
     options += [f"initial_scale={rule.scale!r}"] * (rule.scale != 0)
     options += [f"eps_in_sqrt={_eps_in_sqrt(rule)}"] * (rule.denominator != model.INSIDE)

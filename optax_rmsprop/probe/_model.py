@@ -37,6 +37,7 @@ class Run:
     leaf_norm: Array  # [T, N]: of the gradient of the leaf of each column
     norm: Array  # [T, 1]: of all gradients
     unit: float = 2.0**-53  # the unit roundoff of the run
+    rounding: Array | None = None  # [T, N]: what it may do to a change, where a rule is at hand
 
     @functools.cached_property
     def changes(self) -> Array:
@@ -46,6 +47,8 @@ class Run:
     @functools.cached_property
     def scale(self) -> Array:
         """What a residual is measured by: the change, and what rounding leaves of it."""
+        if self.rounding is not None:
+            return self.rounding
         size = np.abs(self.changes) * self.valid
         largest = size.max(0, initial=0.0)
         floor = 1e-3 * largest + 1e-12 * largest.max(initial=0.0) + 1e-150
@@ -56,6 +59,7 @@ class Run:
         return dataclasses.replace(
             self, params=self.params[: stop + 1], grads=self.grads[:stop], rates=self.rates[:stop],
             valid=self.valid[:stop], leaf_norm=self.leaf_norm[:stop], norm=self.norm[:stop],
+            rounding=None,
         )  # fmt: skip
 
     def columns(self, chosen: Any) -> "Run":
@@ -63,7 +67,7 @@ class Run:
         return dataclasses.replace(
             self, params=self.params[:, chosen], grads=self.grads[:, chosen],
             leaf=self.leaf[chosen], valid=self.valid[:, chosen],
-            leaf_norm=self.leaf_norm[:, chosen],
+            leaf_norm=self.leaf_norm[:, chosen], rounding=None,
         )  # fmt: skip
 
 
@@ -185,10 +189,10 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
 
     With `errors` the third value is a bound of the rounding of the second.
     """
-    _, decay, eps, initial, _, _, bound, _ = (x[:, None] for x in rules.numbers.T)
+    _, decay, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
     keep, unit, tiny = 1 - decay, run.unit, np.finfo(float).tiny
-    g, coupled = _gradients(rules, run, bound)
+    g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None
     centered, corrected = rules.centered[:, None], rules.corrected[:, None]
@@ -231,10 +235,13 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
             e_root = e_sq / (root + np.sqrt(e_sq) + tiny)
             inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
             e_den = np.where(inside, e_sq / (2 * denominator), e_root) / denominator
-            relative = 3 * unit + np.minimum(e_den, 1.0)
+            relative = 3 * unit + np.where(
+                e_den < 0.5, e_den / (1 - np.minimum(e_den, 0.5)), np.inf
+            )
             # Rounding decides whether anything is left to divide by.
             edge = (rules.denominator == SUBTRACTED)[:, None] & (np.abs(sq - eps) <= 4 * e_sq)
-            error[:, t] = np.where(edge, np.inf, np.abs(u[:, t]) * relative + e_g / denominator)
+            bound = np.abs(u[:, t]) * relative + e_g / denominator
+            error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
 
 

@@ -6,6 +6,7 @@ pairs and triples, and only as long as nothing explains the run.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -267,7 +268,16 @@ def polished(fits: Fits, run: Run) -> Fits:
     seeded = [_seeded(rules, EPS, run)]
     if (rules.numbers[:, SCALE] > 0).any():
         seeded.append(_seeded(seeded[0].take(rules.numbers[:, SCALE] > 0), SCALE, run))
-    return fitted(concatenate([fits.rules.take(rows), *seeded]), run, 80)
+    last = fitted(concatenate([fits.rules.take(rows), *seeded]), weighed(run, rules.take([0])), 80)
+    return dataclasses.replace(last, cost=cost(model.simulate, last.rules, run))
+
+
+def weighed(runs: Runs, rules: Rules) -> Any:
+    """The runs, whose residuals are measured by what rounding does to this hypothesis."""
+    if isinstance(runs, tuple):
+        return tuple(weighed(run, rules) for run in runs)
+    _, bound = model.simulate_bounded(rules, runs)
+    return dataclasses.replace(runs, rounding=np.nan_to_num(bound[0], nan=np.inf) + 1e-300)
 
 
 def _seeded(rules: Rules, number: int, run: Run) -> Rules:
@@ -313,7 +323,7 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     parts = []
     for run in runs if isinstance(runs, tuple) else (runs,):
         changes, bounds = model.simulate_bounded(rules, run)
-        ratio = np.abs(changes - run.changes) / (bounds + np.finfo(float).tiny)
+        ratio = np.abs(changes - run.changes) / (bounds + 1e-300)
         ratio = np.where(run.valid, ratio, 0.0).reshape(len(rules), -1)
         parts.append(np.nan_to_num(ratio, nan=np.inf))
     ratio = np.concatenate(parts, 1)
@@ -352,15 +362,20 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
     return switches[0] == switches[1]
 
 
-def search(run: Run, whole: Run | None = None) -> tuple[Fits, Fits]:
+def search(
+    run: Run, whole: Run | None = None, elsewhere: Callable[[], bool] = lambda: False
+) -> tuple[Fits, Fits]:
     """The hypotheses that explain the run, and all that were fitted.
 
     `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
-    well by themselves are tried together first.
+    well by themselves are tried together first, and none where `elsewhere` says that another
+    optimizer explains the run.
     """
     everything: list[Fits] = []
     alone: dict[Option, float] = {}
     for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
+        if i == 1 and elsewhere():
+            break
         order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
         for option in order:
             data = whole if option.caution else run
