@@ -3,6 +3,8 @@
 from . import denominators as denominators
 from . import dialects as dialects
 from . import interop as interop
+from . import recording as recording
+from . import retuning as retuning
 from . import sharding as sharding
 from . import storage as storage
 from ._rmsprop import rmsprop as rmsprop

@@ -64,6 +64,8 @@ FLOORS = {
     "interop.torch": 9,
     "interop.transfer": 9,
     "interop": 10,
+    "recording": 10,
+    "retuning": 10,
     "__init__": 11,
     "cli._guard": 12,
     "cli._calls": 13,
