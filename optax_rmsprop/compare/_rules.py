@@ -1,0 +1,403 @@
+"""What the optimizers of two runs differ by, each judged by its own gradients and parameters."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..probe import _model as model
+from ..probe._model import LR, Rules
+from ..probe._search import LIMIT
+from ._accounts import Account, Leaf, Steps, account, confirmed, special_leaves, steps_of
+from ._moves import Explained, between, nearest, single, unchanged
+from ._records import UNITS, Array, Record
+from ._report import Change
+from ._sides import Both, Side, changes, held_by, misfits, rates, settled, spread
+from ._words import Roles, frozen_change, leaf_changes, rule_changes, schedule_change
+
+Changes = tuple[Change, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What the optimizers differ by.
+
+    `alternatives` are sets of changes that each leave rounding alone, the best first, the empty one
+    where nothing differs; `partial` what leaves a part. `place` is the first step, leaf and index
+    that the one's rule does not explain in the other's run, and what rounding allows there.
+    """
+
+    alternatives: tuple[Changes, ...] = ((),)
+    partial: tuple[tuple[Changes, float], ...] = ()
+    place: tuple[int, str, tuple[int, ...], float] | None = None
+    unexplained: str = ""
+
+    @property
+    def gap(self) -> bool:
+        """Whether there is anything to explain."""
+        return bool(self.unexplained) or () not in self.alternatives
+
+
+def explanations(theirs: Record, ours: Record) -> Explanation:
+    """The sets of changes that lead from the rule of ours to that of theirs."""
+    if _equal(theirs, ours):
+        return Explanation()
+    for one, other, roles in ((ours, theirs, Roles("theirs", "ours")),
+                              (theirs, ours, Roles("ours", "theirs"))):  # fmt: skip
+        known = account(steps_of(one))
+        if known is not None:
+            return _explained(known, other, roles)
+    return _unknown(theirs, ours)
+
+
+def _equal(theirs: Record, ours: Record) -> bool:
+    """Whether the runs are the same, bit for bit."""
+    return all(
+        np.array_equal(x[name], y[name], equal_nan=True)
+        for x, y in ((theirs.params, ours.params), (theirs.grads, ours.grads))
+        for name in ours.names
+    )
+
+
+def _explained(known: Account, record: Record, roles: Roles) -> Explanation:
+    steps = steps_of(record, known.steps.record)
+    base = _Task(known, steps, roles)
+    found = base.found()
+    alternatives = tuple(dict.fromkeys(found))
+    place = None if alternatives and alternatives[0] == () else base.place()
+    if alternatives:
+        return Explanation(alternatives, place=place)
+    partial = base.partial()
+    text = (
+        f"the updates of {roles.other} are not explained by its own gradients, by a change of "
+        f"the rule of {roles.one}, or by two of them, and by no RMSprop"
+    )
+    return Explanation((), partial, place, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """An explained run, the steps of another one, and who is who."""
+
+    known: Account
+    steps: Steps
+    roles: Roles
+
+    def found(self) -> list[Changes]:
+        """The smallest sets of changes that explain the other run."""
+        always = self._always()
+        if not self.steps.trained:
+            return [always] if always else []
+        side = self.steps.special(self._leaves)
+        same = self._held(unchanged(self.known.rules, self._both(side)), side)
+        if same:
+            return [always]
+        one = [*self._singles(side), *self._leafwise(self.known.rules), *self._timewise()]
+        if not one:
+            one = [*self._rounded(side)]
+        if not one:
+            one = [*self._pairs()]
+        if not one:
+            one = [*self._rewritten()]
+        return [(*always, *changes) for changes in one]
+
+    @property
+    def _leaves(self) -> dict[str, Leaf]:
+        return self.known.leaves
+
+    def _always(self) -> Changes:
+        """What is seen without a rule: leaves that are not trained, recorded rates."""
+        found = list[Change]()
+        for who, frozen in (
+            (self.roles.other, self.steps.frozen - self.known.steps.frozen),
+            (self.roles.one, self.known.steps.frozen - self.steps.frozen),
+        ):
+            if frozen:
+                found.append(frozen_change(who, tuple(sorted(frozen)), self.roles))
+        a, b = self.steps.record.rates, self.known.steps.record.rates
+        if a is not None and b is not None and not np.allclose(a, b, rtol=1e-6, atol=0):
+            found.append(schedule_change(a, b, lambda x: np.allclose(a, x, 1e-5, 0), self.roles))
+        return tuple(found)
+
+    def _both(self, side: Side, core: Array | None = None) -> Both:
+        one, other = self.known, self.steps
+        own = one.side.columns(one.steps.core(one.steps.trained))
+        return Both(own, side.columns(other.core(other.trained) if core is None else core))
+
+    def _held(self, found: list[Explained], side: Side) -> list[Explained]:
+        """Those that explain all leaves."""
+        check = side.columns(self.steps.checked(self.steps.trained))
+        return [e for e in found if held_by(e.other, check).all()]
+
+    def _singles(self, side: Side) -> Iterator[Changes]:
+        for e in self._held(single(self.known.rules, self._both(side)), side):
+            yield rule_changes(e, self.roles)
+
+    def _leafwise(self, rules: Rules) -> Iterator[Changes]:
+        """Leaves that are special in the other, and not in the one."""
+        for row in range(min(len(rules), 3)):
+            leaves = special_leaves(self.steps, rules.take([row]), self._leaves, exact=True)
+            if leaves is not None and leaves != self._leaves:
+                yield leaf_changes(leaves, self._leaves, self.roles)
+                return
+
+    def _timewise(self) -> Iterator[Changes]:
+        """Steps that are special in the other."""
+        for start, side in self._sides():
+            both = self._both(side)
+            found = self._held(unchanged(self.known.rules, both), side)
+            if found:
+                yield (*start, *self._schedule(found[0], side))
+                return
+        yield from self._restarted()
+        yield from self._carried()
+
+    def _sides(self) -> Iterator[tuple[Changes, Side]]:
+        """The other run without steps that did nothing, and with rates that are solved for."""
+        side = self.steps.special(self._leaves)
+        run = side.run
+        still = ~(run.changes != 0).any(1) & (run.grads != 0).any(1)
+        own = self.known.side.run
+        if len(own.changes) == len(still):
+            still &= (own.changes != 0).any(1)
+        if still.any() and not still.all():
+            numbers = tuple(int(k) for k in np.flatnonzero(still))
+            text = f"{self.roles.other} makes no update at {_steps(numbers)}"
+            change = Change("skipped_step", text, *self.roles.pair(numbers, ()), step=numbers[0])
+            yield (change,), _without(side, still)
+            yield (change,), side.replace(rates=np.where(still, 0.0, run.rates))
+        if not side.solved:
+            yield (), side.replace(solved=True)
+
+    def _schedule(self, e: Explained, side: Side) -> Changes:
+        """The change of the rates, if they were solved for."""
+        if not side.solved:
+            return ()
+        columns = side.columns(self.steps.checked(self.steps.trained))
+        rule, _ = settled(e.other, columns)
+        found, ours = rates(e.other, columns)[0], rates(e.one, self._both(side).one)[0]
+
+        def holds(values: Array) -> bool:
+            top = float(np.abs(values).max()) or 1.0
+            numbers = rule.numbers.copy()
+            numbers[:, LR] = top
+            again = columns.replace(solved=False, rates=values / top)
+            return bool(held_by(rule.of(numbers), again).all())
+
+        return (schedule_change(found, ours, holds, self.roles),)
+
+    def _restarted(self) -> Iterator[Changes]:
+        """A state that begins anew at a step."""
+        side = self.steps.special(self._leaves)
+        check = side.columns(self.steps.checked(self.steps.trained))
+        for row in range(min(len(self.known.rules), 3)):
+            rule = self.known.rules.take([row])
+            if check.solved:
+                return
+            bad = np.flatnonzero((misfits(rule, check)[0] > LIMIT).any(1))
+            if not len(bad) or bad[0] == 0:
+                continue
+            k = int(bad[0])
+            if held_by(rule, _from(check, k)).all():
+                text = f"the state of the optimizer of {self.roles.other} begins anew at step {k}"
+                yield (Change("reset", text, *self.roles.pair(k, None), step=k),)
+                return
+
+    def _carried(self) -> Iterator[Changes]:
+        """A state that was not new at the first step."""
+        side = self.steps.special(self._leaves)
+        core = side.columns(self.steps.core(self.steps.trained))
+        for row in range(min(len(self.known.rules), 3)):
+            rule = self.known.rules.take([row])
+            if not core.solved and _continues(rule, core):
+                text = (
+                    f"the optimizer of {self.roles.other} begins with the state of an earlier run: "
+                    "its second moment is not the start of a new one"
+                )
+                yield (Change("carried_state", text, *self.roles.pair(True, False), step=0),)
+                return
+
+    def _rounded(self, side: Side) -> Iterator[Changes]:
+        """A narrower format inside the other's optimizer."""
+        check = side.columns(self.steps.checked(self.steps.trained))
+        rule = self.known.rules.take([0])
+        for name in reversed(UNITS):
+            if UNITS[name] <= 4 * check.run.unit or check.solved:
+                continue
+            coarse = check.replace(unit=UNITS[name])
+            ratio = misfits(rule, coarse)
+            gap = (changes(rule, check)[0] - check.run.changes) * check.run.valid
+            along = np.vdot(gap, check.run.changes) / max(
+                np.linalg.norm(gap) * np.linalg.norm(check.run.changes), 1e-300
+            )
+            if ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01:
+                text = f"the optimizer of {self.roles.other} rounds to {name} inside"
+                precision = self.known.steps.record.precision
+                yield (Change("precision", text, *self.roles.pair(name, precision)),)
+                return
+
+    def _pairs(self) -> Iterator[Changes]:
+        """A special leaf or step, and a change of the rule."""
+        for start, side in self._sides():
+            for e in self._held(single(self.known.rules, self._both(side)), side):
+                yield (*start, *self._schedule(e, side), *rule_changes(e, self.roles))
+        trained = self.steps.trained
+        if len(trained) < 2:
+            return
+        side = self.steps.special(self._leaves)
+        for main in sorted(trained, key=lambda n: self.steps.record.grads[n].size)[::-1][:2]:
+            core = self.steps.core([main])
+            for e in single(self.known.rules, self._both(side, core))[:4]:
+                leaves = special_leaves(self.steps, e.other, self._leaves)
+                if leaves is not None and leaves != self._leaves:
+                    special = leaf_changes(leaves, self._leaves, self.roles)
+                    yield (*rule_changes(e, self.roles), *special)
+
+    def _rewritten(self) -> Iterator[Changes]:
+        """The other's rule, sought for itself, and the fewest changes that lead to it."""
+        own = account(self.steps)
+        if own is None:
+            return
+        side = own.side
+        both = Both(self._both(side).one, side.columns(self.steps.core(self.steps.trained)))
+        special = leaf_changes(own.leaves, self._leaves, self.roles)
+        for e in between(self.known.rules, own.rules, both):
+            extra = self._schedule(e, side) if side.solved else ()
+            yield (*rule_changes(e, self.roles), *extra, *special)
+
+    def place(self) -> tuple[int, str, tuple[int, ...], float] | None:
+        """The first number of the other that the one's rule does not explain."""
+        one, run = self.known, self.steps.side.run
+        rule, own = settled(one.rules.take([0]), one.side.columns(one.steps.core(one.steps.trained)))
+        side = self.steps.special(self._leaves)
+        unit = min(run.unit, own.run.unit)
+        side = side.replace(rates=own.run.rates[: len(run.rates)], unit=unit)
+        with np.errstate(all="ignore"):
+            ratio = misfits(rule, side)[0]
+        for name in one.steps.frozen:
+            columns = self.steps.of(name)
+            ratio[:, columns] = np.where(run.changes[:, columns] != 0, np.inf, 0.0)
+        bad = np.flatnonzero((ratio > LIMIT).any(1))
+        if not len(bad):
+            return None
+        step = int(bad[0])
+        column = int(np.argmax(ratio[step]))
+        leaf, at = self.steps.columns[column]
+        name = self.steps.record.names[leaf]
+        shape = self.steps.record.grads[name].shape[1:]
+        gap = float(np.abs(changes(rule, side)[0] - run.changes)[step, column])
+        allowed = LIMIT * gap / float(ratio[step, column])
+        return step, name, tuple(map(int, np.unravel_index(at, shape))), allowed
+
+    def partial(self) -> tuple[tuple[Changes, float], ...]:
+        """The single changes that close most of the gap."""
+        side = self.steps.special(self._leaves)
+        if not self.steps.trained or side.solved:
+            return ()
+        found = nearest(self.known.rules, self._both(side))
+        return tuple((rule_changes(e, self.roles), left) for e, left in found[:3] if left < 0.9)
+
+
+def _without(side: Side, steps: Array) -> Side:
+    """The run without steps that changed nothing."""
+    run, kept = side.run, ~steps
+    rows = np.concatenate([kept, [True]])
+    return side.replace(
+        params=run.params[rows], grads=run.grads[kept], rates=run.rates[kept],
+        valid=run.valid[kept], leaf_norm=run.leaf_norm[kept], norm=run.norm[kept],
+    )  # fmt: skip
+
+
+def _from(side: Side, step: int) -> Side:
+    """The run from a step on."""
+    run = side.run
+    return side.replace(
+        params=run.params[step:], grads=run.grads[step:], rates=run.rates[step:],
+        valid=run.valid[step:], leaf_norm=run.leaf_norm[step:], norm=run.norm[step:],
+    )  # fmt: skip
+
+
+def _continues(rule: Rules, side: Side) -> bool:
+    """Whether a second moment and a buffer that are not new explain each column.
+
+    A step less the momentum of the step before has no buffer in it; its size gives the second
+    moment, which then has to explain the steps that follow.
+    """
+    momentum = float(rule.numbers[0, model.MOMENTUM])
+    if rule.nesterov[0] or rule.centered[0] or rule.corrected[0] or len(side.run.grads) < 4:
+        return False
+    if rule.kind[0] >= model.DECOUPLED and momentum:
+        return False
+    begin = 1 if momentum else 0
+    run = side.run
+    ratio = np.ones(len(run.rates)) if rule.buffer[0] else run.rates / np.roll(run.rates, 1)
+    steps = run.changes.copy()
+    steps[1:] -= momentum * ratio[1:, None] * run.changes[:-1]
+    size = run.grads.shape[1]
+    numbers = np.repeat(rule.numbers, size, 0)
+    numbers[:, model.MOMENTUM] = 0.0
+    rows = rule.take(np.zeros(size, int)).of(numbers)
+    keep, decay = 1 - numbers[:, model.DECAY], numbers[:, model.DECAY]
+    low, high = np.full(size, -80.0), np.full(size, 80.0)
+    later = _from(side, begin)
+
+    def made(exponent: Array, stop: int) -> Array:
+        numbers[:, model.SCALE] = np.exp(exponent)
+        short = later.replace(**{
+            name: getattr(later.run, name)[: stop + (name == "params")]
+            for name in ("params", "grads", "rates", "valid", "leaf_norm", "norm")
+        })  # fmt: skip
+        return np.diagonal(changes(rows.of(numbers), short), axis1=0, axis2=2)
+
+    for _ in range(80):
+        middle = (low + high) / 2
+        large = np.abs(made(middle, 1)[0]) > np.abs(steps[begin])
+        low, high = np.where(large, middle, low), np.where(large, high, middle)
+    found = made(low, len(steps) - begin)
+    del keep, decay
+    allowed = bounds_of(rule, side)
+    spare = np.abs(found - steps[begin:])
+    room = LIMIT * 4 * (allowed[begin:] + momentum * np.roll(allowed, 1, 0)[begin:])
+    room += np.abs(found) * np.abs(room[:1] / np.maximum(np.abs(found[:1]), 1e-300))
+    return bool((spare <= room)[1:].all())
+
+
+def bounds_of(rule: Rules, side: Side) -> Array:
+    """What rounding may do to each change [T, N]."""
+    from ._sides import bounds
+
+    return bounds(rule, side)[0]
+
+
+def _unknown(theirs: Record, ours: Record) -> Explanation:
+    """The first step whose change differs more than the gradients, where no rule is known."""
+    steps = [steps_of(record) for record in (theirs, ours)]
+    a, b = (s.side.run for s in steps)
+    with np.errstate(all="ignore"):
+        noise = np.abs(a.grads - b.grads) / (np.abs(a.grads) + np.abs(b.grads) + 1e-300)
+        noise = np.maximum.accumulate(noise, 0)
+        size = np.abs(a.changes) + np.abs(b.changes)
+        unit = max(a.unit, b.unit)
+        allowed = size * np.minimum(1.0, 16 * noise + 16 * unit)
+        allowed += 2 * unit * (np.abs(a.params[1:]) + np.abs(b.params[1:]))
+        apart = np.abs(a.params[0] - b.params[0])
+        gap = np.abs(a.changes - b.changes) * (apart <= 4 * unit * np.abs(b.params[0]))
+    bad = np.flatnonzero((gap > allowed).any(1))
+    if not len(bad):
+        return Explanation()
+    step = int(bad[0])
+    column = int(np.argmax(gap[step] / (allowed[step] + 1e-300)))
+    leaf, at = steps[0].columns[column]
+    name = ours.names[leaf]
+    index = tuple(map(int, np.unravel_index(at, ours.grads[name].shape[1:])))
+    text = "neither run is that of an RMSprop, so that nothing can be said about the rule"
+    return Explanation((), (), (step, name, index, float(allowed[step, column])), text)
+
+
+def _steps(numbers: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
+    return f"step{'s' * (len(numbers) > 1)} {shown}"
+
+
+__all__ = ["Callable", "Explanation", "confirmed", "explanations"]
