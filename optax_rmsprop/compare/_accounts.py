@@ -12,7 +12,7 @@ from ..probe._search import (
     COARSE, LIMIT, Grid, Option, best, free_numbers, search, starts,
 )  # fmt: skip
 from ._records import Array, Record
-from ._sides import Side, changes, held_by, misfits, rates, settled, side_of, spread
+from ._sides import Side, changes, held_by, misfits, rounded, side_of, spread
 
 _CORE, _LEAF = 40, 256  # columns to fit on, and of each leaf to check on
 
@@ -222,7 +222,8 @@ def _refitted(rule: Rules, side: Side) -> Rules:
     free = free_numbers(rule)
     if side.solved:
         free[:, LR] = False
-    return fit(changes, rule, side, free, 30)[0]
+    rule = fit(changes, rule, side, free, 30)[0]
+    return fit(changes, rule, rounded(rule, side), free, 12)[0]
 
 
 def _lone(side: Side) -> Side:

@@ -13,9 +13,13 @@ from ..probe._model import (
 )  # fmt: skip
 from ..probe._search import LIMIT
 from ._records import Array
-from ._sides import COUNT, Both, Pairs, changes, fitted, misfits, pairs, simulate, spread
+from ._sides import (
+    COUNT, Both, Pairs, changes, fitted, held_by, misfits, pairs, polished, simulate, spread,
+)  # fmt: skip
 
 SWITCHES = [f.name for f in dataclasses.fields(Rules) if f.name != "numbers"]
+# So many hypotheses are fitted to the end, of those that are the nearest after a few iterations.
+_NEAR = 16
 # A switch whose number comes and goes with it.
 _NUMBER_OF = {"kind": (LAMBDA, model.NO_DECAY), "clip": (BOUND, model.NO_CLIP)}
 
@@ -45,6 +49,12 @@ class _Move:
 def unchanged(one: Rules, both: Both) -> list[Explained]:
     """The rules that explain both, with numbers that both share."""
     tied = np.ones(COUNT, bool)
+    as_they_are = np.flatnonzero(held_by(one, both.one) & held_by(one, both.other))
+    if len(as_they_are):
+        ratio = misfits(one.take(as_they_are), both.other)
+        same = [one.take([i]) for i in as_they_are]
+        return [Explained(x, x, frozenset(), 0, float(spread(ratio[i : i + 1])[0]))
+                for i, x in enumerate(same)]  # fmt: skip
     moves = [_Move(frozenset(), one.take([i]), one.take([i]), tied, 0) for i in range(len(one))]
     return _explained(moves, both)
 
@@ -207,8 +217,12 @@ def _fitted(moves: list[_Move], both: Both) -> list[tuple[Pairs, int, _Move]]:
             rows.append(int(row))
     rows = list(itertools.chain(*keys.values()))
     scaled = np.array([moves[row].factor is not None for row in rows])
-    fits = fitted(hypotheses.take(rows), both, 30, scaled)
-    return [(fits, i, moves[row]) for i, row in enumerate(rows)]
+    fits = fitted(hypotheses.take(rows), both, 8, scaled)
+    near = np.argsort(cost(simulate, fits, both), kind="stable")[:_NEAR]
+    fits = fitted(fits.take(near), both, 30, scaled[near])
+    again = np.argsort(cost(simulate, fits, both), kind="stable")
+    near, fits = near[again], polished(fits.take(again), both, scaled[near[again]])
+    return [(fits, i, moves[rows[row]]) for i, row in enumerate(near)]
 
 
 def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
@@ -220,7 +234,7 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
     good = np.flatnonzero(largest <= LIMIT)
     good = [row for row in good if means[row] <= 2 * means[good].min() + 0.02]
     best = dict[Any, Explained]()
-    for row in sorted(good, key=lambda r: means[r]):
+    for row in sorted(good, key=lambda r: (_own(moves[r], fits, r), means[r])):
         move = moves[row]
         found = Explained(
             fits.ones.take([row]), fits.others.take([row]), move.names, _own(move, fits, row),

@@ -93,14 +93,11 @@ class _Task:
         same = self._held(unchanged(self.known.rules, self._both(side)), side)
         if same:
             return [always]
-        one = [*self._singles(side), *self._leafwise(self.known.rules), *self._timewise()]
-        if not one:
-            one = [*self._rounded(side)]
-        if not one:
-            one = [*self._pairs()]
-        if not one:
-            one = [*self._rewritten()]
-        return [(*always, *changes) for changes in one]
+        for sought in (self._alone, self._timewise, self._rewritten, self._rounded, self._pairs):
+            found = [*sought(side)]
+            if found:
+                return [(*always, *changes) for changes in _distinct(found)]
+        return []
 
     @property
     def _leaves(self) -> dict[str, Leaf]:
@@ -130,7 +127,11 @@ class _Task:
         check = side.columns(self.steps.checked(self.steps.trained))
         return [e for e in found if held_by(e.other, check).all()]
 
-    def _singles(self, side: Side) -> Iterator[Changes]:
+    def _alone(self, side: Side) -> Iterator[Changes]:
+        """One change of the rule, or of leaves or steps at the same rule."""
+        yield from self._leafwise(self.known.rules)
+        yield from self._restarted()
+        yield from self._carried()
         for e in self._held(single(self.known.rules, self._both(side)), side):
             yield rule_changes(e, self.roles)
 
@@ -142,16 +143,15 @@ class _Task:
                 yield leaf_changes(leaves, self._leaves, self.roles)
                 return
 
-    def _timewise(self) -> Iterator[Changes]:
-        """Steps that are special in the other."""
+    def _timewise(self, side: Side) -> Iterator[Changes]:
+        """Steps that made no update, or other rates."""
+        del side
         for start, side in self._sides():
             both = self._both(side)
             found = self._held(unchanged(self.known.rules, both), side)
             if found:
                 yield (*start, *self._schedule(found[0], side))
                 return
-        yield from self._restarted()
-        yield from self._carried()
 
     def _sides(self) -> Iterator[tuple[Changes, Side]]:
         """The other run without steps that did nothing, and with rates that are solved for."""
@@ -237,7 +237,7 @@ class _Task:
                 yield (Change("precision", text, *self.roles.pair(name, precision)),)
                 return
 
-    def _pairs(self) -> Iterator[Changes]:
+    def _pairs(self, side: Side) -> Iterator[Changes]:
         """A special leaf or step, and a change of the rule."""
         for start, side in self._sides():
             for e in self._held(single(self.known.rules, self._both(side)), side):
@@ -254,7 +254,7 @@ class _Task:
                     special = leaf_changes(leaves, self._leaves, self.roles)
                     yield (*rule_changes(e, self.roles), *special)
 
-    def _rewritten(self) -> Iterator[Changes]:
+    def _rewritten(self, side: Side) -> Iterator[Changes]:
         """The other's rule, sought for itself, and the fewest changes that lead to it."""
         own = account(self.steps)
         if own is None:
@@ -297,6 +297,14 @@ class _Task:
             return ()
         found = nearest(self.known.rules, self._both(side))
         return tuple((rule_changes(e, self.roles), left) for e, left in found[:3] if left < 0.9)
+
+
+def _distinct(found: list[Changes]) -> list[Changes]:
+    """The sets of changes, each once by what it is about."""
+    best = dict[Any, Changes]()
+    for one in found:
+        best.setdefault(tuple((c.name, c.leaves) for c in one), one)
+    return list(best.values())
 
 
 def _without(side: Side, steps: Array) -> Side:

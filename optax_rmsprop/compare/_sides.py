@@ -22,6 +22,7 @@ class Side:
     plain: Array  # [N]: no weight decay
     gain: Array  # [N]: a factor of the rate
     solved: bool = False  # the rate of each step is solved for
+    rounding: Any = None  # [T, N]: what rounding does to each change, to fit in units of it
 
     @property
     def changes(self) -> Array:
@@ -31,7 +32,7 @@ class Side:
     @property
     def scale(self) -> Array:
         """What a residual is measured by."""
-        return self.run.scale
+        return self.run.scale if self.rounding is None else self.rounding
 
     @property
     def valid(self) -> Array:
@@ -46,7 +47,10 @@ class Side:
     def columns(self, chosen: Any) -> "Side":
         """Some of the columns."""
         run = self.run.columns(chosen)
-        return dataclasses.replace(self, run=run, plain=self.plain[chosen], gain=self.gain[chosen])
+        rounding = None if self.rounding is None else self.rounding[:, chosen]
+        return dataclasses.replace(
+            self, run=run, plain=self.plain[chosen], gain=self.gain[chosen], rounding=rounding
+        )
 
     def replace(self, **fields: Any) -> "Side":
         """The same run with some fields set, of the run or of the side."""
@@ -83,6 +87,13 @@ def rates(rules: Rules, side: Side) -> Array:
     if side.solved:
         return model.simulate_rates(rules, side.run)[1]
     return rules.numbers[:, LR, None] * side.run.rates
+
+
+def rounded(rule: Rules, side: Side) -> Side:
+    """The side, on which residuals are measured by what rounding does to this rule's changes."""
+    with np.errstate(all="ignore"):
+        room = bounds(*settled(rule, side))[0]
+    return side.replace(rounding=np.where(np.isfinite(room), room, np.inf) + 1e-300)
 
 
 def misfits(rules: Rules, side: Side) -> Array:
@@ -205,7 +216,7 @@ class Both:
 
     def _joined(self, name: str) -> Array:
         sides = (self.one, self.other)
-        return np.concatenate([getattr(side.run, name).ravel() for side in sides])
+        return np.concatenate([getattr(side, name).ravel() for side in sides])
 
 
 def simulate(hypotheses: Pairs, both: Both) -> Array:
@@ -229,3 +240,10 @@ def fitted(hypotheses: Pairs, both: Both, iterations: int, factor: Any = False) 
         free[:, COUNT + LR] = False
     logits = [DECAY, MOMENTUM, COUNT + DECAY, COUNT + MOMENTUM]
     return fit(simulate, hypotheses, both, free, iterations, logits)[0]
+
+
+def polished(hypotheses: Pairs, both: Both, factor: Any) -> Pairs:
+    """The hypotheses, fitted once more in units of what rounding does to the first of them."""
+    first = hypotheses.take([0])
+    fine = Both(rounded(first.ones, both.one), rounded(first.others, both.other))
+    return fitted(hypotheses, fine, 12, factor)
