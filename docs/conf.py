@@ -11,14 +11,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 project = "optax_rmsprop"
 author = copyright = "The optax_rmsprop authors"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "*.md", "*/results/*.md", "examples/**.md", "index.html"]
+include_patterns += ["notebooks/*.ipynb"]
 exclude_patterns = ["README.md", ".*", "**/.*", "build", "dist", "runs", "tests", "optax_rmsprop"]
 suppress_warnings = ["myst.header"]
 
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # Shown as committed: the tests execute them.
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # The signatures are in the source; the docstrings have the ranges.
 autodoc_preserve_defaults = True

@@ -99,7 +99,7 @@ for axis, weight in zip(axes, (10, 50, 90), strict=True):
     axis.set(xlabel="step", title=f"gradients of about {sizes[weight]:.1g}")
     axis.grid(alpha=0.3)
 axes[0].set_ylabel("parameter")
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+_ = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 # %% [markdown]
 # How far apart are they after fifty steps? The root mean square difference of two rules'

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import optax_rmsprop
-from tools import site
+from tools import cheatsheet, site
 from tools.tables import SCRIPT, page
 
 pytestmark = pytest.mark.api
@@ -55,6 +55,58 @@ def test_the_truth_table_is_up_to_date_and_has_no_empty_cell():
     assert site.script() == SCRIPT.read_text("utf-8"), "python -m tools.tables"
     for line in page().splitlines():
         assert not (line.startswith("|") and re.search(r"\|\s*\|", line)), line
+
+
+PICTURES = cheatsheet.PICTURES
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_of_the_cheat_sheet_shows_what_the_package_makes(name):
+    drawn, made = cheatsheet.drawn(cheatsheet.FOLDER / f"{name}.svg"), PICTURES[name].curves()
+    assert list(drawn) == list(made), "python -m tools.cheatsheet"
+    for curve in made:
+        np.testing.assert_allclose(drawn[curve], made[curve], rtol=1e-5, err_msg=curve)
+
+
+def test_a_picture_of_the_cheat_sheet_has_its_numbers_in_itself(tmp_path):
+    cheatsheet.draw(tmp_path / "rate.svg", PICTURES["rate"])
+    assert cheatsheet.drawn(tmp_path / "rate.svg") == PICTURES["rate"].curves()
+
+
+def curves(name):
+    return (
+        np.array(curve) for curve in cheatsheet.drawn(cheatsheet.FOLDER / f"{name}.svg").values()
+    )
+
+
+def test_the_pictures_of_the_cheat_sheet_are_the_formulas():
+    """Each curve in closed form: the average of a constant is 1 − ρᵗ of it, a buffer's a sum."""
+    close = dict(rtol=1e-4)
+    size, under, beside = curves("eps")
+    np.testing.assert_allclose(under, size / np.sqrt(size**2 + 1e-3), **close)
+    np.testing.assert_allclose(beside, size / (size + 1e-3), **close)
+    t, zero, one = curves("start")
+    np.testing.assert_allclose(zero, 1 / np.sqrt(1 - 0.9**t), **close)
+    np.testing.assert_allclose(one, 0.1 / np.sqrt(0.9**t + 0.01 * (1 - 0.9**t)), **close)
+    t, inside, after = curves("rate")
+    full, late = (1 - 0.9**t) / 0.1, np.maximum(t - 40, 0)
+    np.testing.assert_allclose(after, np.where(t <= 40, 1, 0.1) * full, **close)
+    passed = 0.9**late * (1 - 0.9**40) / 0.1 + 0.1 * (1 - 0.9**late) / 0.1
+    np.testing.assert_allclose(inside, np.where(t <= 40, full, passed), **close)
+    spread, rms, stddev = curves("centering")
+    np.testing.assert_allclose(rms, 1 / np.sqrt(1 + spread**2), rtol=0.02)
+    np.testing.assert_allclose(stddev, 1 / spread, rtol=0.03)
+    t, small, decoupled, large = curves("decay")
+    np.testing.assert_allclose(decoupled, (1 - 0.01 * 0.1) ** t, rtol=0.03)
+    np.testing.assert_allclose(small, (1 - 0.01 * 0.1 / 0.3) ** t, rtol=0.06)
+    np.testing.assert_allclose(large, (1 - 0.01 * 0.1 / 3) ** t, rtol=0.03)
+
+
+def test_the_cheat_sheet_has_every_picture():
+    text = (ROOT / "docs" / "cheatsheet.md").read_text("utf-8")
+    shown = re.findall(r"!\[[^\]]+\]\(pictures/(\w+)\.svg\)", text)
+    assert shown == list(PICTURES)
+    assert {path.stem for path in cheatsheet.FOLDER.iterdir()} == set(PICTURES)
 
 
 def last(tx, grads):

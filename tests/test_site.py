@@ -2,6 +2,7 @@
 
 import html.parser
 import itertools
+import json
 import pathlib
 import re
 import subprocess
@@ -81,6 +82,17 @@ def test_links_lead_to_a_page_and_a_place_in_it(pages):
             assert there.exists(), (path.name, link)
             if place and there in pages:
                 assert urllib.parse.unquote(place) in pages[there].ids, (path.name, link)
+
+
+def test_the_notebooks_are_shown_with_their_pictures(site, pages):
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) >= 4
+    for path in notebooks:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        drawn = sum("image/png" in output.get("data", {}) for output in outputs)
+        page = pages[site / "notebooks" / f"{path.stem}.html"]
+        assert 0 < drawn <= sum("_images/" in target for target in page.loads), path.stem
 
 
 PUBLIC = [optax_rmsprop, dialects, denominators, interop, sharding, storage]
@@ -193,6 +205,46 @@ def test_the_call_of_a_row_makes_the_steps_that_the_page_shows(compare, centered
         call = script(compare, f"callOf(...given, {DROP}, {AT})", row, NUMBERS, centered)
         after = in_script(compare, "ruleOf(...given.slice(1))", row, NUMBERS, centered)
         np.testing.assert_allclose(after, trajectory(call), rtol=0, atol=1e-12, err_msg=name)
+
+
+def test_the_older_mxnets_make_the_steps_of_their_sources(compare):
+    """As they have it: n and g are averages, delta is the step, wd is the weight decay."""
+    lr, decay, mu, eps, wd = NUMBERS.values()
+
+    def after(step):
+        p, n, g, delta, history = 0.8, 0.0, 0.0, 0.0, [0.8]
+        for t, grad in enumerate(GRADIENTS):
+            rate = lr if t + 1 < AT else lr * DROP
+            p, n, g, delta = step(p, n, g, delta, grad, rate)
+            history.append(p)
+        return history
+
+    def averages(n, g, grad):
+        return (1 - decay) * grad * grad + decay * n, (1 - decay) * grad + decay * g
+
+    def centred_0_8(p, n, g, delta, grad, lr):
+        n, g = averages(n, g, grad)
+        delta = mu * delta - lr * (grad / np.sqrt(n - g * g + 1e-4) + wd * p)
+        return p + delta, n, g, delta
+
+    def plain_0_9(p, n, g, delta, grad, lr):
+        grad = grad + wd * p
+        n, g = averages(n, g, grad)
+        return p - lr * grad / (np.sqrt(n) + eps), n, g, delta
+
+    def centred_0_9(p, n, g, delta, grad, lr):
+        grad = grad + wd * p
+        n, g = averages(n, g, grad)
+        delta = mu * delta - lr * grad / (np.sqrt(n - g * g) + eps)
+        return p + delta, n, g, delta
+
+    for name, centered, step in [
+        ("MXNet 0.8", True, centred_0_8),
+        ("MXNet 0.9.5", False, plain_0_9),
+        ("MXNet 0.9.5", True, centred_0_9),
+    ]:
+        shown = in_script(compare, "ruleOf(...given.slice(1))", RULES[name], NUMBERS, centered)
+        np.testing.assert_allclose(shown, after(step), rtol=0, atol=1e-12, err_msg=name)
 
 
 OWN = {

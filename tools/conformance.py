@@ -28,10 +28,11 @@ PATHS = ("foreach",)  # arguments that choose a code path and no rule
 
 HEAD = """# Conformance
 
-Written by `python -m tools.conformance`. The errors are the largest differences of a parameter, of
-size 1, over all steps and coordinates, in float64 but where it says float32. Hyperparameters that a
-framework rounds to float32 are rounded first. The tests hold them to 1e-12, or, in float32, to a
-bound of a few ulp a step that is derived in `tests/test_goldens.py`.
+`python -m tools.conformance` writes this page. Each error is the largest difference between the
+parameters of this package and those of the framework, over all steps and coordinates. The
+parameters are of size 1. Runs are in float64 unless marked float32. Hyperparameters that a
+framework rounds to float32 are rounded here first. The tests allow an error of 1e-12, and in
+float32 a few units in the last place for each step (derived in `tests/test_goldens.py`).
 """
 
 

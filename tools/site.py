@@ -17,23 +17,50 @@ SETTINGS = {
     "centered": {"momentum": 0.0, "centered": True},
     "both": {"momentum": 0.9, "centered": True},
 }
+# What a rule calls the arguments of a chain's links.
+LINKS = {
+    "scale_by_rms": ("decay", "eps"),
+    "scale_by_stddev": ("decay", "eps"),
+    "add_decayed_weights": ("weight_decay",),
+    "scale_by_learning_rate": ("lr",),
+    "trace": ("momentum",),
+}
+CHAIN = "optax_rmsprop.chain"
 RATE = 0.01  # where the framework has none of its own
 MARK = 0.1234567
 
 
+def call_of(row: Row) -> ast.Call:
+    """A row's call, parsed."""
+    (statement,) = ast.parse(row.call).body
+    assert isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call), row.call
+    return statement.value
+
+
+def literal(text: str) -> Any:
+    """The value that a call gives, with a rate for the user's."""
+    return RATE if text == "learning_rate" else ast.literal_eval(text)
+
+
 def arguments(row: Row) -> tuple[dict[str, str], dict[str, Any]]:
     """What a row's call gives, as it is written, and the values of all arguments that it knows."""
-    (statement,) = ast.parse(row.call).body
-    call = statement.value if isinstance(statement, ast.Expr) else None
-    assert isinstance(call, ast.Call), row.call
+    call = call_of(row)
     parameters = inspect.signature(eval(factory(row), NAMES)).parameters
     places = dict(zip(parameters, map(ast.unparse, call.args), strict=False))
     written = places | {str(word.arg): ast.unparse(word.value) for word in call.keywords}
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-    for name, text in written.items():
-        if "lambda" not in text:
-            values[name] = RATE if text == "learning_rate" else ast.literal_eval(text)
+    values |= {name: literal(text) for name, text in written.items() if "lambda" not in text}
     return written, values
+
+
+def numbers_of_chain(row: Row) -> dict[str, float]:
+    """The numbers of a row whose call is a chain of links; 0 where it has no such link."""
+    found = dict.fromkeys(NUMBERS, 0.0)
+    for link in call_of(row).args:
+        assert isinstance(link, ast.Call) and isinstance(link.func, ast.Attribute), row.call
+        texts = map(ast.unparse, link.args)
+        found |= zip(LINKS[link.func.attr], map(literal, texts), strict=True)
+    return found
 
 
 def factory(row: Row) -> str:
@@ -84,17 +111,24 @@ def rule(row: Row, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def data(row: Row) -> dict[str, Any]:
-    """A row as the scripts read it; without a rule where no single function has it."""
+    """A row as the scripts read it; without a rule where no call has it."""
     shown = {"framework": row.framework, "known": row.known, "call": row.call, "note": row.note}
-    if factory(row) in ("", "optax.chain"):
+    if not row.call:
         return shown
-    written, values = arguments(row)
+    if factory(row) == CHAIN:
+        written, own = {}, numbers_of_chain(row)
+        fixed = {name: own[name] for name in NUMBERS if name not in templates(row)}
+        switches = rule(row, {}) | fixed
+    else:
+        written, values = arguments(row)
+        own = {name: number(row, name, values) for name in templates(row)}
+        switches = rule(row, values)
     return shown | {
         "factory": factory(row),
         "written": written,
         "arguments": templates(row),
-        "numbers": {name: number(row, name, values) for name in templates(row)},
-        "rule": rule(row, values),
+        "numbers": {name: own[name] for name in templates(row)},
+        "rule": switches,
         "centering": "centered" in row.arguments and row.centered.startswith("option"),
         "buffer": buffer(row),
         "first_count": row.first_count,

@@ -22,49 +22,53 @@ DENOMINATOR = {
 
 HEAD = """# Every framework's RMSprop
 
-Written by `python -m tools.tables` from `tools/truth.py`. The tests on recorded trajectories and
-on the frameworks themselves are made from the same rows, and each row is compared with the call
-that it names.
-
-A step, with g the gradient, ν the average of g², m the average of g, b the momentum buffer, p the
-parameter; η the learning rate, ρ the weight of the past, μ the momentum, ε epsilon, λ the decay:
-
-    g ← g + λ·p                      if the decay is L2
-    ν ← ρ·ν + (1−ρ)·g²,  m ← ρ·m + (1−ρ)·g
-    D = the denominator below; centred, with ν−m² in place of ν
-    p ← p − η·λ·p                    if the decay is decoupled
-    b ← μ·b + η·g/D,  p ← p − b      the rate in the buffer
-    b ← μ·b + g/D,    p ← p − η·b    the rate after the buffer
-
-The last two differ once η changes while μ > 0. Without momentum a step is η·g/D. m and b start at
-0. In the defaults, – is what a framework does not have, and ? what was not read or is not stated.
-`learning_rate` in a call is yours: there is no default. [Compare the rules](compare.md) on
-gradients of your own.
+Choose your framework below: the call has its rule and its defaults. `python -m tools.tables` writes
+this page from `tools/truth.py`. The tests compare every row with its call, and the calls with
+recorded runs of the frameworks. [Compare the rules](compare.md) on gradients of your own.
 
 <div id="chooser"></div>
+
+The columns name the parts of a step. g is the gradient, ν the average of g², m the average of g, b
+the momentum buffer, p the parameter, η the learning rate, ρ the decay of the averages, μ the
+momentum, ε epsilon, and λ the weight decay:
+
+    g ← g + λ·p                      if the weight decay is L2
+    ν ← ρ·ν + (1−ρ)·g²,  m ← ρ·m + (1−ρ)·g
+    D = the denominator in the table; centred, with ν−m² in place of ν
+    p ← p − η·λ·p                    if the weight decay is decoupled
+    b ← μ·b + η·g/D,  p ← p − b      if η is in the buffer
+    b ← μ·b + g/D,    p ← p − η·b    if η is after the buffer
+
+The last two lines differ once η changes while μ > 0. Without momentum a step is η·g/D. m and b
+start at 0, and ν at ν₀. Among the defaults, – means that the framework has no such number, and ?
+that its source was not read or does not say. If a call has `learning_rate`, the framework has no
+default for it.
 
 """
 
 KNOWN_AS = "\n".join(f"- **{name}**: {meaning}." for name, meaning in KNOWN.items())
 
 TAIL = f"""
-How each row is known:
+The column *known* says how the rule of a row is known:
 
 {KNOWN_AS}
 
 ## What the frameworks round
 
-In float64 two correct implementations still differ by 1e-7 where one of them rounds its numbers to
-float32 first: TensorFlow 1, Sonnet and MXNet round all of them, Paddle ρ, ε and μ, Keras 3 the
-rate, tf_keras's legacy optimizer the rate, ρ and μ. The dialects round nothing: to compare in
-float64, pass `float(np.float32(0.9))`. In float32 there is one more difference: 1−ρ is formed in
-double and then rounded (PyTorch, Optax, Keras, and here), or from the rounded ρ (TensorFlow 1,
-Sonnet, Paddle, MXNet), which at ρ = 0.9 is a relative difference of 2e-7 in ν.
+Some frameworks round hyperparameters to float32 before they use them, so two correct
+implementations can differ by 1e-7 in float64. TensorFlow 1, Sonnet and MXNet round all of them.
+Paddle rounds ρ, ε and μ. Keras 3 rounds the learning rate. tf_keras's legacy optimizer rounds the
+learning rate, ρ and μ. The dialects round none. To compare in float64, pass
+`float(np.float32(0.9))`.
+
+In float32 there is another difference. PyTorch, Optax, Keras and this package compute 1−ρ in double
+precision and then round it. TensorFlow 1, Sonnet, Paddle and MXNet round ρ first. At ρ = 0.9 this
+is a relative difference of 2e-7 in ν.
 
 ## Sparse gradients
 
-TensorFlow 1 and Sonnet move only the rows of an embedding that a batch has seen: the rule is
-applied to these rows of the parameter and of its state, and the others stay as they are. In JAX:
+TensorFlow 1 and Sonnet change only the rows of an embedding that occur in a batch. They apply the
+rule to these rows of the parameter and of its state, and leave the others as they are. In JAX:
 
 ```python
 import jax
@@ -84,19 +88,20 @@ table = table.at[rows].add(updates)
 
 ## What is not reproduced
 
-- NaN: of PyTorch, Optax and Keras on constant gradients in centred mode, and of 0/0; of
-  TensorFlow.js in centred mode wherever the variance is below ε, where the call takes no step.
-- Options that are accepted and ignored: momentum in bitsandbytes, `centered` without momentum in
-  Keras 2.3.
-- Numbers out of range: Keras 3 takes ρ = 1 and μ = 1, and every ε. Here ρ and μ are below 1, and
-  ε is not below 0.
-- MindSpore's CPU kernel has ε outside the root in its vector lanes and inside elsewhere.
-- bitsandbytes' 8-bit state, whose rounding is another algorithm; its first step is the formula's.
-- TensorFlow 1's square of a complex gradient, which is not conjugated: ν is then complex, and a
-  step can point anywhere. `tensorflow1` takes |g|².
-- Optax's first step with `centered` and `bias_correction`: one sample has no variance, and Optax
-  divides by √ε. Here it is divided by |g|.
-- SMORMS3 and CNTK's RMSProp have a memory or a step for each weight that adapts to what it sees.
+- NaN. PyTorch, Optax and Keras give NaN on constant gradients in centred mode, and for 0/0.
+  TensorFlow.js gives NaN in centred mode where the variance is below ε; the dialect makes no step
+  there.
+- Options that a framework accepts and ignores: momentum in bitsandbytes, and `centered` without
+  momentum in Keras 2.3.
+- Numbers out of range. Keras 3 accepts ρ = 1, μ = 1 and every ε. Here ρ and μ must be below 1, and
+  ε must not be negative.
+- MindSpore's CPU kernel, which adds ε outside the root in its vector lanes and inside elsewhere.
+- bitsandbytes' 8-bit state, which rounds by another algorithm. Its first step is reproduced.
+- TensorFlow 1's square of a complex gradient. It is not conjugated, so ν is complex and a step can
+  point anywhere. `tensorflow1` averages |g|².
+- Optax's first step with `centered` and `bias_correction`. One gradient has no variance, and Optax
+  divides by √ε. This package divides by |g|.
+- SMORMS3 and CNTK's RMSProp, where each weight has its own memory or step size.
 
 <script src="../_static/truth.js"></script>
 <script src="../_static/dom.js"></script>
@@ -172,14 +177,14 @@ def page() -> str:
     """`docs/dialects.md`."""
     columns = {
         "framework and version": lambda row: row.framework,
+        "call": call,
         "D": lambda row: denominator(row) if row.call else "–",
         "ν₀": lambda row: start(row) if row.call else "–",
         "η and the buffer": rate,
         "centred": lambda row: row.centered if row.call else "–",
-        "decay": lambda row: row.decay if row.call else "–",
+        "weight decay": lambda row: row.decay if row.call else "–",
         "clips": lambda row: row.clips,
         "defaults η, ρ, μ, ε": defaults,
-        "call": call,
         "known": lambda row: row.known,
         "note": lambda row: row.note,
     }

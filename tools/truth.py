@@ -129,6 +129,11 @@ OURS = {
     "centered": "centered", "nesterov": "nesterov", "bias_correction": "bias_correction",
     "v_init": "initial_scale", "eps_mode": ("eps_in_sqrt", lambda mode: mode == "inside"),
 }  # fmt: skip
+# A call that is a chain: what its links have as arguments.
+OF_LINKS = {
+    "lr": "learning_rate", "decay": "decay", "momentum": "momentum",
+    "weight_decay": "weight_decay",
+}  # fmt: skip
 PLAIN = {name: OURS[name] for name in ("lr", "decay", "eps")}
 PLAIN_OUTSIDE = PLAIN | {"eps_mode": OURS["eps_mode"]}
 MXNET = {
@@ -309,17 +314,21 @@ ROWS = [
     ),
     Row(
         "MXNet 0.8", READ,
-        "optax.chain(optax_rmsprop.scale_by_stddev(0.9, 1e-4), optax.add_decayed_weights(0.0), "
-        "optax_rmsprop.scale_by_learning_rate(learning_rate), optax_rmsprop.trace(0.9))",
-        (None, None, None, 1e-4), {}, {}, "always", "inside the buffer",
-        note="the decay (here 0) follows the division; ρ and μ here are those of 1.9",
+        "optax_rmsprop.chain(optax_rmsprop.scale_by_stddev(0.95, 1e-4), "
+        "optax_rmsprop.scale_by_learning_rate(2e-3), optax_rmsprop.trace(0.9))",
+        (2e-3, 0.95, 0.9, 1e-4), {"centered": True, "weight_decay_kind": "in_buffer"},
+        OF_LINKS, "always", "inside the buffer", clips="before the decay",
+        note="weight decay: add_decayed_weights between the first two links; ε is fixed; η, ρ and "
+        "μ were read in an earlier version",
     ),
     Row(
         "MXNet 0.9.5", READ,
-        "optax.chain(optax_rmsprop.scale_by_rms(0.9, 1e-8, eps_in_sqrt=False), "
+        "optax_rmsprop.chain(optax_rmsprop.scale_by_rms(0.9, 1e-8, eps_in_sqrt=False), "
         "optax_rmsprop.scale_by_learning_rate(learning_rate))",
-        (None, None, None, None), OUTSIDE | NO_BUFFER, {}, "option, ε outside too", "L2",
-        note="centred, with momentum: scale_by_stddev and trace; the numbers here are those of 1.9",
+        (None, None, None, None), OUTSIDE | L2,
+        OF_LINKS | {"eps": "eps", "centered": "centered"}, "option, with μ", "L2",
+        note="ε is outside in both forms; centred, with momentum: scale_by_stddev and trace; "
+        "weight decay: add_decayed_weights first; the numbers here are those of 1.9",
     ),
     Row(
         "MXNet 0.10-1.9", RUN, "dialects.mxnet()", (1e-3, 0.9, 0.9, 1e-8),

@@ -47,7 +47,8 @@ function trajectory(rule, start, gradients, rates) {
       let square = w.square / correction;
       if (rule.centered && corrected && t === 0 && square === 0) square = x * x;
       const divisor = denominator(square, eps);
-      const u = divisor === 0 ? 0 : x / divisor;
+      const shrunk = rule.weight_decay_kind === "in_buffer" ? lambda * p[i] : 0;
+      const u = (divisor === 0 ? 0 : x / divisor) + shrunk;
       const inside = rule.lr_place === "inside" ? rate : 1;
       w.buffer = momentum * w.buffer + inside * u;
       const b = rule.nesterov ? inside * u + momentum * w.buffer : w.buffer;
@@ -94,6 +95,7 @@ function rateText(lr, drop, at, first = 0) {
 
 // The call for a row: what it gives already, and the numbers that differ from the row's own.
 function callOf(row, numbers, centered, drop = 1, at = 1) {
+  if (row.factory === "optax_rmsprop.chain") return chainOf(ruleOf(row, numbers, centered), drop, at);
   const words = { ...row.written };
   for (const [name, [argument, template]] of Object.entries(row.arguments)) {
     const text = name === "lr" ? rateText(numbers.lr, drop, at, row.first_count) : `${numbers[name]}`;
@@ -106,7 +108,7 @@ function callOf(row, numbers, centered, drop = 1, at = 1) {
   return `${row.factory}(${order.join(", ")})`;
 }
 
-// The chain of links for switches that no framework need have.
+// The chain of links for any switches, also where no framework has them together.
 function chainOf(rule, drop = 1, at = 1) {
   const name = "optax_rmsprop";
   const rate = rateText(rule.lr, drop, at);
@@ -122,6 +124,7 @@ function chainOf(rule, drop = 1, at = 1) {
   const links = [
     ...(rule.weight_decay_kind === "coupled_l2" ? decay("") : []),
     scale,
+    ...(rule.weight_decay_kind === "in_buffer" ? decay("") : []),
     ...(rule.lr_place === "inside" ? [step, ...buffer] : [...buffer, step]),
     ...(rule.weight_decay_kind === "decoupled" ? decay(`, ${rate}`) : []),
   ];

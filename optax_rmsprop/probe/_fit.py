@@ -11,21 +11,32 @@ import numpy as np
 
 from ._model import DECAY, MOMENTUM, Array, Run
 
+# Numbers whose effects are as alike as this do the same.
+_BLIND = 1e-13
+
 Simulate: TypeAlias = Callable[[Any, Run], Array]
+Runs: TypeAlias = Run | tuple[Run, ...]
 
 # A step of a difference: large enough that rounding of the residuals does not hide what it does.
 _LEAST_STEP, _LARGEST_STEP, _CHANGE = 1e-7, 0.1, 1e-10
 
 
-def residuals(simulate: Simulate, rules: Any, run: Run) -> Array:
-    """What is left of each change [B, T * N], in parts of the change and its rounding."""
-    left = (simulate(rules, run) - run.changes) * (run.valid / run.scale)
-    return np.nan_to_num(left, nan=1e3, posinf=1e3, neginf=-1e3).reshape(len(rules.numbers), -1)
+def residuals(simulate: Simulate, rules: Any, run: Runs) -> Array:
+    """What is left of each change [B, T * N], in parts of the change and its rounding.
+
+    Of several runs, that of one after the other.
+    """
+    parts = [
+        ((simulate(rules, r) - r.changes) * (r.valid / r.scale)).reshape(len(rules.numbers), -1)
+        for r in (run if isinstance(run, tuple) else (run,))
+    ]
+    left = np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+    return np.nan_to_num(left, nan=1e3, posinf=1e3, neginf=-1e3)
 
 
-def cost(simulate: Simulate, rules: Any, run: Run, chunk: int = 2_000_000) -> Array:
+def cost(simulate: Simulate, rules: Any, run: Runs, chunk: int = 2_000_000) -> Array:
     """The mean square of the residuals of each hypothesis."""
-    count = max(1, chunk // max(run.grads.size, 1))
+    count = max(1, chunk // max(sum(r.grads.size for r in (run if isinstance(run, tuple) else (run,))), 1))
     parts = [
         np.mean(np.minimum(residuals(simulate, rules.take(slice(i, i + count)), run) ** 2, 1e6), 1)
         for i in range(0, len(rules.numbers), count)
@@ -34,7 +45,7 @@ def cost(simulate: Simulate, rules: Any, run: Run, chunk: int = 2_000_000) -> Ar
 
 
 def fit(
-    simulate: Simulate, rules: Any, run: Run, free: Array, iterations: int = 25, logits: Any = None
+    simulate: Simulate, rules: Any, run: Runs, free: Array, iterations: int = 25, logits: Any = None
 ) -> tuple[Any, Array, Array]:
     """The hypotheses with the numbers that `free` [B, n] marks fitted, their costs, and errors.
 
@@ -96,10 +107,12 @@ def _deviation(jacobian: Array, value: float, free: Array) -> Array:
     seen = np.flatnonzero(free & (length > 0))
     if len(seen):
         normal = jacobian[:, seen] / length[seen]
-        inverse = np.linalg.pinv(normal.T @ normal, rcond=1e-15, hermitian=True)
+        values, vectors = np.linalg.eigh(normal.T @ normal)
+        blind = (np.abs(vectors[:, values < _BLIND]) > 1e-3).any(1)
         spread = max(value, np.finfo(float).eps ** 2) * len(jacobian)
         spread /= max(len(jacobian) - len(seen), 1)
-        result[seen] = np.sqrt(np.maximum(np.diag(inverse), 0) * spread) / length[seen]
+        variance = (vectors**2 / np.maximum(values, _BLIND)).sum(1) * spread
+        result[seen] = np.where(blind, np.inf, np.sqrt(variance) / length[seen])
     return result
 
 
@@ -114,7 +127,7 @@ def _jacobian(
     rules: Any,
     x: Array,
     at: Array,
-    run: Run,
+    run: Runs,
     free: Array,
     logits: Any,
     step: Array,
@@ -128,6 +141,8 @@ def _jacobian(
     tried = rules.take(row)
     tried = tried.of(_of_free(rules.numbers[row], moved, free[row], logits))
     jacobian = np.zeros((size, at.shape[1], count))
+    if not len(row):
+        return jacobian
     jacobian[row, :, column] = (residuals(simulate, tried, run) - at[row]) / h[:, None]
     return jacobian
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import _model as model
-from ._fit import cost, fit
+from ._fit import Runs, cost, fit
 from ._model import (
     BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Array, Rules, Run, concatenate,
 )  # fmt: skip
@@ -23,6 +23,8 @@ RARE = [(model.SUBTRACTED, True, False), (model.BOTH, False, False), (model.BOTH
 # Above this a residual is no rounding: the bound of the error analysis, and room for another order
 # of the same operations.
 LIMIT = 2.0
+# Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
+_NEAR = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def join(parts: list[Fits]) -> Fits:
     return Fits(concatenate([part.rules for part in parts]), *arrays)
 
 
-def fitted(rules: Rules, run: Run, iterations: int, free: Array | None = None) -> Fits:
+def fitted(rules: Rules, run: Runs, iterations: int, free: Array | None = None) -> Fits:
     """The hypotheses with their free numbers fitted."""
     free = free_numbers(rules) if free is None else free
     rules, value, deviation = fit(model.simulate, rules, run, free, iterations)
@@ -134,12 +136,12 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
     rules = concatenate(parts)
     chunk = max(1, 300_000 // max(run.grads.size, 1))
     found = [
-        _started(rules.take(slice(i, i + chunk)), run, buffers) for i in range(0, len(rules), chunk)
+        started(rules.take(slice(i, i + chunk)), run, buffers) for i in range(0, len(rules), chunk)
     ]
     return concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
 
 
-def _started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
+def started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
     """The hypotheses with each kind of buffer, and the rate and decoupled decay that suit best."""
     with np.errstate(all="ignore"):
         g, u, _ = model.directions(rules, run)
@@ -224,20 +226,17 @@ def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
     return chosen[:most]
 
 
-def explore(run: Run, options: list[Option], grid: Grid, most: int) -> Fits | None:
-    """The best hypotheses with these options, fitted."""
-    short = run.steps(min(10, len(run.grads)))
-    sizes = np.argsort(np.abs(short.grads).max(0, initial=0))
-    few = short.columns(np.sort(sizes[np.linspace(0, len(sizes) - 1, 16).astype(int)]))
-    parts = []
-    for option in options:
-        rules, costs = starts(short if option.caution else few, option, grid)
-        rows = best(rules, costs, 2, most)
-        if len(rows):
-            parts.append(fitted(rules.take(rows), short, 6))
-    if not parts:
+def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
+    """The best hypotheses with this option, fitted."""
+    short = few = run.steps(min(10, len(run.grads)))
+    if not option.caution:
+        sizes = np.argsort(np.abs(short.grads).max(0, initial=0))
+        few = short.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, 16).astype(int)]))
+    rules, costs = starts(few, option, grid)
+    rows = best(rules, costs, 2, most)
+    if not len(rows):
         return None
-    early = join(parts)
+    early = fitted(rules.take(rows), short, 6)
     rows = best(early.rules, early.cost, 1, 2 * most)
     rows = rows[early.cost[rows] <= max(1e4 * early.cost[rows].min(), 1e-26)]
     return fitted(early.rules.take(rows), run, 30)
@@ -288,30 +287,33 @@ def stages(run: Run, varied: bool) -> list[list[Option]]:
     both += [replace(a, clip=model.CLIP_AFTER) for a in decays if a.kind == model.L2]
     careful = [replace(a, caution=True) for a in decays]
     singles = [*decays, *clips, *caution]
-    result = [[Option()], [*singles, Option(rare=True)], [*both, *careful]]
+    result = [[Option()], [Option(rare=True), *singles], [*both, *careful]]
     if boxes:
         boxed = [[replace(o, boxed=True) for o in stage if not o.caution] for stage in result]
         result = [result[0], [*result[1], *boxed[0]], [*result[2], *boxed[1]], boxed[2]]
     return result
 
 
-def misfit(rules: Rules, run: Run) -> tuple[Array, Array]:
+def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     """The largest residual, and their root mean square, in units of what rounding may do."""
-    changes, bounds = model.simulate_bounded(rules, run)
-    tiny = np.finfo(float).tiny
-    ratio = np.abs(changes - run.changes) / (bounds + tiny) * run.valid
-    ratio = np.nan_to_num(ratio, nan=np.inf)
-    return ratio.max((1, 2), initial=0.0), np.sqrt((ratio**2).mean((1, 2)))
+    parts = []
+    for run in runs if isinstance(runs, tuple) else (runs,):
+        changes, bounds = model.simulate_bounded(rules, run)
+        ratio = np.abs(changes - run.changes) / (bounds + np.finfo(float).tiny)
+        ratio = np.where(run.valid, ratio, 0.0).reshape(len(rules), -1)
+        parts.append(np.nan_to_num(ratio, nan=np.inf))
+    ratio = np.concatenate(parts, 1)
+    return ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
 
 
-def explained(fits: Fits, run: Run) -> Fits:
+def explained(fits: Fits, runs: Runs) -> Fits:
     """Those that leave nothing but rounding, the simpler of those that differ by a number."""
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
-    largest, mean = misfit(fits.rules, run)
+    largest, mean = misfit(fits.rules, runs)
     good = largest <= LIMIT
     if not good.any():
         return fits.take(np.zeros(0, int))
-    if run.valid.sum() > 50:
+    if sum(run.valid.sum() for run in (runs if isinstance(runs, tuple) else (runs,))) > 50:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
@@ -336,18 +338,40 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
     return switches[0] == switches[1]
 
 
-def search(run: Run) -> tuple[Fits, Fits]:
-    """The hypotheses that explain the run, and all that were fitted."""
+def search(run: Run, whole: Run | None = None) -> tuple[Fits, Fits]:
+    """The hypotheses that explain the run, and all that were fitted.
+
+    `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
+    well by themselves are tried together first.
+    """
     everything: list[Fits] = []
+    alone: dict[Option, float] = {}
     for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
-        fits = explore(run, options, COARSE if i else Grid(), 72 if i == 0 else 24)
-        if fits is not None:
-            found = explained(fits, run)
-            if not len(found):
-                fits = join([fits, polished(fits, run)])
-                found = explained(fits, run)
+        order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
+        for option in order:
+            data = whole if option.caution else run
+            if data is None:
+                continue
+            fits = explore(data, option, COARSE if i else Grid(), 72 if i == 0 else 24)
+            if fits is None:
+                continue
+            found = explained(fits, data)
+            if not len(found) and fits.cost.min() < _NEAR:
+                fits = join([fits, polished(fits, data)])
+                found = explained(fits, data)
             everything.append(fits)
+            alone[option] = float(fits.cost.min())
             if len(found):
                 return found, join(everything)
     everything_joined = join(everything)
     return everything_joined.take(np.zeros(0, int)), everything_joined
+
+
+def _promise(option: Option, alone: dict[Option, float]) -> float:
+    """How well the parts of an option did by themselves: the sum of the logarithms of their costs."""
+    clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
+    parts = [
+        Option(kind=option.kind, maximize=option.maximize), Option(clip=clip),
+        Option(caution=option.caution), Option(boxed=option.boxed),
+    ]  # fmt: skip
+    return sum(np.log(alone.get(part, 1.0)) for part in parts if part != Option())

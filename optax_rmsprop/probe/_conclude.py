@@ -1,0 +1,200 @@
+"""From what explains a run to a report."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import _model as model
+from ._calls import Rule, calls
+from ._finish import Finding, members, switches_of
+from ._fit import fit
+from ._frameworks import rows
+from ._model import LR, NUMBERS, Array, Run
+from ._others import others
+from ._report import Report
+from ._search import LIMIT, Fits, free_numbers, misfit
+
+PRECISIONS = {2.0**-53: "float64", 2.0**-24: "float32", 2.0**-11: "float16", 2.0**-8: "bfloat16"}
+_FORMATS = {
+    2.0**-8: (8, -133, 127),  # bits of the significand, and the exponents of its least and largest
+    2.0**-11: (11, -24, 15),
+    2.0**-24: (24, -149, 127),
+}
+# A memory this short is none: what is divided by is the gradient's own size.
+_LEAST_DECAY = 1e-6
+
+
+def unit_of(values: Array) -> float:
+    """The unit roundoff of the narrowest format that holds all values."""
+    values = values[np.isfinite(values) & (values != 0)]
+    for unit, (bits, least, largest) in _FORMATS.items():
+        exponent = np.frexp(values)[1] - 1
+        spacing = np.ldexp(1.0, np.maximum(exponent - bits + 1, least))
+        if len(values) > 2 and np.all((exponent <= largest) & (np.fmod(values, spacing) == 0)):
+            return unit
+    return 2.0**-53
+
+
+def with_unit(runs: Any, unit: float) -> Any:
+    """The runs, whose rounding is judged by this unit."""
+    if isinstance(runs, tuple):
+        return tuple(with_unit(run, unit) for run in runs)
+    return dataclasses.replace(runs, unit=unit)
+
+
+def report(
+    findings: list[Finding],
+    unit: float,
+    error: Callable[[Finding], float],
+    *,
+    constant_rate: bool = True,
+    written: Callable[[Rule], Rule] | None = None,
+    learning_rates: Any = None,
+    contradictions: list[str] | None = None,
+) -> Report:
+    """The report of the rules that explain the data."""
+    ranked: list[tuple[int, int, str, Rule, Finding]] = []
+    for finding in findings:
+        for rule in members(finding.rule, constant_rate):
+            rule = rule if written is None else written(rule)
+            rank, call = next(calls(rule))
+            ranked.append((rank, len(ranked), call, rule, finding))
+    ranked.sort(key=lambda entry: entry[:2])
+    precision = PRECISIONS[unit]
+    every = [switches_of(rule, precision, constant_rate) for *_, rule, _ in ranked]
+    left: dict[str, list[Any]] = {}
+    for name in every[0]:
+        values = list(dict.fromkeys(switches[name] for switches in every))
+        if len(values) > 1 and not _same(values):
+            left[name] = values
+    for *_, finding in ranked:
+        for name, interval in finding.open.items():
+            old = left.get(name, interval)
+            left[name] = [min(old[0], interval[0]), max(old[-1], interval[-1])]
+    listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
+    return Report(
+        listed, every[0], left, rows(every[0], left), contradictions or [],
+        error(ranked[0][-1]), learning_rates,
+    )  # fmt: skip
+
+
+def _different(ranked: list[Any]) -> list[Any]:
+    """One of those that are the same but for the place of an ε of 0."""
+    seen: set[Any] = set()
+    kept = []
+    for entry in ranked:
+        rule = entry[3]
+        key = dataclasses.replace(rule, denominator=-1) if rule.eps == 0 else rule
+        if key not in seen:
+            kept.append(entry)
+        seen.add(key)
+    return kept
+
+
+def _same(values: list[Any]) -> bool:
+    """Whether numbers differ by no more than the rounding of a fit."""
+    if not all(isinstance(value, float) for value in values):
+        return False
+    return bool(np.allclose(values, values[0], rtol=1e-3, atol=0))
+
+
+def nothing(contradictions: list[str], unit: float, error: float = float("inf")) -> Report:
+    """The report of what is no RMSprop."""
+    names = switches_of(
+        Rule(*[0, False, False, False, False, False, 0, 0, False], *[0.0] * len(NUMBERS)), "", True
+    )
+    rule = dict.fromkeys(names) | {"precision": PRECISIONS[unit]}
+    return Report([], rule, {}, [], contradictions, error)
+
+
+def degenerate(found: Fits, run: Run) -> list[str]:
+    """Why what a rule of the family explains is none: its average has no part in it."""
+    texts = [
+        f"it is {other.text}: the average of the squared gradients has no influence"
+        for other in others(run)
+        if other.explains
+    ]
+    if not texts and len(found) and (found.rules.numbers[:, model.DECAY] < _LEAST_DECAY).all():
+        texts = ["the decay is 0: no average of past squares, but the gradient over its own size"]
+    return texts[:1]
+
+
+def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list[str]:
+    """Why nothing of the family explains a run, and what does."""
+    named = [other for other in others(run) if other.explains]
+    if named:
+        return [f"it is {named[0].text}"]
+    if not len(everything):
+        return ["no step can be judged: parameters and gradients are not finite, or do not change"]
+    rates = rates_that_explain(everything, run)
+    if rates is not None:
+        step = int(np.argmax(np.abs(rates / rates[0] - 1) > 1e-6 + 1e3 * run.unit))
+        return [
+            f"the learning rate is not constant: at step {step} it is {rates[step] / rates[0]:.6g} "
+            f"times that of step 0 ({rates[0]:.6g}); with learning_rates the rule can be named"
+        ]
+    best = everything.take([int(np.argmin(everything.cost))])
+    changes = model.simulate(best.rules, run)[0]
+    _, bound = model.simulate_bounded(best.rules, run)
+    ratio = np.where(run.valid, np.abs(changes - run.changes) / (bound[0] + 1e-300), 0.0)
+    step = int(np.argmax((ratio > LIMIT).any(1)))
+    column = int(np.argmax(ratio[step]))
+    from ._finish import rule_of
+
+    _, call = next(calls(rule_of(best.rules)))
+    return [
+        f"the nearest rule, {call}, changes {names(column)} by {changes[step, column]:.6g} at step "
+        f"{step}, where it changed by {run.changes[step, column]:.6g}: {ratio[step, column]:.3g} "
+        f"times what rounding to {PRECISIONS[run.unit]} may do"
+    ]
+
+
+def rates_that_explain(fits: Fits, run: Run) -> Array | None:
+    """The rate of each step, if some rule explains the run with rates that change."""
+    rows = np.argsort(fits.cost)[:12]
+    rules = model.concatenate(
+        [fits.rules.take(rows).replace(buffer=buffer) for buffer in (True, False)]
+    )
+    free = free_numbers(rules)
+    free[:, LR] = False
+    rules, value, deviation = fit(
+        lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 40
+    )
+    order = np.argsort(value)[:1]
+    _, rates = model.simulate_rates(rules.take(order), run)
+    solved = rules.take(order)
+    numbers = solved.numbers.copy()
+    numbers[:, LR] = 1.0
+    tried = dataclasses.replace(run, rates=rates[0])
+    largest, _ = misfit(solved.of(numbers), tried)
+    del deviation
+    return rates[0] if largest[0] <= LIMIT and np.ptp(rates[0]) > 0 else None
+
+
+def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> float:
+    """The largest error of a change, relative to the largest change of its coordinate."""
+    worst = 0.0
+    for run in runs:
+        changes = model.simulate(finding.rules, run)[0]
+        valid = run.valid[from_step:]
+        left = np.abs(changes - run.changes)[from_step:] * valid
+        size = np.abs(run.changes[from_step:] * valid).max(0, initial=0.0)
+        worst = max(worst, float((left / np.where(size > 0, size, 1.0)).max(initial=0.0)))
+    return worst
+
+
+
+
+def fits_all(finding: Finding, run: Run) -> bool:
+    """Whether a rule explains the steps that it was not fitted to as well."""
+    # Errors of the fitted numbers add to those of rounding.
+    return bool(misfit(finding.rules, run)[0][0] <= 4 * LIMIT)
+
+
+def first_misfit(finding: Finding, run: Run) -> int:
+    """The first step that a rule does not explain."""
+    changes, bound = model.simulate_bounded(finding.rules, run)
+    wrong = (np.abs(changes - run.changes) > 4 * LIMIT * bound) & run.valid
+    return int(np.argmax(wrong[0].any(1)))

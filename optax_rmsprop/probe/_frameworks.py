@@ -1,0 +1,2 @@
+def rows(rule, undetermined=None):
+    return []

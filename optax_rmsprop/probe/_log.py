@@ -1,0 +1,254 @@
+"""The rule of a recorded run."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import _conclude as conclude
+from . import _model as model
+from ._calls import Rule
+from ._finish import finish
+from ._model import Array, Run
+from ._report import Report
+from ._search import Fits, search
+
+# What is searched; everything that is recorded is checked.
+_COLUMNS, _WHOLE, _STEPS = 32, 400, 60
+
+
+def identify_log(params: Any, grads: Any, learning_rates: Any = None) -> Report:
+    """Name the rule that led a recorded run from its parameters and gradients to the next.
+
+    The run begins at the optimizer's first step. The numbers of the rule are fitted by least
+    squares, for every combination of switches, and the simplest that leaves nothing but rounding
+    is named. The last fifth of the steps is not fitted: it checks what was found.
+
+    Args:
+        params: Parameters before each step and after the last: an array [T + 1, n], a list of
+            T + 1 trees, or a tree of arrays with a leading axis of T + 1. Floating point.
+        grads: Gradients as the optimizer got them, in the same form, T of them.
+        learning_rates: The rate of the steps: a number, an array of at least T rates, or a schedule
+            `count -> rate`; None is a constant rate that is not known. A call names the schedule
+            or the array `learning_rates`.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        TypeError: if a leaf is complex or not numeric, or a number of rates is no number.
+        ValueError: if the trees, shapes or lengths do not fit each other, or there is no step.
+
+    Example:
+        >>> import numpy as np
+        >>> from optax_rmsprop import probe
+        >>> g = np.array([[4.0, -1.0], [2.0, 3.0], [-1.0, 0.5], [0.25, 2.0], [1.0, -1.0]])
+        >>> nu, p = np.zeros(2), [np.zeros(2)]
+        >>> for x in g:
+        ...     nu = 0.75 * nu + 0.25 * x**2
+        ...     p.append(p[-1] - 0.5 * x / (np.sqrt(nu) + 2.0))
+        >>> print(probe.identify_log(np.array(p), g).calls[0])
+        dialects.torch(lr=0.5, alpha=0.75, eps=2.0)
+    """
+    p, names = _columns("params", params)
+    g, others = _columns("grads", grads)
+    leaves, gradient_leaves = [leaf for leaf, _ in names], [leaf for leaf, _ in others]
+    if leaves != gradient_leaves:
+        extra = sorted(set(leaves) ^ set(gradient_leaves)) or ["a shape"]
+        raise ValueError(
+            f"identify_log: params and grads must have the same leaves and shapes, they differ in "
+            f"{extra[0]!r}"
+        )
+    if len(g) < 1 or len(p) != len(g) + 1:
+        raise ValueError(
+            f"identify_log: params must have one row more than grads, which need at least one; got "
+            f"{len(p)} and {len(g)}"
+        )
+    rates = _rates(learning_rates, len(g))
+    unit = conclude.unit_of(p[1:])
+    numbers = {leaf: i for i, leaf in enumerate(dict.fromkeys(leaves))}
+    run = model.run_of(p, g, rates, [numbers[leaf] for leaf in leaves], unit)
+    return _identified(run, learning_rates, lambda column: _named(names[column]))
+
+
+def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Report:
+    unit = run.unit
+    if not (run.valid & (run.changes != 0)).any():
+        return conclude.nothing(["the parameters do not change"], unit)
+    held = len(run.grads) // 5 if len(run.grads) >= 5 else 0
+    seen = run.steps(min(len(run.grads) - held, _STEPS))
+    columns = _chosen(seen)
+    small = seen.columns(columns)
+    found, everything = search(small, _whole(seen))
+    runs = run.steps(min(len(run.grads), 8 * _STEPS)).columns(columns)
+    if not len(found) and unit == 2.0**-53:
+        found, coarse = _coarser(everything, small)
+        unit = coarse if len(found) else unit
+    small, runs = (conclude.with_unit(r, unit) for r in (small, runs))
+    nothing = conclude.degenerate(found, small) if len(found) else []
+    if nothing or not len(found):
+        reasons = nothing or conclude.unexplained(
+            everything, small, lambda column: name(int(columns[column]))
+        )
+        return conclude.nothing(reasons, unit)
+    findings = finish(found, small)
+    if not findings:
+        reasons = conclude.unexplained(found, small, lambda c: name(int(columns[c])))
+        return conclude.nothing(reasons, unit)
+    checked = [f for f in findings if conclude.fits_all(f, runs)]
+    start = len(seen.grads) if held and len(seen.grads) < len(runs.grads) else 0
+    if not checked:
+        late = conclude.first_misfit(findings[0], runs)
+        return conclude.nothing(
+            [f"{_call(findings[0].rule)} explains the steps before step {late}, and not that one"],
+            unit, conclude.check_error(findings[0], (runs,), start),
+        )  # fmt: skip
+    given = learning_rates is not None
+    if given:
+        scale = checked[0].rule.lr
+        if abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:
+            return conclude.nothing(
+                [f"the steps are those of {scale:.6g} times the learning_rates that are given"], unit
+            )
+    return conclude.report(
+        checked, unit, lambda finding: conclude.check_error(finding, (runs,), start),
+        constant_rate=bool(np.ptp(run.rates) == 0),
+        written=(lambda rule: _written(rule, learning_rates, run)) if given else None,
+        learning_rates=learning_rates,
+    )  # fmt: skip
+
+
+def _call(rule: Rule) -> str:
+    from ._calls import calls
+
+    return next(calls(rule))[1]
+
+
+def _coarser(everything: Fits, run: Run) -> tuple[Fits, float]:
+    """What explains a run of float64 that was computed in less, and in what."""
+    from ._search import explained
+
+    for unit in (2.0**-24, 2.0**-11, 2.0**-8):
+        found = explained(everything, conclude.with_unit(run, unit))
+        if len(found):
+            return found, unit
+    return everything.take(np.zeros(0, int)), run.unit
+
+
+def _written(rule: Rule, learning_rates: Any, run: Run) -> Rule:
+    """The rule with the rates that were given in place of a fitted factor."""
+    largest = float(np.max(run.rates))
+    if np.ndim(learning_rates) == 0 and not callable(learning_rates):
+        return dataclasses.replace(rule, lr=float(learning_rates))
+    text = (
+        "learning_rates"
+        if callable(learning_rates)
+        else "lambda count: jnp.asarray(learning_rates)[count]"
+    )
+    return dataclasses.replace(rule, lr=float(run.rates[0]), rate=text, largest_rate=largest)
+
+
+def _rates(learning_rates: Any, steps: int) -> Array | None:
+    if learning_rates is None:
+        return None
+    if callable(learning_rates):
+        rates = np.array([float(learning_rates(t)) for t in range(steps)])
+    else:
+        rates = np.asarray(learning_rates, float)
+        rates = np.full(steps, rates) if rates.ndim == 0 else rates
+        if rates.ndim != 1 or len(rates) < steps:
+            raise ValueError(
+                f"identify_log: learning_rates must be a number, a schedule, or an array of at "
+                f"least {steps} rates, got shape {rates.shape}"
+            )
+        rates = rates[:steps]
+    if not np.all(np.isfinite(rates)) or (rates < 0).any():
+        raise ValueError("identify_log: learning_rates must be finite and not negative")
+    return rates
+
+
+def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
+    """The values [T, n] in float64, and the leaf and position of each column."""
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        if not data:
+            raise ValueError(f"identify_log: {argument} is empty")
+        trees = [jax.tree_util.tree_flatten_with_path(tree) for tree in data]
+        for i, (_, structure) in enumerate(trees):
+            if structure != trees[0][1]:
+                raise ValueError(f"identify_log: {argument}[{i}] is another tree than {argument}[0]")
+        leaves = {
+            _path(path): [_numeric(argument, _path(path), flat[j][1]) for flat, _ in trees]
+            for j, (path, _) in enumerate(trees[0][0])
+        }
+        if all(np.ndim(x[0]) == 0 for x in leaves.values()):  # rows of numbers
+            leaves = {"": np.array(list(leaves.values())).T}
+    else:
+        flat = jax.tree_util.tree_flatten_with_path(data)[0]
+        leaves = {_path(path): _numeric(argument, _path(path), leaf) for path, leaf in flat}
+    columns, names = [], []
+    for path, values in leaves.items():
+        shapes = {np.shape(x) for x in values}
+        if len(shapes) > 1:
+            raise ValueError(f"identify_log: {argument} has leaf {path!r} in shapes {shapes}")
+        array = np.asarray(values, float)
+        if array.ndim == 0:
+            raise ValueError(f"identify_log: {argument} needs a leading axis of steps at {path!r}")
+        array = array.reshape(len(array), -1)
+        columns.append(array)
+        names += [(path, i) for i in range(array.shape[1])]
+    if not names:
+        raise ValueError(f"identify_log: {argument} has no numbers")
+    if len({len(array) for array in columns}) > 1:
+        raise ValueError(f"identify_log: the leaves of {argument} have different numbers of steps")
+    return np.concatenate(columns, 1), names
+
+
+def _numeric(argument: str, path: str, leaf: Any) -> Array:
+    array = np.asarray(leaf)
+    if np.iscomplexobj(array):
+        raise TypeError(
+            f"identify_log: {argument} has the complex leaf {path!r}; frameworks disagree on the "
+            "rule for complex numbers: give its real and imaginary parts as two leaves, which is "
+            "PyTorch's rule"
+        )
+    if array.dtype.kind not in "fiub" and array.dtype.name not in ("bfloat16", "float16"):
+        try:
+            return array.astype(float)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"identify_log: {argument} has {array.dtype} at {path!r}") from error
+    return array.astype(float)
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named(name: tuple[str, int]) -> str:
+    leaf, position = name
+    return f"{leaf or 'params'}, entry {position},"
+
+
+def _chosen(run: Run) -> Array:
+    """Columns of gradients of all sizes that move."""
+    size = (np.abs(run.grads) * run.valid).max(0, initial=0)
+    moving = np.flatnonzero((size > 0) & run.valid[0])
+    if not len(moving):
+        moving = np.flatnonzero(run.valid[0])
+    if len(moving) <= _COLUMNS:
+        return moving
+    order = moving[np.argsort(size[moving], kind="stable")]
+    return np.sort(order[np.linspace(0, len(order) - 1, _COLUMNS).astype(int)])
+
+
+def _whole(run: Run) -> Run | None:
+    """Whole leaves, for what depends on all of a leaf; the small ones."""
+    counts = np.bincount(run.leaf)
+    kept: list[int] = []
+    for leaf in np.argsort(counts, kind="stable"):
+        if sum(counts[kept]) + counts[leaf] <= _WHOLE:
+            kept.append(int(leaf))
+    return run.columns(np.isin(run.leaf, kept)) if kept else None
+
+

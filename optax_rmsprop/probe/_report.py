@@ -1,0 +1,80 @@
+"""What a probe found, and the page that says it."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Which RMSprop a box or a log is. `print` it: it is a page to paste into an issue."""
+
+    calls: list[str]
+    """Calls that reproduce it, best first: one for each class that the data cannot tell apart."""
+    rule: Mapping[str, Any]
+    """The switches of the first call, and their values; None where one does not apply."""
+    undetermined: Mapping[str, list[Any]]
+    """Switches that the data leave open: the values that remain, or the ends of an interval."""
+    frameworks: list[str]
+    """The rows of the truth table that agree."""
+    contradictions: list[str]
+    """Why it is no RMSprop, and what it is where that is known."""
+    error: float
+    """The largest relative error over a check sequence that the identification did not see."""
+    learning_rates: Any = dataclasses.field(default=None, repr=False)
+    """The schedule or the array of rates that the calls name, if they name one."""
+
+    @functools.cached_property
+    def transformation(self) -> optax.GradientTransformation | None:
+        """The first call, evaluated; None if there is none."""
+        return evaluate(self.calls[0], self.learning_rates) if self.calls else None
+
+    def __str__(self) -> str:
+        lines = [self._headline(), ""]
+        lines += [f"    {call}" for call in self.calls] + [""] * bool(self.calls)
+        if self.contradictions:
+            lines += [f"- {text}" for text in self.contradictions] + [""]
+        if self.calls:
+            lines += ["| switch | value | not decided by the data |", "|---|---|---|"]
+            for name, value in self.rule.items():
+                left = self.undetermined.get(name)
+                lines.append(f"| {name} | {_shown(value)} | {_remaining(left)} |")
+            agree = ", ".join(self.frameworks) if self.frameworks else "none"
+            lines += ["", f"Frameworks with this rule: {agree}."]
+            lines.append(f"Largest relative error of the check sequence: {self.error:.1e}.")
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        if not self.calls:
+            return "No RMSprop explains it."
+        if len(self.calls) == 1:
+            return "This call reproduces it:"
+        return f"{len(self.calls)} calls reproduce it, and the data do not tell them apart:"
+
+
+def evaluate(call: str, learning_rates: Any = None) -> Any:
+    """A call, with the public names of the package in reach."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import optax_rmsprop
+
+    public = {n: v for n, v in vars(optax_rmsprop).items() if not n.startswith("_")}
+    names = {"optax": optax, "jax": jax, "jnp": jnp, "np": np, "optax_rmsprop": optax_rmsprop}
+    return eval(call, {**public, **names, "learning_rates": learning_rates})
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _remaining(values: list[Any] | None) -> str:
+    if values is None:
+        return ""
+    if all(isinstance(value, float) for value in values) and len(values) == 2:
+        return f"{values[0]:.3g} to {values[1]:.3g}"
+    return ", ".join(_shown(value) for value in values)
