@@ -9,12 +9,15 @@ from ..probe import _model as model
 from ..probe._fit import cost, fit
 from ..probe._model import LR, Rules, concatenate
 from ..probe._search import (
-    COARSE, LIMIT, Grid, Option, best, free_numbers, search, starts,
+    COARSE, Fits, Grid, Option, best, explore, free_numbers, polished, stages, starts,
 )  # fmt: skip
 from ._records import Array, Record
 from ._sides import Side, changes, held_by, misfits, rounded, side_of, spread
 
-_CORE, _LEAF = 40, 256  # columns to fit on, and of each leaf to check on
+_CORE, _LEAF = 30, 256  # columns to fit on, and of each leaf to check on
+_SHORT = 16  # steps to search on
+# Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
+_PROMISING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,19 +112,22 @@ def steps_of(record: Record, reference: Record | None = None, given: bool = True
     return Steps(record, side_of(run), columns, frozenset(frozen))
 
 
-def account(steps: Steps) -> Account | None:
-    """The rules that explain a run, with special leaves, or rates that are not known."""
+def account(steps: Steps, quick: bool | None = None) -> Account | None:
+    """The rules that explain a run, with special leaves, or rates that are not known.
+
+    `quick` seeks one rule for all leaves, and False what that does not find.
+    """
     leaves = steps.trained
     if not leaves:
         return None
     core = steps.core(leaves)
-    found = _rules(steps.side.columns(core))
-    if found is not None:
-        whole = confirmed(steps, found, {})
-        if whole is not None:
+    if quick is not False:
+        found = _rules(steps.side.columns(core))
+        whole = None if found is None else confirmed(steps, found, {})
+        if whole is not None or quick:
             return whole
     if len(leaves) > 1:
-        for main in _main(steps)[:2]:
+        for main in _main(steps)[:1]:
             rules = _rules(_lone(steps.side.columns(steps.core([main]))))
             if rules is not None:
                 whole = confirmed(steps, rules, {})
@@ -238,9 +244,54 @@ def _main(steps: Steps) -> list[str]:
 
 
 def _rules(side: Side) -> Rules | None:
-    """The rules that explain some columns."""
-    found, _ = search(side.run)
-    return found.rules if len(found) else None
+    """The rules that explain some columns, the simplest options first."""
+    run = side.run.steps(min(_SHORT, len(side.run.grads)))
+    alone = dict[Option, float]()
+    for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))[:3]):
+        options = [option for option in options if not option.caution]
+        if i == 2:  # the parts that did best by themselves
+            options = sorted(options, key=lambda o: _promise(o, alone))[:3]
+        for option in options:
+            fits = explore(run, option, COARSE if i else Grid(), 72 if i == 0 else 16)
+            if fits is None:
+                continue
+            alone[option] = float(fits.cost.min())
+            found = _judged(fits, side)
+            if found is None and alone[option] < _PROMISING:
+                found = _judged(polished(fits, run), side)
+            if found is not None:
+                return found
+    return None
+
+
+def _promise(option: Option, alone: dict[Option, float]) -> float:
+    """How well the parts of an option did by themselves."""
+    parts = Option(kind=option.kind, maximize=option.maximize), Option(clip=option.clip)
+    return sum(float(np.log(alone.get(part, 1.0) + 1e-300)) for part in parts)
+
+
+def _judged(fits: Fits, side: Side) -> Rules | None:
+    """The hypotheses that explain all steps, each set of switches once, the simplest first."""
+    order = np.argsort(fits.cost, kind="stable")
+    order = order[fits.cost[order] <= max(1e6 * fits.cost[order[0]], 1e-20)][:8]
+    rows = [_refitted(fits.rules.take([i]), side) for i in order]
+    rows += [fits.rules.take([i]) for i in order]
+    rules = concatenate(rows)
+    good = np.flatnonzero(held_by(rules, side))
+    if not len(good):
+        return None
+    count = free_numbers(rules).sum(1)
+    means = spread(misfits(rules, side))
+    good = good[means[good] <= 2 * means[good].min() + 0.02]
+    kept, seen = list[int](), set[Any]()
+    for row in sorted(good, key=lambda r: (count[r], means[r])):
+        switches = rules.switches(row)
+        if not rules.numbers[row, model.MOMENTUM]:  # a buffer's switches say nothing without it
+            switches = tuple(x for k, x in enumerate(switches) if k not in (3, 4))
+        if switches not in seen and count[row] <= count[good].min():
+            seen.add(switches)
+            kept.append(int(row))
+    return rules.take(np.array(kept))
 
 
 def _unknown_rates(side: Side) -> Rules | None:
@@ -253,11 +304,13 @@ def _unknown_rates(side: Side) -> Rules | None:
     for i, option in enumerate(options):
         rules, _ = starts(varied, option, COARSE if i else Grid())
         costs = cost(changes, rules, side)
-        rules = rules.take(best(rules, costs, 2, 60))
+        rules = rules.take(best(rules, costs, 2, 40))
         free = free_numbers(rules)
         free[:, LR] = False
-        rules, costs, _ = fit(changes, rules, side, free, 30)
-        rules = rules.take(np.argsort(costs)[:8])
+        rules, costs, _ = fit(changes, rules, side, free, 8)
+        rules, free = (x.take(np.argsort(costs)[:6]) if x is rules else x[np.argsort(costs)[:6]]
+                       for x in (rules, free))  # fmt: skip
+        rules = fit(changes, rules, side, free, 30)[0]
         good = held_by(rules, side)
         if good.any():
             rules = rules.take(np.flatnonzero(good))

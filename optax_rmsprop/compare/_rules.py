@@ -43,9 +43,13 @@ def explanations(theirs: Record, ours: Record) -> Explanation:
     """The sets of changes that lead from the rule of ours to that of theirs."""
     if _equal(theirs, ours):
         return Explanation()
-    for one, other, roles in ((ours, theirs, Roles("theirs", "ours")),
-                              (theirs, ours, Roles("ours", "theirs"))):  # fmt: skip
-        known = account(steps_of(one))
+    sides = (ours, theirs, Roles("theirs", "ours")), (theirs, ours, Roles("ours", "theirs"))
+    for one, other, roles in sides:
+        known = account(steps_of(one), quick=True)
+        if known is not None:
+            return _explained(known, other, roles)
+    for one, other, roles in sides:
+        known = account(steps_of(one), quick=False)
         if known is not None:
             return _explained(known, other, roles)
     return _unknown(theirs, ours)
