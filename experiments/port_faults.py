@@ -166,9 +166,9 @@ def _update(
         nu = s.nu
         if t.centered:
             s.mu = decay * s.mu + keep * g
-            nu = np.maximum(nu - s.mu * s.mu, 0)
-        if t.corrected:
-            nu = nu / f(1 - t.decay ** (count + 1))
+        done = f(1 - t.decay ** (count + 1) if t.corrected else 1.0)
+        nu, mu = nu / done, s.mu / done
+        nu = np.maximum(nu - mu * mu, 0)
         u = g / (np.sqrt(nu + f(t.eps)) if t.inside else np.sqrt(nu) + f(t.eps))
         into = rate * u if t.rate_in_buffer else u
         s.buffer = f(t.momentum) * s.buffer + into
@@ -221,13 +221,16 @@ def drawn(rng: np.random.Generator, seed: int, **fixed: Any) -> Training:
         "rate_in_buffer": bool(rng.integers(2)),
         "start": float(rng.choice([0.0, 0.0, 1.0])),
         "centered": bool(rng.integers(4) == 0),
-        "corrected": bool(rng.integers(4) == 0),
+        "corrected": False,
         "weight_decay": weight,
         "decoupled": bool(weight) and bool(rng.integers(2)),
         "schedule": schedule,
         "recorded": recorded,
     }
-    return Training(seed, **{**values, **fixed})
+    values |= fixed
+    if values["start"] == 0 and "corrected" not in fixed:
+        values["corrected"] = bool(rng.integers(4) == 0)
+    return Training(seed, **values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +353,8 @@ FAULTS = {
     "biases not decayed": Fault(
         "weight_decay_of_leaf", lambda r, t: {"decayed": lambda n: "bias" not in n},
         lambda r: {**L2, "decoupled": bool(r.integers(2))}),
-    "nu starts elsewhere": Fault("initial_scale", lambda r, t: {"start": 1.0 - t.start}),
+    "nu starts elsewhere": Fault("initial_scale", lambda r, t: {"start": 1.0 - t.start},
+                                 lambda r: {"corrected": False}),
     "bias correction": Fault("bias_correction", lambda r, t: {"corrected": not t.corrected},
                              lambda r: {"start": 0.0}),
     "centred": Fault("centered", lambda r, t: {"centered": not t.centered}),

@@ -6,15 +6,23 @@ from typing import Any
 import numpy as np
 
 from ..probe import _model as model
-from ..probe._fit import cost, fit
 from ..probe._model import LR, Rules, concatenate
 from ..probe._search import (
-    COARSE, Fits, Grid, Option, best, explore, free_numbers, polished, stages, starts,
+    COARSE,
+    Fits,
+    Grid,
+    Option,
+    best,
+    explore,
+    free_numbers,
+    polished,
+    stages,
+    starts,
 )  # fmt: skip
 from ._records import Array, Record
-from ._sides import Side, changes, held_by, misfits, rounded, side_of, spread
+from ._sides import Side, changes, cost, fit, held_by, misfits, rounded, side_of, spread
 
-_CORE, _LEAF = 30, 256  # columns to fit on, and of each leaf to check on
+_CORE, _FEW, _LEAF = 30, 16, 256  # columns to fit on, to try on, and of each leaf to check on
 _SHORT = 16  # steps to search on
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _PROMISING = 1e-5
@@ -70,6 +78,11 @@ class Steps:
         each = max(2, most // max(len(leaves), 1))
         return np.concatenate([self._spread(self.of(name), each) for name in leaves[:most]])
 
+    def few(self) -> Array:
+        """Columns to try hypotheses on."""
+        core = self.core(self.trained)
+        return core[np.linspace(0, len(core) - 1, min(_FEW, len(core))).astype(int)]
+
     def checked(self, leaves: list[str]) -> Array:
         """Columns to check on."""
         return np.concatenate([self._spread(self.of(name), _LEAF) for name in leaves])
@@ -112,30 +125,41 @@ def steps_of(record: Record, reference: Record | None = None, given: bool = True
     return Steps(record, side_of(run), columns, frozenset(frozen))
 
 
-def account(steps: Steps, quick: bool | None = None) -> Account | None:
-    """The rules that explain a run, with special leaves, or rates that are not known.
+def account(steps: Steps, stage: int, alone: dict[Option, float]) -> Account | None:
+    """The rules that explain a run.
 
-    `quick` seeks one rule for all leaves, and False what that does not find.
+    Stages 0 to 2 seek one rule for all leaves, with no option, with one and with two; `alone` keeps
+    how well each option did. Stage 3 seeks rules that do not hold for all leaves, or rates that are
+    not known.
     """
     leaves = steps.trained
     if not leaves:
         return None
     core = steps.core(leaves)
-    if quick is not False:
-        found = _rules(steps.side.columns(core))
-        whole = None if found is None else confirmed(steps, found, {})
-        if whole is not None or quick:
-            return whole
+    if stage < 3:
+        found = _rules(steps.side.columns(core), stage, alone)
+        return None if found is None else confirmed(steps, found, {})
     if len(leaves) > 1:
-        for main in _main(steps)[:1]:
-            rules = _rules(_lone(steps.side.columns(steps.core([main]))))
-            if rules is not None:
-                whole = confirmed(steps, rules, {})
-                if whole is not None:
-                    return whole
+        main = _lone(steps.side.columns(steps.core(_main(steps)[:1])))
+        for early in range(2):
+            rules = _rules(main, early, {})
+            whole = None if rules is None else confirmed(steps, rules, {})
+            if whole is not None:
+                return whole
     free = dataclasses.replace(steps, side=steps.side.replace(solved=True))
     rules = _unknown_rates(free.side.columns(core))
     return None if rules is None else confirmed(free, rules, {})
+
+
+def accounted(*runs: Steps) -> tuple[int, Account] | None:
+    """The account of the run that the simplest options explain, the first of several."""
+    alone = [dict[Option, float]() for _ in runs]
+    for stage in range(4):
+        for i, steps in enumerate(runs):
+            found = account(steps, stage, alone[i])
+            if found is not None:
+                return i, found
+    return None
 
 
 def confirmed(steps: Steps, rules: Rules, leaves: dict[str, Leaf]) -> Account | None:
@@ -151,7 +175,7 @@ def confirmed(steps: Steps, rules: Rules, leaves: dict[str, Leaf]) -> Account | 
         same = concatenate([fitted, same])
         good = held_by(same, check)
         if good.any():
-            rows = np.flatnonzero(good)
+            rows = list(map(int, np.flatnonzero(good)))
             kept = [r for i, r in enumerate(rows) if same.switches(r) not in
                     [same.switches(s) for s in rows[:i]]]  # fmt: skip
             return Account(steps, same.take(np.array(kept)), found)
@@ -224,12 +248,13 @@ def _special(
     return None
 
 
-def _refitted(rule: Rules, side: Side) -> Rules:
-    free = free_numbers(rule)
+def _refitted(rules: Rules, side: Side) -> Rules:
+    """The hypotheses, fitted in units of what rounding does to the first of them."""
+    free = free_numbers(rules)
     if side.solved:
         free[:, LR] = False
-    rule = fit(changes, rule, side, free, 30)[0]
-    return fit(changes, rule, rounded(rule, side), free, 12)[0]
+    rules = fit(changes, rules, side, free, 20)[0]
+    return fit(changes, rules, rounded(rules.take([0]), side), free, 12)[0]
 
 
 def _lone(side: Side) -> Side:
@@ -243,24 +268,23 @@ def _main(steps: Steps) -> list[str]:
     return sorted(steps.trained, key=lambda n: (min(grads[n].ndim, 3), grads[n].size))[::-1]
 
 
-def _rules(side: Side) -> Rules | None:
-    """The rules that explain some columns, the simplest options first."""
+def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
+    """The rules of a stage's options that explain some columns."""
     run = side.run.steps(min(_SHORT, len(side.run.grads)))
-    alone = dict[Option, float]()
-    for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))[:3]):
-        options = [option for option in options if not option.caution]
-        if i == 2:  # the parts that did best by themselves
-            options = sorted(options, key=lambda o: _promise(o, alone))[:3]
-        for option in options:
-            fits = explore(run, option, COARSE if i else Grid(), 72 if i == 0 else 16)
-            if fits is None:
-                continue
-            alone[option] = float(fits.cost.min())
-            found = _judged(fits, side)
-            if found is None and alone[option] < _PROMISING:
-                found = _judged(polished(fits, run), side)
-            if found is not None:
-                return found
+    options = stages(run, bool(np.ptp(run.rates) > 0))[stage]
+    options = [option for option in options if not option.caution]
+    if stage == 2:  # the parts that did best by themselves
+        options = sorted(options, key=lambda o: _promise(o, alone))[:3]
+    for option in options:
+        fits = explore(run, option, COARSE if stage else Grid(), 16 if stage else 72)
+        if fits is None:
+            continue
+        alone[option] = float(fits.cost.min())
+        found = _judged(fits, side)
+        if found is None and alone[option] < _PROMISING:
+            found = _judged(polished(fits, run), side)
+        if found is not None:
+            return found
     return None
 
 
@@ -272,11 +296,12 @@ def _promise(option: Option, alone: dict[Option, float]) -> float:
 
 def _judged(fits: Fits, side: Side) -> Rules | None:
     """The hypotheses that explain all steps, each set of switches once, the simplest first."""
+    if fits.cost.min() > max(_PROMISING, (16 * side.run.unit) ** 2):
+        return None
     order = np.argsort(fits.cost, kind="stable")
     order = order[fits.cost[order] <= max(1e6 * fits.cost[order[0]], 1e-20)][:8]
-    rows = [_refitted(fits.rules.take([i]), side) for i in order]
-    rows += [fits.rules.take([i]) for i in order]
-    rules = concatenate(rows)
+    rules = fits.rules.take(order)
+    rules = concatenate([_refitted(rules, side), rules])
     good = np.flatnonzero(held_by(rules, side))
     if not len(good):
         return None
@@ -316,4 +341,3 @@ def _unknown_rates(side: Side) -> Rules | None:
             rules = rules.take(np.flatnonzero(good))
             return rules.take(np.argsort(spread(misfits(rules, side)))[:4])
     return None
-

@@ -35,10 +35,11 @@ def runs(theirs: Any, ours: Any, rename: Rename = None) -> Difference:
         ValueError: if a path is in one run alone, shapes do not fit, or the first step is missing.
 
     Example:
-        >>> import types, numpy as np
+        >>> import numpy as np
         >>> from optax_rmsprop import compare, dialects
         >>> grads = np.sin(np.arange(40.0).reshape(10, 4))
-        >>> theirs, ours = dialects.torch(0.01, eps=0.1), dialects.keras(0.01, rho=0.99, epsilon=0.1)
+        >>> theirs = dialects.torch(0.01, eps=0.1)
+        >>> ours = dialects.keras(0.01, rho=0.99, epsilon=0.1)
         >>> print(compare.steps(theirs, ours, np.ones(4), grads).causes[0])
         epsilon is outside the root in theirs and inside it in ours (leaves rounding alone)
     """

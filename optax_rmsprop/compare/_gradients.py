@@ -6,12 +6,16 @@ gradient is bounded by what a step of ours did to it.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ._records import UNITS, Array, Record, held
 from ._report import Change
+
+Turn: TypeAlias = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
+Relation: TypeAlias = tuple[Change, Turn] | None
 
 # Sums of products in another order leave some hundred roundings of the gradient's size, and what
 # training does to a distance may be several times what a step of the run did.
@@ -58,7 +62,7 @@ class _Step:
 def compared(theirs: Record, ours: Record) -> Found:
     """The changes of the gradients that a part of the run shows where the parameters agree."""
     changes, place, allowed = list[Change](), None, 0.0
-    turns = list[Any]()  # what makes ours' gradients those that are expected of theirs
+    turns = list[Turn]()  # what makes ours' gradients those that are expected of theirs
     secant = _secants(ours)
     for k in range(theirs.count):
         step = _step(theirs, ours, k, secant, turns)
@@ -80,7 +84,9 @@ def compared(theirs: Record, ours: Record) -> Found:
     return Found(tuple(changes), place, allowed)
 
 
-def _step(theirs: Record, ours: Record, k: int, secant: dict[str, float], turns: Any) -> _Step:
+def _step(
+    theirs: Record, ours: Record, k: int, secant: dict[str, float], turns: list[Turn]
+) -> _Step:
     """The gradients of a step, ours after what was found so far."""
     actual = {name: x[k].astype(float) for name, x in theirs.grads.items()}
     expected = {name: x[k].astype(float) for name, x in ours.grads.items()}
@@ -113,9 +119,9 @@ def _secants(ours: Record) -> dict[str, float]:
         return dict.fromkeys(ours.names, np.inf)
     with np.errstate(all="ignore"):
         moves = [
-            np.linalg.norm(np.diff(x[: ours.count].astype(float), axis=0).reshape(ours.count - 1, -1), axis=1)
+            np.linalg.norm(np.diff(x[:-1].astype(float), axis=0).reshape(len(x) - 2, -1), axis=1)
             for x in ours.params.values()
-        ]  # fmt: skip
+        ]
         length = np.linalg.norm(np.array(moves), axis=0)
         result = dict[str, float]()
         for name, g in ours.grads.items():
@@ -126,7 +132,7 @@ def _secants(ours: Record) -> dict[str, float]:
     return result
 
 
-def _relation(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _relation(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """The change that explains some of the leaves that differ, and what it does to gradients."""
     tries = (_factor, _missing, _bounded, _decayed, _bounded_leaves, _leaf_factor, _exchanged,
              _rounded)  # fmt: skip
@@ -137,7 +143,7 @@ def _relation(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
     return None
 
 
-def _factor(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _factor(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """One factor for most of the leaves: a sum in place of a mean, a loss scale, a clipped norm."""
     factors = {name: _ratio(step, name) for name in step.theirs}
     known = {name: c for name, c in factors.items() if c is not None}
@@ -158,7 +164,7 @@ def _factor(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
     return _factor_change(factor, (), step.number), _times(factor, None)
 
 
-def _norm_clip(theirs: Record, ours: Record, step: _Step, factor: float) -> Any:
+def _norm_clip(theirs: Record, ours: Record, step: _Step, factor: float) -> Relation:
     """The change, if the factor is that of a clipped norm: the norm is the same at other steps."""
     who, record = ("theirs", theirs) if abs(factor) < 1 else ("ours", ours)
     if factor <= 0:
@@ -179,7 +185,7 @@ def _norm_clip(theirs: Record, ours: Record, step: _Step, factor: float) -> Any:
     return change, turn
 
 
-def _missing(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _missing(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """Leaves whose gradient is 0 in one of the runs, at each step."""
     for who, record in (("theirs", theirs), ("ours", ours)):
         leaves = tuple(n for n in bad if not record.grads[n].any())
@@ -200,7 +206,7 @@ def _missing(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
     return None
 
 
-def _bounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _bounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """Gradients clipped by value in one of the runs."""
     names = list(step.theirs)
     a = np.concatenate([step.theirs[n].ravel() for n in names])
@@ -236,7 +242,7 @@ def _bounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
     return None
 
 
-def _bounded_leaves(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _bounded_leaves(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """Each leaf's norm clipped in one of the runs."""
     for who, side in (("theirs", step.theirs), ("ours", step.expected)):
         norms = {n: float(np.linalg.norm(side[n])) for n in bad}
@@ -259,7 +265,7 @@ def _bounded_leaves(theirs: Record, ours: Record, step: _Step, bad: list[str]) -
     return None
 
 
-def _decayed(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _decayed(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """Gradients with the parameters in them: L2 in the loss of one of the runs."""
     weights = dict[str, float]()
     for name in bad:
@@ -284,7 +290,7 @@ def _decayed(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
     return Change("weight_decay", text, *_sided(who, abs(weight)), leaves=leaves), turn
 
 
-def _leaf_factor(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _leaf_factor(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """A factor of some leaves alone."""
     factors = {name: _ratio(step, name) for name in bad}
     known = {n: c for n, c in factors.items() if c is not None}
@@ -295,15 +301,13 @@ def _leaf_factor(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> A
     return _factor_change(factor, alike, step.number), _times(factor, alike)
 
 
-def _exchanged(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _exchanged(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """Gradients that are another leaf's, or transposed."""
     for name in bad:
         g = step.expected[name]
         if g.ndim == 2 and step.agrees(name, g.T):
             text = f"the gradient of {name!r} is transposed"
-            return Change("transposed", text, leaves=(name,)), lambda grads, _: {
-                n: x.T if n == name else x for n, x in grads.items()
-            }
+            return Change("transposed", text, leaves=(name,)), _turned(name)
     places = {
         name: next((n for n in step.expected if n != name and step.agrees(name, step.expected[n])),
                    None) for name in bad
@@ -316,7 +320,11 @@ def _exchanged(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any
     return change, lambda grads, _: {n: grads[moved.get(n, n)] for n in grads}
 
 
-def _rounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
+def _turned(name: str) -> Turn:
+    return lambda grads, _: {n: x.T if n == name else x for n, x in grads.items()}
+
+
+def _rounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """Gradients with fewer digits in one of the runs."""
     sides = {"theirs": theirs, "ours": ours}
     gaps = [_gap(step, n) / max(np.linalg.norm(step.expected[n]), 1e-300) for n in bad]
@@ -339,13 +347,13 @@ def _rounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Any:
     return Change("gradient_precision", text), _noisy(step)
 
 
-def _as(step: _Step, name: str, who: str) -> Any:
+def _as(step: _Step, name: str, who: str) -> Turn:
     if who == "theirs":
         return lambda grads, _: {n: held(g, name) for n, g in grads.items()}
     return _noisy(step)
 
 
-def _noisy(step: _Step) -> Any:
+def _noisy(step: _Step) -> Turn:
     return lambda grads, _: step.theirs
 
 
@@ -406,7 +414,7 @@ def _factor_change(factor: float, leaves: tuple[str, ...], step: int) -> Change:
     return Change("gradient_factor", text, factor, 1.0, leaves, step or None)
 
 
-def _times(factor: float, leaves: Any) -> Any:
+def _times(factor: float, leaves: Any) -> Turn:
     return lambda grads, _: {
         n: factor * g if leaves is None or n in leaves else g for n, g in grads.items()
     }

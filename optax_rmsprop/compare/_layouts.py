@@ -145,9 +145,7 @@ def _fits(theirs: Record, ours: Record, old: str, new: str, view: View) -> bool:
     return not _gradient_is_elsewhere(theirs, ours, old, new, view)
 
 
-def _gradient_is_elsewhere(
-    theirs: Record, ours: Record, old: str, new: str, view: View
-) -> bool:
+def _gradient_is_elsewhere(theirs: Record, ours: Record, old: str, new: str, view: View) -> bool:
     """Whether the first gradient of a constant leaf is surely another's, of as many numbers."""
 
     def off(a: str, x: View, b: str) -> float:
@@ -185,7 +183,7 @@ def _noise(theirs: Record, ours: Record) -> float:
 
 def _views(theirs: tuple[int, ...], ours: tuple[int, ...]) -> dict[tuple[int, ...], None]:
     """The orders of axes that give ours' shape, the usual ones first."""
-    orders = itertools.permutations(range(len(theirs))) if len(theirs) <= 5 else []
+    orders = itertools.permutations(range(len(theirs))) if len(theirs) <= 5 else iter(())
     fitting = [axes for axes in orders if tuple(theirs[i] for i in axes) == ours]
     ndim = len(theirs)
     kernel = (*range(2, ndim), 1, 0)  # PyTorch's [out, in, *window] as Flax has it

@@ -7,14 +7,33 @@ from typing import Any
 import numpy as np
 
 from ..probe import _model as model
-from ..probe._fit import cost
 from ..probe._model import (
-    BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Rules, concatenate,
+    BOUND,
+    BOX,
+    DECAY,
+    EPS,
+    LAMBDA,
+    LR,
+    MOMENTUM,
+    SCALE,
+    Rules,
+    concatenate,
 )  # fmt: skip
 from ..probe._search import LIMIT
 from ._records import Array
 from ._sides import (
-    COUNT, Both, Pairs, changes, fitted, held_by, misfits, pairs, polished, simulate, spread,
+    COUNT,
+    Both,
+    Pairs,
+    changes,
+    cost,
+    fitted,
+    held_by,
+    misfits,
+    pairs,
+    polished,
+    simulate,
+    spread,
 )  # fmt: skip
 
 SWITCHES = [f.name for f in dataclasses.fields(Rules) if f.name != "numbers"]
@@ -34,6 +53,7 @@ class Explained:
     free: int
     spread: float
     factor: float = 1.0
+    pair: Pairs | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +64,15 @@ class _Move:
     tied: Array
     free: int  # numbers that only the other has
     factor: float | None = None
+
+
+def refined(e: Explained, both: Both) -> Explained:
+    """The same change, its numbers fitted on other columns."""
+    if e.pair is None:
+        return e
+    fits = polished(e.pair, both, np.array(["factor" in e.names]))
+    factor = float(fits.numbers[0, -1])
+    return dataclasses.replace(e, one=fits.ones, other=fits.others, factor=factor, pair=fits)
 
 
 def unchanged(one: Rules, both: Both) -> list[Explained]:
@@ -80,8 +109,11 @@ def between(one: Rules, other: Rules, both: Both, most: int = 3) -> list[Explain
 def _subsets(one: Rules, other: Rules, most: int) -> list[_Move]:
     """The changes on the way from one rule to another, and sets of them."""
     switches = [s for s in SWITCHES if _differs(one, other, s)]
-    numbers = [i for i in (LR, DECAY, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX)
-               if one.numbers[0, i] != other.numbers[0, i] and not _is_of_switch(switches, i)]
+    numbers = [
+        i
+        for i in (LR, DECAY, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX)
+        if one.numbers[0, i] != other.numbers[0, i] and not _is_of_switch(switches, i)
+    ]
     names = [*switches, *(model.NUMBERS[i] for i in numbers)]
     found = list[_Move]()
     for size in range(1, most + 1):
@@ -208,13 +240,13 @@ def _fitted(moves: list[_Move], both: Both) -> list[tuple[Pairs, int, _Move]]:
     )
     costs = cost(simulate, hypotheses, both)
     keys: dict[Any, list[int]] = {}
-    for row in np.argsort(costs, kind="stable"):
-        zero = moves[row].other.numbers[0, ~moves[row].tied] == 0
+    for row in map(int, np.argsort(costs, kind="stable")):
+        zero: Array = moves[row].other.numbers[0, ~moves[row].tied] == 0
         key = (moves[row].names, moves[row].other.switches(0), moves[row].one.switches(0),
                zero.tobytes())  # fmt: skip
         rows = keys.setdefault(key, [])
         if len(rows) < 2:
-            rows.append(int(row))
+            rows.append(row)
     rows = list(itertools.chain(*keys.values()))
     scaled = np.array([moves[row].factor is not None for row in rows])
     fits = fitted(hypotheses.take(rows), both, 8, scaled)
@@ -231,14 +263,14 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
     ratios = [misfits(rules, side) for rules, side in sides]
     largest = np.max([r.max((1, 2), initial=0.0) for r in ratios], 0)
     means = np.max([spread(r) for r in ratios], 0)
-    good = np.flatnonzero(largest <= LIMIT)
+    good = list(map(int, np.flatnonzero(largest <= LIMIT)))
     good = [row for row in good if means[row] <= 2 * means[good].min() + 0.02]
     best = dict[Any, Explained]()
     for row in sorted(good, key=lambda r: (_own(moves[r], fits, r), means[r])):
         move = moves[row]
         found = Explained(
             fits.ones.take([row]), fits.others.take([row]), move.names, _own(move, fits, row),
-            float(means[row]), float(fits.numbers[row, -1]),
+            float(means[row]), float(fits.numbers[row, -1]), fits.take([row]),
         )  # fmt: skip
         best.setdefault((move.names, found.other.switches(0)), found)
     return sorted(best.values(), key=lambda e: (len(e.names), e.free, e.spread))

@@ -63,9 +63,10 @@ def _transformed(tx: Any, tree: Any, start: list[Array], grads: list[Array]) -> 
     """The parameters of a transformation, with 64 bits where the parameters have them."""
     wide = any(x.dtype == np.float64 for x in start)
     tx = optax.with_extra_args_support(tx)
-    with jax.enable_x64(wide or bool(jax.config.jax_enable_x64)):
-        p = tree.unflatten([jnp.asarray(x) for x in start])
-        state, rows = tx.init(p), [start]
+    with cast(Any, jax).enable_x64(wide or bool(cast(Any, jax.config).jax_enable_x64)):
+        p: Any = tree.unflatten([jnp.asarray(x) for x in start])
+        state: Any = tx.init(p)
+        rows = [start]
 
         @jax.jit
         def step(p: Any, state: Any, g: Any) -> Any:
@@ -87,7 +88,9 @@ def _stepped(name: str, start: Any, leaves: list[Array], grads: list[Array]) -> 
         gradient = np.concatenate([g[t].ravel() for g in grads]).astype(joined.dtype)
         new = np.asarray(step(gradient))
         if new.shape != joined.shape:
-            raise ValueError(f"compare.steps: {name} returned shape {new.shape}, not {joined.shape}")
+            raise ValueError(
+                f"compare.steps: {name} returned shape {new.shape}, not {joined.shape}"
+            )
         parts = np.split(np.array(new), sizes)
         rows.append([x.reshape(p.shape) for x, p in zip(parts, leaves, strict=True)])
     return rows

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -98,8 +98,7 @@ def read(argument: str, run: Any) -> Record:
                 f"compare.runs: {argument}.{field} must be a mapping from paths to arrays"
             )
     params, grads = (
-        {str(k): np.asarray(x) for k, x in cast(Any, side).items()}
-        for side in (run.params, run.grads)
+        {str(k): np.asarray(x) for k, x in side.items()} for side in (run.params, run.grads)
     )
     if not params:
         raise ValueError(f"compare.runs: {argument}.params is empty")

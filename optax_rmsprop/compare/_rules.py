@@ -1,7 +1,7 @@
 """What the optimizers of two runs differ by, each judged by its own gradients and parameters."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,16 @@ import numpy as np
 from ..probe import _model as model
 from ..probe._model import LR, Rules
 from ..probe._search import LIMIT
-from ._accounts import Account, Leaf, Steps, account, confirmed, special_leaves, steps_of
-from ._moves import Explained, between, nearest, single, unchanged
+from ._accounts import Account, Leaf, Steps, accounted, special_leaves, steps_of
+from ._moves import Explained, between, nearest, refined, single, unchanged
 from ._records import UNITS, Array, Record
 from ._report import Change
-from ._sides import Both, Side, changes, held_by, misfits, rates, settled, spread
+from ._sides import Both, Side, bounds, changes, held_by, misfits, rates, settled, spread
 from ._words import Roles, frozen_change, leaf_changes, rule_changes, schedule_change
 
 Changes = tuple[Change, ...]
+
+_MOST = 6  # sets of changes that are confirmed, and told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +45,11 @@ def explanations(theirs: Record, ours: Record) -> Explanation:
     """The sets of changes that lead from the rule of ours to that of theirs."""
     if _equal(theirs, ours):
         return Explanation()
-    sides = (ours, theirs, Roles("theirs", "ours")), (theirs, ours, Roles("ours", "theirs"))
-    for one, other, roles in sides:
-        known = account(steps_of(one), quick=True)
-        if known is not None:
-            return _explained(known, other, roles)
-    for one, other, roles in sides:
-        known = account(steps_of(one), quick=False)
-        if known is not None:
-            return _explained(known, other, roles)
+    found = accounted(steps_of(ours), steps_of(theirs))
+    if found is not None:
+        which, known = found
+        other, roles = ((theirs, Roles("theirs", "ours")), (ours, Roles("ours", "theirs")))[which]
+        return _explained(known, other, roles)
     return _unknown(theirs, ours)
 
 
@@ -69,7 +67,8 @@ def _explained(known: Account, record: Record, roles: Roles) -> Explanation:
     base = _Task(known, steps, roles)
     found = base.found()
     alternatives = tuple(dict.fromkeys(found))
-    place = None if alternatives and alternatives[0] == () else base.place()
+    same = alternatives[:1] == ((),) and record.precision == known.steps.record.precision
+    place = None if same else base.place()
     if alternatives:
         return Explanation(alternatives, place=place)
     partial = base.partial()
@@ -121,21 +120,30 @@ class _Task:
             found.append(schedule_change(a, b, lambda x: np.allclose(a, x, 1e-5, 0), self.roles))
         return tuple(found)
 
-    def _both(self, side: Side, core: Array | None = None) -> Both:
+    def _both(self, side: Side, core: Array | None = None, wide: bool = False) -> Both:
         one, other = self.known, self.steps
-        own = one.side.columns(one.steps.core(one.steps.trained))
-        return Both(own, side.columns(other.core(other.trained) if core is None else core))
+        chosen = (lambda steps: steps.core(steps.trained)) if wide else Steps.few
+        own = one.side.columns(chosen(one.steps))
+        return Both(own, side.columns(chosen(other) if core is None else core))
 
     def _held(self, found: list[Explained], side: Side) -> list[Explained]:
         """Those that explain all leaves."""
         check = side.columns(self.steps.checked(self.steps.trained))
-        return [e for e in found if held_by(e.other, check).all()]
+        kept = list[Explained]()
+        for e in found[:_MOST]:
+            if not held_by(e.other, check).all():
+                e = refined(e, self._both(side, wide=True))
+                if not held_by(e.other, check).all():
+                    continue
+            kept.append(e)
+        return kept
 
     def _alone(self, side: Side) -> Iterator[Changes]:
         """One change of the rule, or of leaves or steps at the same rule."""
-        yield from self._leafwise(self.known.rules)
-        yield from self._restarted()
-        yield from self._carried()
+        special = [*self._leafwise(self.known.rules), *self._restarted(), *self._carried()]
+        yield from special
+        if special:
+            return
         for e in self._held(single(self.known.rules, self._both(side)), side):
             yield rule_changes(e, self.roles)
 
@@ -232,7 +240,7 @@ class _Task:
             coarse = check.replace(unit=UNITS[name])
             ratio = misfits(rule, coarse)
             gap = (changes(rule, check)[0] - check.run.changes) * check.run.valid
-            along = np.vdot(gap, check.run.changes) / max(
+            along: float = np.vdot(gap, check.run.changes) / max(
                 np.linalg.norm(gap) * np.linalg.norm(check.run.changes), 1e-300
             )
             if ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01:
@@ -260,9 +268,10 @@ class _Task:
 
     def _rewritten(self, side: Side) -> Iterator[Changes]:
         """The other's rule, sought for itself, and the fewest changes that lead to it."""
-        own = account(self.steps)
-        if own is None:
+        found = accounted(self.steps)
+        if found is None:
             return
+        own = found[1]
         side = own.side
         both = Both(self._both(side).one, side.columns(self.steps.core(self.steps.trained)))
         special = leaf_changes(own.leaves, self._leaves, self.roles)
@@ -273,7 +282,9 @@ class _Task:
     def place(self) -> tuple[int, str, tuple[int, ...], float] | None:
         """The first number of the other that the one's rule does not explain."""
         one, run = self.known, self.steps.side.run
-        rule, own = settled(one.rules.take([0]), one.side.columns(one.steps.core(one.steps.trained)))
+        rule, own = settled(
+            one.rules.take([0]), one.side.columns(one.steps.core(one.steps.trained))
+        )
         side = self.steps.special(self._leaves)
         unit = min(run.unit, own.run.unit)
         side = side.replace(rates=own.run.rates[: len(run.rates)], unit=unit)
@@ -350,7 +361,6 @@ def _continues(rule: Rules, side: Side) -> bool:
     numbers = np.repeat(rule.numbers, size, 0)
     numbers[:, model.MOMENTUM] = 0.0
     rows = rule.take(np.zeros(size, int)).of(numbers)
-    keep, decay = 1 - numbers[:, model.DECAY], numbers[:, model.DECAY]
     low, high = np.full(size, -80.0), np.full(size, 80.0)
     later = _from(side, begin)
 
@@ -367,18 +377,15 @@ def _continues(rule: Rules, side: Side) -> bool:
         large = np.abs(made(middle, 1)[0]) > np.abs(steps[begin])
         low, high = np.where(large, middle, low), np.where(large, high, middle)
     found = made(low, len(steps) - begin)
-    del keep, decay
-    allowed = bounds_of(rule, side)
+    allowed = _bounds_of(rule, side)
     spare = np.abs(found - steps[begin:])
     room = LIMIT * 4 * (allowed[begin:] + momentum * np.roll(allowed, 1, 0)[begin:])
     room += np.abs(found) * np.abs(room[:1] / np.maximum(np.abs(found[:1]), 1e-300))
     return bool((spare <= room)[1:].all())
 
 
-def bounds_of(rule: Rules, side: Side) -> Array:
+def _bounds_of(rule: Rules, side: Side) -> Array:
     """What rounding may do to each change [T, N]."""
-    from ._sides import bounds
-
     return bounds(rule, side)[0]
 
 
@@ -410,6 +417,3 @@ def _unknown(theirs: Record, ours: Record) -> Explanation:
 def _steps(numbers: tuple[int, ...]) -> str:
     shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
     return f"step{'s' * (len(numbers) > 1)} {shown}"
-
-
-__all__ = ["Callable", "Explanation", "confirmed", "explanations"]

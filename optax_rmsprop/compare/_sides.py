@@ -1,17 +1,22 @@
 """What rules make of a run, leaf by leaf, and of two runs with numbers that both share."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
+from ..probe import _fit
 from ..probe import _model as model
-from ..probe._fit import fit
 from ..probe._model import DECAY, LAMBDA, LR, MOMENTUM, NUMBERS, Rules, Run
 from ..probe._search import LIMIT, free_numbers
 from ._records import Array
 
 COUNT = len(NUMBERS)
+
+# Least squares, on anything that has what a run has for it: changes, scale, valid and grads.
+fit: Callable[..., tuple[Any, Array, Array]] = cast(Any, _fit.fit)
+cost: Callable[..., Array] = cast(Any, _fit.cost)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +72,16 @@ def side_of(run: Run) -> Side:
 
 def changes(rules: Rules, side: Side) -> Array:
     """The change [B, T, N] that each hypothesis makes."""
-    of = (lambda r, x: model.simulate_rates(r, x)[0]) if side.solved else model.simulate
+    of = _at_solved_rates if side.solved else model.simulate
     result = of(rules, side.run)
     if side.plain.any() and (rules.kind != model.NO_DECAY).any():
         plain = side.run.columns(side.plain)
         result[..., side.plain] = of(rules.replace(kind=model.NO_DECAY), plain)
     return result * side.gain
+
+
+def _at_solved_rates(rules: Rules, run: Run) -> Array:
+    return model.simulate_rates(rules, run)[0]
 
 
 def bounds(rules: Rules, side: Side) -> Array:

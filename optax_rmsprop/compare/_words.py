@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..probe import _model as model
-from ..probe._model import BOUND, EPS, LAMBDA, NUMBERS
+from ..probe._model import BOUND, LAMBDA, NUMBERS
 from ._accounts import Leaf
 from ._moves import Explained
 from ._records import Array
@@ -99,8 +99,8 @@ def _rule_change(name: str, e: Explained, roles: Roles) -> Change:
         numbers = [rules.numbers[0, number] if x else 0.0
                    for x, rules in zip(values, (e.other, e.one), strict=True)]  # fmt: skip
         pair = roles.pair(*zip(values, map(_number, numbers), strict=True))
-        shown = [(words[x], number) for x, number in pair]
-        return Change(key, f"theirs has {theirs}, ours has {ours}", *shown)
+        before, after = [(words[x], number) for x, number in pair]
+        return Change(key, f"theirs has {theirs}, ours has {ours}", before, after)
     key, text = _FLAGS[name]
     theirs, ours = roles.pair(*values)
     who = ("theirs", "ours") if theirs else ("ours", "theirs")
@@ -123,7 +123,6 @@ def _number_change(name: str, e: Explained, roles: Roles) -> Change:
         text = f"{who} has momentum of {_short(max(values))}{kind}, {other} has none"
     if name == "eps" and all(values) and e.other.denominator[0] == e.one.denominator[0]:
         text += f" ({_PLACES[int(e.other.denominator[0])]})"
-    del i
     return Change(key, text, *roles.pair(*values))
 
 
@@ -147,11 +146,14 @@ def leaf_changes(other: dict[str, Leaf], one: dict[str, Leaf], roles: Roles) -> 
             found.append(
                 Change("weight_decay_of_leaf", text, *roles.pair(not plain, plain), leaves)
             )
-    gains = {n: a.gain / b.gain for n, (a, b) in pairs.items() if abs(a.gain - b.gain) > 1e-4}
+    gains: dict[str, float] = {
+        n: a.gain / b.gain for n, (a, b) in pairs.items() if abs(a.gain - b.gain) > 1e-4
+    }
     while gains:
         gain = next(iter(gains.values()))
         leaves = tuple(n for n, g in gains.items() if abs(g - gain) <= 1e-2 * abs(gain))
-        gains = {n: g for n, g in gains.items() if n not in leaves}
+        for name in leaves:
+            del gains[name]
         theirs = gain if roles.other == "theirs" else 1 / gain
         text = f"the rate of {_named(leaves)} is {_short(theirs)} times as large in theirs"
         found.append(Change("rate_of_leaf", text, _number(theirs), 1.0, leaves))
@@ -216,9 +218,7 @@ def schedule_change(
     return Change("schedule", text, *roles.pair(*rows), step=step)
 
 
-def _shifted(
-    other: Array, one: Array, by: int, scale: float | None
-) -> tuple[Array, float] | None:
+def _shifted(other: Array, one: Array, by: int, scale: float | None) -> tuple[Array, float] | None:
     """The rates of the one some steps later, times a factor, where both are known."""
     at = np.arange(len(one)) - by
     known = (at >= 0) & (at < len(one))
@@ -252,6 +252,3 @@ def _short(x: Any) -> str:
 
 def _named(leaves: tuple[str, ...]) -> str:
     return ", ".join(map(repr, leaves[:4])) + (", ..." if len(leaves) > 4 else "")
-
-
-__all__ = ["EPS", "Roles", "frozen_change", "leaf_changes", "rule_changes", "schedule_change"]
