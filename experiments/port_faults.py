@@ -219,7 +219,7 @@ def drawn(rng: np.random.Generator, seed: int, **fixed: Any) -> Training:
         "momentum": momentum,
         "nesterov": bool(momentum) and bool(rng.integers(2)),
         "rate_in_buffer": bool(rng.integers(2)),
-        "start": float(rng.choice([0.0, 0.0, 1.0])),
+        "start": float(rng.choice([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])),
         "centered": bool(rng.integers(4) == 0),
         "corrected": False,
         "weight_decay": weight,

@@ -275,16 +275,21 @@ def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
     options = [option for option in options if not option.caution]
     if stage == 2:  # the parts that did best by themselves
         options = sorted(options, key=lambda o: _promise(o, alone))[:3]
+    near = list[Fits]()
     for option in options:
         fits = explore(run, option, COARSE if stage else Grid(), 16 if stage else 72)
         if fits is None:
             continue
         alone[option] = float(fits.cost.min())
         found = _judged(fits, side)
-        if found is None and alone[option] < _PROMISING:
-            found = _judged(polished(fits, run), side)
         if found is not None:
             return found
+        near.append(fits)
+    for fits in sorted(near, key=lambda x: float(x.cost.min()))[:2]:
+        if fits.cost.min() < _PROMISING:
+            found = _judged(polished(fits, run), side)
+            if found is not None:
+                return found
     return None
 
 
