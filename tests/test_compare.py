@@ -247,8 +247,7 @@ def test_convolutions_of_another_framework_are_no_difference(x64):
     assert found.first is None and not found.causes
 
 
-def test_an_image_that_was_flattened_in_another_order(base):
-    params, grads = data(4)
+def test_an_image_that_was_flattened_in_another_order(x64):
     order = np.arange(15).reshape(3, 5).T.ravel()
     params, grads = {"w": np.arange(30.0).reshape(15, 2)}, {"w": np.ones((STEPS, 15, 2))}
     grads["w"] *= np.random.default_rng(0).normal(size=(STEPS, 15, 2))

@@ -78,6 +78,10 @@ class Steps:
         each = max(2, most // max(len(leaves), 1))
         return np.concatenate([self._spread(self.of(name), each) for name in leaves[:most]])
 
+    def wide(self) -> Array:
+        """Columns to fit on."""
+        return self.core(self.trained)
+
     def few(self) -> Array:
         """Columns to try hypotheses on."""
         core = self.core(self.trained)

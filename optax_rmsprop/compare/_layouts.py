@@ -44,7 +44,8 @@ def aligned(theirs: Record, ours: Record) -> Layout:
     }
     usual = {name: forced.get(ours.grads[name].ndim) or next(iter(views[name])) for name in names}
     usual = {n: axes if axes in views[n] else next(iter(views[n])) for n, axes in usual.items()}
-    chosen, order, changes, differ = dict[str, View](), dict[str, str](), list[Change](), []
+    chosen, order = dict[str, View](), dict[str, str]()
+    changes, differ = list[Change](), list[str]()
     notes = tuple(
         f"leaves of {ndim - 1} axes are compared with theirs' axes in the order {list(axes)}, "
         "which their shapes ask for"

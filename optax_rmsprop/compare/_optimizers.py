@@ -74,7 +74,7 @@ def _transformed(tx: Any, tree: Any, start: list[Array], grads: list[Array]) -> 
             return optax.apply_updates(p, updates), state
 
         for t in range(len(grads[0])):
-            p, state = step(p, state, tree.unflatten([jnp.asarray(g[t]) for g in grads]))
+            p, state = cast(Any, step)(p, state, tree.unflatten([jnp.asarray(g[t]) for g in grads]))
             rows.append([np.asarray(x) for x in jax.tree.leaves(p)])
     return rows
 

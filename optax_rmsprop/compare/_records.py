@@ -65,12 +65,13 @@ class Record:
 
         The second value is [N, 2]: the leaf of a column, and its place in the raveled leaf.
         """
-        steps, size = self.count, sum(x[0].size for x in self.params.values())
+        steps = self.count
+        size = int(sum(x[0].size for x in self.params.values()))
         stride = max(1, -(-steps * size // most))
         places = [
             np.stack([np.full(n, i), np.arange(0, n * stride, stride)], 1)
             for i, x in enumerate(self.params.values())
-            for n in [-(-x[0].size // stride)]
+            for n in [-(-int(x[0].size) // stride)]
         ]
         params, grads = (
             np.concatenate([
@@ -165,9 +166,13 @@ def held(x: Array, precision: str) -> Array:
         return x.astype(jnp.dtype(precision)).astype(float)
 
 
+def _given(rename: Mapping[str, str] | None) -> Mapping[str, str]:
+    return {} if rename is None else rename
+
+
 def paired(theirs: Record, ours: Record, rename: Rename) -> tuple[Record, Record]:
     """Both with the leaves' names of ours, in the same order, and as many steps."""
-    new = {name: rename(name) if callable(rename) else (rename or {}).get(name, name)
+    new = {name: rename(name) if callable(rename) else _given(rename).get(name, name)
            for name in theirs.names}  # fmt: skip
     if isinstance(rename, Mapping) and (unknown := sorted(rename.keys() - new.keys())):
         raise ValueError(f"compare.runs: rename has {unknown[0]!r}, which theirs has not")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -122,7 +122,7 @@ class _Task:
 
     def _both(self, side: Side, core: Array | None = None, wide: bool = False) -> Both:
         one, other = self.known, self.steps
-        chosen = (lambda steps: steps.core(steps.trained)) if wide else Steps.few
+        chosen = Steps.wide if wide else Steps.few
         own = one.side.columns(chosen(one.steps))
         return Both(own, side.columns(chosen(other) if core is None else core))
 
@@ -240,7 +240,7 @@ class _Task:
             coarse = check.replace(unit=UNITS[name])
             ratio = misfits(rule, coarse)
             gap = (changes(rule, check)[0] - check.run.changes) * check.run.valid
-            along: float = np.vdot(gap, check.run.changes) / max(
+            along = float(cast(Any, np.vdot(gap, check.run.changes))) / max(
                 np.linalg.norm(gap) * np.linalg.norm(check.run.changes), 1e-300
             )
             if ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01:
@@ -298,7 +298,7 @@ class _Task:
             return None
         step = int(bad[0])
         column = int(np.argmax(ratio[step]))
-        leaf, at = self.steps.columns[column]
+        leaf, at = (int(x) for x in self.steps.columns[column])
         name = self.steps.record.names[leaf]
         shape = self.steps.record.grads[name].shape[1:]
         gap = float(np.abs(changes(rule, side)[0] - run.changes)[step, column])
@@ -407,7 +407,7 @@ def _unknown(theirs: Record, ours: Record) -> Explanation:
         return Explanation()
     step = int(bad[0])
     column = int(np.argmax(gap[step] / (allowed[step] + 1e-300)))
-    leaf, at = steps[0].columns[column]
+    leaf, at = (int(x) for x in steps[0].columns[column])
     name = ours.names[leaf]
     index = tuple(map(int, np.unravel_index(at, ours.grads[name].shape[1:])))
     text = "neither run is that of an RMSprop, so that nothing can be said about the rule"

@@ -136,7 +136,7 @@ def frozen_change(who: str, leaves: tuple[str, ...], roles: Roles) -> Change:
 def leaf_changes(other: dict[str, Leaf], one: dict[str, Leaf], roles: Roles) -> tuple[Change, ...]:
     """What is special about leaves of the other, and of the one."""
     found = list[Change]()
-    names = dict.fromkeys([*other, *one])
+    names = [*other, *(name for name in one if name not in other)]
     pairs = {name: (other.get(name, Leaf()), one.get(name, Leaf())) for name in names}
     for plain in (True, False):
         leaves = tuple(n for n, (a, b) in pairs.items() if a.plain != b.plain and a.plain == plain)
