@@ -22,6 +22,7 @@ class Rule:
     kind: int
     clip: int
     caution: bool
+    alone: bool  # centred and corrected: the first step divides by |g|, not by √ε as Optax's
     lr: float
     decay: float
     eps: float
@@ -30,7 +31,6 @@ class Rule:
     weight: float
     bound: float
     box: float
-    biased_start: bool = False  # centred and corrected: the first step divides by √ε, as Optax's
     rate: str = ""  # how the call writes a rate that is no number
     largest_rate: float = 0.0  # of a schedule
 
@@ -44,7 +44,7 @@ class Rule:
             "l2": self.kind == model.L2, "decoupled": self.kind == model.DECOUPLED,
             "unscaled": self.kind == model.DECOUPLED_UNSCALED,
             "squared": self.kind == model.DECOUPLED_SQUARED,
-            "biased start": self.biased_start and self.centered and self.corrected,
+            "biased start": self.centered and self.corrected and not self.alone,
             "clip": self.clip in (model.CLIP_BEFORE, model.CLIP_AFTER) and self.kind != model.L2,
             "clip, l2": self.clip == model.CLIP_BEFORE and self.kind == model.L2,
             "l2, clip": self.clip == model.CLIP_AFTER and self.kind == model.L2,
@@ -255,6 +255,7 @@ def chain_of(rule: Rule) -> str:
     """The links of a rule, which no factory need have."""
     features = rule.features
     scale = "scale_by_stddev" if rule.centered else "scale_by_rms"
+    scale = f"optax.{scale}" if "biased start" in features else scale
     options = [repr(rule.decay), repr(rule.eps)]
     options += [f"initial_scale={rule.scale!r}"] * (rule.scale != 0)
     options += [f"eps_in_sqrt={_eps_in_sqrt(rule)}"] * (rule.denominator != model.INSIDE)

@@ -24,6 +24,8 @@ _FORMATS = {
 }
 # A memory this short is none: what is divided by is the gradient's own size.
 _LEAST_DECAY = 1e-6
+# Rates that differ by less are one.
+_CONSTANT = 1e-6
 
 
 def unit_of(values: Array) -> float:
@@ -57,7 +59,7 @@ def report(
     """The report of the rules that explain the data."""
     ranked: list[tuple[int, int, str, Rule, Finding]] = []
     for finding in findings:
-        for rule in members(finding.rule, constant_rate):
+        for rule in members(finding, constant_rate):
             rule = rule if written is None else written(rule)
             rank, call = next(calls(rule))
             ranked.append((rank, len(ranked), call, rule, finding))
@@ -71,8 +73,8 @@ def report(
             left[name] = values
     for *_, finding in ranked:
         for name, interval in finding.open.items():
-            old = left.get(name, interval)
-            left[name] = [min(old[0], interval[0]), max(old[-1], interval[-1])]
+            others = [x for x in left.get(name, []) if x is not None]
+            left[name] = [min([*others, *interval]), max([*others, *interval])]
     listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), contradictions or [],
@@ -103,7 +105,9 @@ def _same(values: list[Any]) -> bool:
 def nothing(contradictions: list[str], unit: float, error: float = float("inf")) -> Report:
     """The report of what is no RMSprop."""
     names = switches_of(
-        Rule(*[0, False, False, False, False, False, 0, 0, False], *[0.0] * len(NUMBERS)), "", True
+        Rule(*[0, False, False, False, False, False, 0, 0, False, True], *[0.0] * len(NUMBERS)),
+        "",
+        True,
     )
     rule = dict.fromkeys(names) | {"precision": PRECISIONS[unit]}
     return Report([], rule, {}, [], contradictions, error)
@@ -121,6 +125,11 @@ def degenerate(found: Fits, run: Run) -> list[str]:
     return texts[:1]
 
 
+def is_another(run: Run) -> bool:
+    """Whether an optimizer outside the family explains a run."""
+    return any(other.explains for other in others(run))
+
+
 def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list[str]:
     """Why nothing of the family explains a run, and what does."""
     named = [other for other in others(run) if other.explains]
@@ -130,7 +139,7 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
         return ["no step can be judged: parameters and gradients are not finite, or do not change"]
     rates = rates_that_explain(everything, run)
     if rates is not None:
-        step = int(np.argmax(np.abs(rates / rates[0] - 1) > 1e-6 + 1e3 * run.unit))
+        step = int(np.argmax(np.abs(rates / rates[0] - 1) > _CONSTANT + 1e3 * run.unit))
         return [
             f"the learning rate is not constant: at step {step} it is {rates[step] / rates[0]:.6g} "
             f"times that of step 0 ({rates[0]:.6g}); with learning_rates the rule can be named"
@@ -151,26 +160,26 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
     ]
 
 
-def rates_that_explain(fits: Fits, run: Run) -> Array | None:
+def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> Array | None:
     """The rate of each step, if some rule explains the run with rates that change."""
-    rows = np.argsort(fits.cost)[:12]
+    rows = np.argsort(fits.cost)[:most]
     rules = model.concatenate(
         [fits.rules.take(rows).replace(buffer=buffer) for buffer in (True, False)]
     )
     free = free_numbers(rules)
     free[:, LR] = False
-    rules, value, deviation = fit(
+    rules, value, _ = fit(
         lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 40
     )
-    order = np.argsort(value)[:1]
+    order = [int(np.argmin(value))]
     _, rates = model.simulate_rates(rules.take(order), run)
     solved = rules.take(order)
     numbers = solved.numbers.copy()
     numbers[:, LR] = 1.0
     tried = dataclasses.replace(run, rates=rates[0])
     largest, _ = misfit(solved.of(numbers), tried)
-    del deviation
-    return rates[0] if largest[0] <= LIMIT and np.ptp(rates[0]) > 0 else None
+    changes = np.abs(rates[0] / rates[0, 0] - 1) > _CONSTANT + 1e3 * run.unit
+    return rates[0] if largest[0] <= LIMIT and changes.any() else None
 
 
 def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> float:
@@ -185,16 +194,14 @@ def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> 
     return worst
 
 
-
-
 def fits_all(finding: Finding, run: Run) -> bool:
     """Whether a rule explains the steps that it was not fitted to as well."""
     # Errors of the fitted numbers add to those of rounding.
-    return bool(misfit(finding.rules, run)[0][0] <= 4 * LIMIT)
+    return bool(misfit(finding.rules, run)[0][0] <= 2 * LIMIT)
 
 
 def first_misfit(finding: Finding, run: Run) -> int:
     """The first step that a rule does not explain."""
     changes, bound = model.simulate_bounded(finding.rules, run)
-    wrong = (np.abs(changes - run.changes) > 4 * LIMIT * bound) & run.valid
+    wrong = (np.abs(changes - run.changes) > 2 * LIMIT * bound) & run.valid
     return int(np.argmax(wrong[0].any(1)))

@@ -1,6 +1,7 @@
 """The rule of a box that makes steps: designed gradients, and the same search."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -11,10 +12,24 @@ import optax
 
 from . import _conclude as conclude
 from . import _model as model
-from ._finish import finish
-from ._model import BOX, DECAY, EPS, LAMBDA, LR, SCALE, Array, Rules, Run
+from ._calls import Rule
+from ._finish import finish, shortest
+from ._model import Array, Rules, Run
 from ._report import Report
-from ._search import SHAPES, Fits, Option, best, explained, fitted, join, polished, search, started
+from ._search import (
+    RARE,
+    SHAPES,
+    Fits,
+    Option,
+    best,
+    explained,
+    fitted,
+    join,
+    polished,
+    refined,
+    search,
+    started,
+)
 
 Step: TypeAlias = Callable[[Array], Array]
 Start: TypeAlias = Callable[[Array], Step]
@@ -22,6 +37,8 @@ Start: TypeAlias = Callable[[Array], Step]
 # Few significant bits, so that every format holds the gradients exactly.
 _PATTERN = np.array([0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
 _MAGNITUDES = {2.0**-53: (-66, 30), 2.0**-24: (-52, 30), 2.0**-8: (-52, 30), 2.0**-11: (-10, 6)}
+_SMALL = 6  # entries of the first experiments
+_ASIDE = 2.0**-6  # where parameters begin that show weight decay
 _FORGETTING = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4)
 _MOMENTA = (0.0, 0.5, 0.9, 0.99)
 
@@ -105,6 +122,11 @@ class _Box:
     play: Play
     coupled: bool
     unit: float
+    falls: float = 0.0  # the rate is divided by 1 + falls·count
+
+    def rates(self, steps: int) -> Array:
+        """The rate of each step, relative to that of the first."""
+        return 1 / (1 + self.falls * np.arange(steps))
 
     def run(self, params: Array, gradients: Array) -> Run:
         """A run of each column by itself where the columns would disturb each other."""
@@ -113,42 +135,64 @@ class _Box:
             after, leaf = np.concatenate(columns, 1), np.arange(len(params))
         else:
             after, leaf = self.play(params, gradients), None
-        return model.run_of(after, gradients, None, leaf, self.unit)
+        return model.run_of(after, gradients, self.rates(len(gradients)), leaf, self.unit)
 
     def together(self, params: Array, gradients: Array) -> Run:
         """A run of all columns at once, as one leaf."""
-        return model.run_of(self.play(params, gradients), gradients, None, None, self.unit)
+        rates = self.rates(len(gradients))
+        return model.run_of(self.play(params, gradients), gradients, rates, None, self.unit)
 
 
-def _identified(play: Play) -> Report:
-    first = play(np.zeros(6), _gradients(6, 3, 0, (0, 0)))
+def _identified(play: Play, falls: float = 0.0) -> Report:
+    first = play(np.zeros(_SMALL), _gradients(_SMALL, 6, 0, (0, 0)))
     if not np.isfinite(first[1]).any():
         return conclude.nothing(["the first step gives no finite number"], 2.0**-53)
     if not (first[1:] != 0).any():
         return conclude.nothing(["the parameters do not change"], 2.0**-53)
     unit = conclude.unit_of(first[1:])
-    box = _Box(play, _couples(play, unit), unit)
-    sweep, long = _sweep(box), _long(box)
+    box = _Box(play, _couples(play, unit), unit, falls)
+    sweep, long, check = _sweep(box), _long(box), _check(box)
     found, everything, unit = _explained(box, sweep)
-    sweep, long = conclude.with_unit((sweep, long), unit)
-    check = conclude.with_unit(_check(box), unit)
-    if not len(found):
-        return conclude.nothing(_reasons(everything, sweep, long, check), unit)
-    none = conclude.degenerate(found, check)
-    if none:
-        return conclude.nothing(none, unit)
-    findings = finish(_of_all(found, box), (sweep, long))
-    agreeing = [f for f in findings if conclude.fits_all(f, check)]
-    if not agreeing:
-        return conclude.nothing(_reasons(everything, sweep, long, check), unit)
-    return conclude.report(
-        agreeing, unit, lambda finding: conclude.check_error(finding, (check,))
-    )
+    if not len(found) and not box.falls and not conclude.is_another(check):
+        falls = _falling(box, sweep)
+        if falls:
+            return _identified(play, falls)
+    sweep, long, check = conclude.with_unit((sweep, long, check), unit)
+    reasons = []
+    if len(found):
+        reasons = conclude.degenerate(found, check)
+        findings = [] if reasons else finish(_of_all(found, box), (sweep, long))
+        agreeing = [f for f in findings if conclude.fits_all(f, check)]
+        if agreeing:
+            return conclude.report(
+                agreeing, unit, lambda finding: conclude.check_error(finding, (check,)),
+                constant_rate=not box.falls,
+                written=(lambda rule: _falls(rule, box.falls)) if box.falls else None,
+            )  # fmt: skip
+    reasons = reasons or conclude.unexplained(everything, check, lambda i: f"entry {i}")
+    return conclude.nothing(reasons, unit)
 
 
-def _reasons(everything: Fits, sweep: Run, long: Run, check: Run) -> list[str]:
-    del sweep, long
-    return conclude.unexplained(everything, check, lambda column: f"entry {column}")
+def _falls(rule: Rule, falls: float) -> Rule:
+    """The rule with a rate that falls as 1 / (1 + falls·count)."""
+    text = f"dialects.InverseTime({rule.lr!r}, {falls!r})"
+    return dataclasses.replace(rule, rate=text, largest_rate=rule.lr)
+
+
+def _falling(box: _Box, sweep: Run) -> float:
+    """How fast the rate falls, if it falls as 1 / (1 + falls·count); else 0."""
+    few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2))
+    option = next(option for option in _options(box, sweep) if not option.rare)
+    rules, costs = _starts(few.steps(2), box, sweep, option)
+    rows = best(rules, costs, 2, 60)
+    fits = Fits(rules.take(rows), np.zeros(0), costs[rows], np.zeros(0))
+    rates = conclude.rates_that_explain(fits, few, 60)
+    if rates is None:
+        return 0.0
+    slowed = rates[0] / rates - 1
+    falls = shortest(slowed[-1] / (len(slowed) - 1), *(slowed[-1] / (len(slowed) - 1) * np.array(
+        [1 - 1e-6, 1 + 1e-6])))  # fmt: skip
+    return falls if np.allclose(slowed, falls * np.arange(len(slowed)), rtol=1e-4) else 0.0
 
 
 def _gradients(size: int, steps: int, seed: int, exponents: tuple[int, int]) -> Array:
@@ -160,23 +204,28 @@ def _gradients(size: int, steps: int, seed: int, exponents: tuple[int, int]) -> 
 
 
 def _couples(play: Play, unit: float) -> bool:
-    """Whether what happens to one entry depends on the gradients of another."""
-    gradients = _gradients(2, 6, 1, (0, 0))
+    """Whether what happens to one entry depends on the gradients of the others."""
+    gradients = _gradients(_SMALL, 6, 1, (0, 0))
     disturbed = gradients.copy()
-    disturbed[:, 1] *= -np.exp2(3 if unit == 2.0**-11 else 9) * np.sign(gradients[:, 0])
-    alone, other = (play(np.zeros(2), g)[:, 0] for g in (gradients, disturbed))
+    disturbed[:, 1:] *= -np.exp2(3 if unit == 2.0**-11 else 9)
+    disturbed[::2, 1:] *= -1
+    alone, other = (play(np.zeros(_SMALL), g)[:, 0] for g in (gradients, disturbed))
     return not np.allclose(alone, other, rtol=64 * unit, atol=0, equal_nan=True)
 
 
 def _sweep(box: _Box) -> Run:
-    """Ten steps at every magnitude, from parameters of 0 and from others."""
+    """Ten steps at every magnitude from parameters of 0, and at every second from ± `_ASIDE`.
+
+    The first gradients of these are those of the columns of the same magnitude that begin at 0.
+    """
     low, high = _MAGNITUDES[box.unit]
     count = high - low + 1
-    zeros = _gradients(count, 10, 2, (low, high))
-    others = _gradients(2 * (count // 3), 10, 3, (low, high))
-    start = np.concatenate([np.zeros(count), np.resize([1.0, -1.0, 2.0**-8, -(2.0**-8)],
-                                                       others.shape[1])])  # fmt: skip
-    return box.run(start, np.concatenate([zeros, others], 1))
+    zeros, others = _gradients(count, 10, 2, (low, high)), _gradients(count, 10, 3, (low, high))
+    aside = np.concatenate([others[:, ::2], -others[:, ::2]], 1)
+    aside[0] = np.tile(zeros[0, ::2], 2)
+    beside = np.repeat([_ASIDE, -_ASIDE], aside.shape[1] // 2)
+    start = np.concatenate([np.zeros(count), beside])
+    return box.run(start, np.concatenate([zeros, aside], 1))
 
 
 def _long(box: _Box) -> Run:
@@ -197,27 +246,29 @@ def _check(box: _Box) -> Run:
 def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     """What explains the sweep, all that was tried, and the unit by which it was judged."""
     tried: list[Fits] = []
+    few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2)).steps(6)
     for option in _options(box, sweep):
-        rules, costs = _starts(sweep, option)
-        rows = best(rules, costs, 2, 60)
-        early = fitted(rules.take(rows), sweep, 8)
-        rows = best(early.rules, early.cost, 1, 40)
-        fits = fitted(early.rules.take(rows), sweep, 30)
-        for fits in (fits, join([fits, polished(fits, sweep)])):
+        fits = refined(*_starts(few, box, sweep, option), few, sweep, 60)
+        if fits is None:
+            continue
+        found = explained(fits, sweep)
+        if not len(found):
+            fits = join([fits, polished(fits, sweep)])
             found = explained(fits, sweep)
-            if len(found):
-                return found, fits, sweep.unit
         tried.append(fits)
+        if len(found):
+            return found, join(tried), sweep.unit
+        if conclude.is_another(_middle(sweep)):
+            return found, join(tried), sweep.unit
     everything = join(tried)
     if sweep.unit == 2.0**-53:
         for unit in (2.0**-24, 2.0**-11, 2.0**-8):
             found = explained(everything, conclude.with_unit(sweep, unit))
             if len(found):
                 return found, everything, unit
-    found, more = search(_middle(sweep), _middle(sweep))
-    if len(found):
-        found = explained(fitted(found.rules, sweep, 60, found.free), sweep)
-    return found, join([everything, more]), sweep.unit
+    _, more = search(_middle(sweep), _middle(sweep))
+    everything = join([everything, polished(more, sweep)])
+    return explained(everything, sweep), everything, sweep.unit
 
 
 def _middle(sweep: Run) -> Run:
@@ -229,21 +280,15 @@ def _middle(sweep: Run) -> Run:
 
 def _options(box: _Box, sweep: Run) -> list[Option]:
     """What the first steps show of weight decay, clipping, caution, bounds and direction."""
-    still = sweep.params[0] == 0
+    still, valid = sweep.params[0] == 0, sweep.valid[0]
     sizes, change = np.abs(sweep.grads[0]), sweep.changes[0]
-    valid = sweep.valid[0]
     large = still & valid & (sizes >= np.median(sizes[still]))
     maximize = bool((np.sign(change[large]) == np.sign(sweep.grads[0, large])).mean() > 0.5)
-    held = np.abs(sweep.params[1:][sweep.valid[:]])
-    boxed = bool(
-        np.abs(sweep.params[1][valid & ~still]).max(initial=0) < 0.9
-        and np.isclose(held, held.max(initial=0), rtol=8 * sweep.unit).sum() > 5
-    )
-    kinds = _decays(box, sweep)
-    clipped = _clips(box)
-    kinds = kinds if clipped is None else kinds
+    held = np.abs(sweep.params[1:][sweep.valid])
+    boxed = bool(np.isclose(held, held.max(initial=0), rtol=8 * sweep.unit).sum() > 5)
+    clipped = len(_bounds(box)) > 0
     options = []
-    for kind in kinds:
+    for kind in _decays(sweep):
         signs = (maximize, not maximize) if kind == model.L2 else (maximize,)
         clips = [model.NO_CLIP]
         if clipped:
@@ -257,75 +302,82 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
             for caution in cautions
             if not (rare and (caution or clipped))
         ]
-    return sorted(options, key=lambda option: option.rare)
+    stopped = bool((still & valid & (change == 0)).any())  # as where ε is subtracted
+    return sorted(options, key=lambda option: option.rare != stopped)
 
 
-def _decays(box: _Box, sweep: Run) -> list[int]:
+def _aside(sweep: Run) -> tuple[Array, Array, Array]:
+    """First changes of the columns aside [2, n], of those at 0, and their gradients."""
+    count = int((sweep.params[0] == 0).sum())
+    change = np.where(sweep.valid[0], sweep.changes[0], np.nan)
+    return change[count:].reshape(2, -1), change[:count:2], np.abs(sweep.grads[0, :count:2])
+
+
+def _decays(sweep: Run) -> list[int]:
     """The kinds of weight decay that the first step allows."""
-    low, high = _MAGNITUDES[box.unit]
-    size = (high - low) // 2 + 1
-    gradients = np.abs(_gradients(size, 1, 7, (low, high)))
-    moved = []
-    for start in (0.0, 2.0**-6, -(2.0**-6)):
-        run = box.run(np.full(size, start), gradients)
-        moved.append(np.where(run.valid[0], run.changes[0], np.nan))
+    aside, still, _ = _aside(sweep)
     with np.errstate(all="ignore"):
-        rounding = 16 * box.unit * (np.abs(moved[0]) + 2.0**-6)
-        differences = [moved[1] - moved[0], moved[2] - moved[0]]
-    finite = np.isfinite(differences[0]) & np.isfinite(differences[1])
-    if all((np.abs(d[finite]) <= rounding[finite]).all() for d in differences):
+        rounding = 16 * sweep.unit * (np.abs(still) + _ASIDE)
+        seen = np.isfinite(still) & np.isfinite(aside).all(0)
+        difference, rounding = (aside - still)[:, seen], rounding[seen]
+    if (np.abs(difference) <= rounding).all():
         return [model.NO_DECAY]
-    first = differences[0][finite]
-    if np.ptp(first) <= 4 * rounding[finite].max():
+    if (np.ptp(difference, 1) <= 4 * rounding.max(initial=0)).all():
         return [model.DECOUPLED]
     return [model.L2, model.DECOUPLED]
 
 
-def _clips(box: _Box) -> bool:
-    """Whether of two large gradients the larger does as much: then their sizes are lost."""
-    top = np.exp2(_MAGNITUDES[box.unit][1])
-    gradients = np.array([[1.0, 1.0], [0.5, 0.25], [1.0, 0.5]]) * top
-    changes = box.run(np.zeros(2), gradients).changes
-    return bool(np.allclose(changes[:, 0], changes[:, 1], rtol=64 * box.unit, atol=0))
+def _weights(sweep: Run) -> Array:
+    """L2 decays to begin with: where one turns the first step around, it outweighs the gradient."""
+    aside, still, sizes = _aside(sweep)
+    with np.errstate(invalid="ignore"):
+        turned = sizes[(np.sign(aside) * np.sign(still) < 0).any(0)]
+    least = turned.max() if turned.size else sizes.min() / 16
+    return least / _ASIDE * np.array([1.0, 2.5])
 
 
-def _starts(sweep: Run, option: Option) -> tuple[Rules, Array]:
+def _bounds(box: _Box) -> Array:
+    """Bounds of clipping to begin with: above them, a gradient twice as large does as much."""
+    low, high = _MAGNITUDES[box.unit]
+    sizes = np.exp2(np.arange(low + 2, high + 1, 2.0))
+    gradients = np.concatenate([np.outer(row, sizes) for row in ([1, 0.5, 1], [0.5, 0.5, 0.25])], 1)
+    gradients = gradients.reshape(2, 3, -1)
+    run = box.run(np.zeros(2 * len(sizes)), np.concatenate(list(gradients), 1))
+    changes = np.where(run.valid, run.changes, np.nan)
+    same = np.isclose(*np.split(changes, 2, 1), rtol=64 * box.unit, atol=0).all(0)
+    if not same[-1]:
+        return np.zeros(0)
+    first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
+    return sizes[first] * np.array([0.25, 0.15, 0.08])
+
+
+def _starts(few: Run, box: _Box, sweep: Run, option: Option) -> tuple[Rules, Array]:
     """Numbers to begin with, from where the first step stops to depend on the gradient."""
-    crossing = _crossing(sweep)
-    parts = []
-    weights = np.exp2(np.arange(-40, 11, 3.0)) if option.kind == model.L2 else [0.0]
-    bounds = np.exp2(np.arange(-24, 25, 2.0)) if option.clip != model.NO_CLIP else [1.0]
-    several = len(weights) > 1 and len(bounds) > 1
-    forgetting = (0.3, 0.05, 3e-3) if several else _FORGETTING
-    box = np.abs(sweep.params[1:][sweep.valid]).max() if option.boxed else np.inf
-    from ._search import RARE
-
-    for denominator, centered, corrected in RARE if option.rare else SHAPES:
-        for keep in forgetting:
-            gain = keep * (1 - keep if centered else 1) / (keep if corrected else 1)
-            square = gain * crossing**2
+    crossing, threshold = _crossing(sweep)
+    weights = _weights(sweep) if option.kind == model.L2 else np.zeros(1)
+    bounds = _bounds(box) if option.clip != model.NO_CLIP else np.ones(1)
+    held = np.abs(sweep.params[1:][sweep.valid]).max() if option.boxed else np.inf
+    numbers, switches = [], []
+    for shape in RARE if option.rare else SHAPES:
+        denominator, centered, corrected, _ = shape
+        for keep in _FORGETTING:
+            size = threshold if denominator == model.SUBTRACTED else crossing
+            square = keep * size**2 * (1 - keep if centered else 1) / (keep if corrected else 1)
             inside = denominator in (model.INSIDE, model.SUBTRACTED)
-            epsilon = square if inside else np.sqrt(square)
-            for eps, scale in _splits(epsilon, square / (1 - keep)):
-                for weight in weights:
-                    for bound in bounds:
-                        numbers = np.zeros(len(model.NUMBERS))
-                        numbers[[LR, DECAY, EPS, SCALE]] = 1.0, 1 - keep, eps, scale
-                        numbers[[LAMBDA, model.BOUND, BOX]] = weight, bound, box
-                        parts.append((denominator, centered, corrected, numbers))
-    switches = [np.array(x) for x in zip(*[part[:3] for part in parts], strict=True)]
+            shares = _splits(square if inside else np.sqrt(square), square / (1 - keep))
+            for (eps, scale), weight, bound in itertools.product(shares, weights, bounds):
+                numbers.append((1.0, 1 - keep, eps, scale, 0.0, weight, bound, held))
+                switches.append(shape)
     rules = model.rules(
-        np.array([part[3] for part in parts]), *switches, maximize=option.maximize,
+        numbers, *np.array(switches)[:, :3].T, alone=np.array(switches)[:, 3],
+        maximize=option.maximize,
         kind=option.kind, clip=option.clip, caution=option.caution,
     )  # fmt: skip
     buffers = [
         (True, nesterov, momentum)
-        for momentum in _MOMENTA
-        for nesterov in (False, True)
-        if not (nesterov and (momentum == 0 or option.caution))
-        and not (option.caution and momentum == 0)
+        for momentum in (_MOMENTA[1:] if option.caution else _MOMENTA)
+        for nesterov in ((False,) if option.caution or not momentum else (False, True))
     ]
-    few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2 if len(rules) < 3000 else 4)).steps(6)
     chunk = max(1, 300_000 // few.grads.size)
     found = [
         started(rules.take(slice(i, i + chunk)), few, buffers) for i in range(0, len(rules), chunk)
@@ -339,15 +391,15 @@ def _splits(eps: float, scale: float) -> list[tuple[float, float]]:
             (1e-10 * eps, scale), (0.5 * eps, 0.5 * scale)]  # fmt: skip
 
 
-def _crossing(sweep: Run) -> float:
-    """The gradient above which the first step from 0 stops to grow with it."""
+def _crossing(sweep: Run) -> tuple[float, float]:
+    """The gradient above which the first step from 0 stops to grow, and the least that moves."""
     columns = np.flatnonzero((sweep.params[0] == 0) & sweep.valid[0] & (sweep.changes[0] != 0))
     size = np.abs(sweep.grads[0, columns])
     order = np.argsort(size)
     size, step = size[order], np.abs(sweep.changes[0, columns][order])
     slope, height = np.median(step[:3] / size[:3]), np.median(step[-3:])
-    crossing = height / slope
-    return float(np.clip(crossing, size[0] * 1e-3, size[-1] * 1e3))
+    crossing = np.clip(height / slope, size[0] * 1e-3, size[-1] * 1e3)
+    return float(crossing), float(0.7 * size[0])
 
 
 def _of_all(found: Fits, box: _Box) -> Fits:
@@ -359,5 +411,3 @@ def _of_all(found: Fits, box: _Box) -> Fits:
         )
         return dataclasses.replace(found, rules=rules)
     return found
-
-

@@ -11,7 +11,7 @@ from ._fit import Runs
 from ._model import (
     BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Array, Rules,
 )  # fmt: skip
-from ._search import LIMIT, Fits, explained, fitted, join, misfit
+from ._search import LIMIT, Fits, explained, fitted, join, misfit, weighed
 
 _NAMES = {
     LR: "learning_rate", DECAY: "decay", EPS: "eps", SCALE: "initial_scale",
@@ -28,30 +28,31 @@ class Finding:
     open: dict[str, list[float]]  # switch -> the least and the largest value that remain
 
 
-def finish(fits: Fits, runs: Runs, biased_start: bool = False) -> list[Finding]:
+def finish(fits: Fits, runs: Runs) -> list[Finding]:
     """Each hypothesis with as few numbers, and as short ones, as the data allow."""
+    runs = weighed(runs, fits.rules.take([int(np.argmin(fits.cost))]))
     fits = _without_idle_numbers(fitted(fits.rules, runs, 60, fits.free), runs)
     good = explained(fits, runs)
-    return [_finding(good.take([row]), runs, biased_start) for row in range(len(good))]
+    return [_finding(good.take([row]), runs) for row in range(len(good))]
 
 
 def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
-    """The hypotheses, and the same without each number that may be 0 or infinite."""
-    parts = [fits]
+    """The hypotheses, and the same without each of their numbers that may be 0 or infinite."""
     for number, absent in ((SCALE, 0.0), (MOMENTUM, 0.0), (BOX, np.inf)):
         rows = np.flatnonzero(fits.free[:, number])
         if len(rows):
             numbers = fits.rules.numbers[rows].copy()
             numbers[:, number] = absent
-            parts.append(fitted(fits.rules.take(rows).of(numbers), runs, 30))
+            fits = join([fits, fitted(fits.rules.take(rows).of(numbers), runs, 30)])
     for switch, absent in (("kind", model.NO_DECAY), ("clip", model.NO_CLIP)):
         rows = np.flatnonzero(getattr(fits.rules, switch) != absent)
         if len(rows):
-            parts.append(fitted(fits.rules.take(rows).replace(**{switch: absent}), runs, 30))
-    return join(parts)
+            fewer = fits.rules.take(rows).replace(**{switch: absent})
+            fits = join([fits, fitted(fewer, runs, 30)])
+    return fits
 
 
-def _finding(fit: Fits, runs: Runs, biased_start: bool) -> Finding:
+def _finding(fit: Fits, runs: Runs) -> Finding:
     left: dict[str, list[float]] = {}
     for number, name in _NAMES.items():
         if fit.free[0, number] and not fit.deviation[0, number] < 0.02:
@@ -65,14 +66,14 @@ def _finding(fit: Fits, runs: Runs, biased_start: bool) -> Finding:
             numbers = fit.rules.numbers.copy()
             numbers[:, EPS] = usual
             fit = dataclasses.replace(fit, rules=fit.rules.of(numbers))
-    return Finding(rule_of(fit.rules, biased_start), fit.rules, left)
+    return Finding(rule_of(fit.rules), fit.rules, left)
 
 
-def rule_of(rules: Rules, biased_start: bool = False) -> Rule:
+def rule_of(rules: Rules) -> Rule:
     """One hypothesis by name."""
     switches = rules.switches(0)
     values = [float(x) for x in rules.numbers[0]]
-    return Rule(*switches, *values, biased_start=biased_start)
+    return Rule(*switches, *values)
 
 
 def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, list[float]]:
@@ -127,7 +128,7 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
 
 def _shortened(fit: Fits, runs: Runs) -> Fits:
     """The shortest decimals that explain the data as well, the surest number first."""
-    limit = 4 * fit.cost[0] + (4 * _all(runs)[0].unit) ** 2
+    largest, mean = misfit(fit.rules, runs)
     for number in np.argsort(np.where(fit.free[0], fit.deviation[0], np.inf)):
         if not fit.free[0, number] or not fit.deviation[0, number] < 0.2:
             continue
@@ -138,7 +139,8 @@ def _shortened(fit: Fits, runs: Runs) -> Fits:
             numbers[0, number] = shortest(value, *_interval(value, width, number))
             free[0, number] = False
             tried = fitted(fit.rules.of(numbers), runs, 4, free)
-            if tried.cost[0] <= limit:
+            new_largest, new_mean = misfit(tried.rules, runs)
+            if new_largest <= max(largest, LIMIT) and new_mean <= max(1.5 * mean, 0.3):
                 fit = tried
                 break
     return fit
@@ -199,13 +201,27 @@ def switches_of(rule: Rule, precision: str, constant_rate: bool) -> dict[str, An
     }
 
 
-def members(rule: Rule, constant_rate: bool) -> list[Rule]:
-    """The rules that a constant rate does not tell apart: its place, and what a decay scales by."""
-    if not constant_rate:
-        return [rule]
+def members(finding: Finding, constant_rate: bool) -> list[Rule]:
+    """The rules that the data do not tell apart.
+
+    A constant rate shows neither its place nor what a decay scales by, and an ε as good as none
+    shows no denominator.
+    """
+    rule = finding.rule
     found = [rule]
+    interval = finding.open.get("eps", [1.0])
+    if interval[0] == 0 and rule.denominator in _POWERS:
+        found += [
+            _without_eps(rule, denominator, interval[1])
+            for denominator in _POWERS
+            if denominator != rule.denominator
+        ]
+    if not constant_rate:
+        return found
     if rule.momentum > 0:
-        found = [dataclasses.replace(rule, buffer=buffer) for buffer in (True, False)]
+        found = [
+            dataclasses.replace(r, buffer=buffer) for r in found for buffer in (True, False)
+        ]
     if rule.kind == model.DECOUPLED:
         weight = float(f"{rule.weight * rule.lr:.15g}")
         found += [
@@ -213,3 +229,14 @@ def members(rule: Rule, constant_rate: bool) -> list[Rule]:
         ]
     return found
 
+
+# ε inside the root is a square.
+_POWERS = {model.INSIDE: 2, model.OUTSIDE: 1, model.FLOOR: 1}
+
+
+def _without_eps(rule: Rule, denominator: int, highest: float) -> Rule:
+    """The rule with another denominator, and the usual ε of that where it is small enough."""
+    bound = highest ** (_POWERS[denominator] / _POWERS[rule.denominator])
+    rule = dataclasses.replace(rule, eps=0.0, denominator=denominator)
+    usual = default_eps(rule)
+    return dataclasses.replace(rule, eps=usual) if usual and usual <= bound else rule

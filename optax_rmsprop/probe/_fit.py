@@ -36,7 +36,9 @@ def residuals(simulate: Simulate, rules: Any, run: Runs) -> Array:
 
 def cost(simulate: Simulate, rules: Any, run: Runs, chunk: int = 2_000_000) -> Array:
     """The mean square of the residuals of each hypothesis."""
-    count = max(1, chunk // max(sum(r.grads.size for r in (run if isinstance(run, tuple) else (run,))), 1))
+    count = max(
+        1, chunk // max(sum(r.grads.size for r in (run if isinstance(run, tuple) else (run,))), 1)
+    )
     parts = [
         np.mean(np.minimum(residuals(simulate, rules.take(slice(i, i + count)), run) ** 2, 1e6), 1)
         for i in range(0, len(rules.numbers), count)
@@ -89,7 +91,8 @@ def fit(
             new[better],
             new_value[better],
         )
-        damping[rows] = np.where(better, damping[rows] / 8, np.minimum(damping[rows] * 6, 1e8))
+        eased = np.maximum(damping[rows] / 8, 1e-12)
+        damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
         small = np.abs(move).max(1) < 1e-13
         alive[rows] &= ~(small | (value[rows] == 0) | (~better & (damping[rows] > 1e6)))
     numbers = _of_free(numbers, x, free, logits)
@@ -109,7 +112,7 @@ def _deviation(jacobian: Array, value: float, free: Array) -> Array:
         normal = jacobian[:, seen] / length[seen]
         values, vectors = np.linalg.eigh(normal.T @ normal)
         blind = (np.abs(vectors[:, values < _BLIND]) > 1e-3).any(1)
-        spread = max(value, np.finfo(float).eps ** 2) * len(jacobian)
+        spread = max(value, 1e-32) * len(jacobian)
         spread /= max(len(jacobian) - len(seen), 1)
         variance = (vectors**2 / np.maximum(values, _BLIND)).sum(1) * spread
         result[seen] = np.where(blind, np.inf, np.sqrt(variance) / length[seen])

@@ -81,7 +81,7 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     seen = run.steps(min(len(run.grads) - held, _STEPS))
     columns = _chosen(seen)
     small = seen.columns(columns)
-    found, everything = search(small, _whole(seen))
+    found, everything = search(small, _whole(seen), lambda: conclude.is_another(small))
     runs = run.steps(min(len(run.grads), 8 * _STEPS)).columns(columns)
     if not len(found) and unit == 2.0**-53:
         found, coarse = _coarser(everything, small)
@@ -110,7 +110,8 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
         scale = checked[0].rule.lr
         if abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:
             return conclude.nothing(
-                [f"the steps are those of {scale:.6g} times the learning_rates that are given"], unit
+                [f"the steps are those of {scale:.6g} times the learning_rates that are given"],
+                unit,
             )
     return conclude.report(
         checked, unit, lambda finding: conclude.check_error(finding, (runs,), start),
@@ -177,7 +178,9 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
         trees = [jax.tree_util.tree_flatten_with_path(tree) for tree in data]
         for i, (_, structure) in enumerate(trees):
             if structure != trees[0][1]:
-                raise ValueError(f"identify_log: {argument}[{i}] is another tree than {argument}[0]")
+                raise ValueError(
+                    f"identify_log: {argument}[{i}] is another tree than {argument}[0]"
+                )
         leaves = {
             _path(path): [_numeric(argument, _path(path), flat[j][1]) for flat, _ in trees]
             for j, (path, _) in enumerate(trees[0][0])
@@ -250,5 +253,3 @@ def _whole(run: Run) -> Run | None:
         if sum(counts[kept]) + counts[leaf] <= _WHOLE:
             kept.append(int(leaf))
     return run.columns(np.isin(run.leaf, kept)) if kept else None
-
-

@@ -6,6 +6,7 @@ errors do not add up along a run, and a weight decay sees what it saw.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -36,23 +37,29 @@ class Run:
     leaf_norm: Array  # [T, N]: of the gradient of the leaf of each column
     norm: Array  # [T, 1]: of all gradients
     unit: float = 2.0**-53  # the unit roundoff of the run
+    rounding: Array | None = None  # [T, N]: what it may do to a change, where a rule is at hand
 
-    @property
+    @functools.cached_property
     def changes(self) -> Array:
         """What each step did to the parameters."""
         return self.params[1:] - self.params[:-1]
 
-    @property
+    @functools.cached_property
     def scale(self) -> Array:
         """What a residual is measured by: the change, and what rounding leaves of it."""
-        tiny = np.finfo(float).tiny
-        return np.abs(self.changes) + np.abs(self.params[1:]) / 16 + tiny
+        if self.rounding is not None:
+            return self.rounding
+        size = np.abs(self.changes) * self.valid
+        largest = size.max(0, initial=0.0)
+        floor = 1e-3 * largest + 1e-12 * largest.max(initial=0.0) + 1e-150
+        return np.maximum(size, floor) + np.abs(self.params[1:]) / 16
 
     def steps(self, stop: int) -> "Run":
         """The first steps."""
         return dataclasses.replace(
             self, params=self.params[: stop + 1], grads=self.grads[:stop], rates=self.rates[:stop],
             valid=self.valid[:stop], leaf_norm=self.leaf_norm[:stop], norm=self.norm[:stop],
+            rounding=None,
         )  # fmt: skip
 
     def columns(self, chosen: Any) -> "Run":
@@ -60,7 +67,7 @@ class Run:
         return dataclasses.replace(
             self, params=self.params[:, chosen], grads=self.grads[:, chosen],
             leaf=self.leaf[chosen], valid=self.valid[:, chosen],
-            leaf_norm=self.leaf_norm[:, chosen],
+            leaf_norm=self.leaf_norm[:, chosen], rounding=None,
         )  # fmt: skip
 
 
@@ -95,6 +102,7 @@ class Rules:
     kind: Array  # of weight decay
     clip: Array
     caution: Array
+    alone: Array  # centred and corrected: the first gradient is divided by itself, not by √ε
     numbers: Array
 
     def __len__(self) -> int:
@@ -133,11 +141,14 @@ def rules(
     kind: Any = NO_DECAY,
     clip: Any = NO_CLIP,
     caution: Any = False,
+    alone: Any = True,
 ) -> Rules:
     """Hypotheses from numbers [B, n] and switches, which are broadcast."""
     numbers = np.atleast_2d(np.asarray(numbers, float))
-    given = (denominator, centered, corrected, buffer, nesterov, maximize, kind, clip, caution)
-    types = (int, bool, bool, bool, bool, bool, int, int, bool)
+    given = (
+        denominator, centered, corrected, buffer, nesterov, maximize, kind, clip, caution, alone
+    )  # fmt: skip
+    types = (int, bool, bool, bool, bool, bool, int, int, bool, bool)
     switches = (
         np.broadcast_to(np.asarray(x, t), len(numbers)) for x, t in zip(given, types, strict=True)
     )
@@ -178,14 +189,15 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
 
     With `errors` the third value is a bound of the rounding of the second.
     """
-    _, decay, eps, initial, _, _, bound, _ = (x[:, None] for x in rules.numbers.T)
+    _, decay, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
     keep, unit, tiny = 1 - decay, run.unit, np.finfo(float).tiny
-    g, coupled = _gradients(rules, run, bound)
+    g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None
     centered, corrected = rules.centered[:, None], rules.corrected[:, None]
     any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
+    alone = (rules.alone & rules.centered & rules.corrected)[:, None]
     kinds = [(k, np.flatnonzero(rules.denominator == k)) for k in np.unique(rules.denominator)]
     square = np.broadcast_to(initial, shape).astype(float)
     mean, e_square, e_mean = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -206,6 +218,8 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
                 e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
         square = new
         sq = np.where(corrected, square / after, square) if any_corrected else square
+        if any_corrected and any_centered and t == 0:
+            sq = np.where(alone & (sq == 0), x * x, sq)
         root = np.sqrt(sq)
         denominator = np.empty(shape)
         for k, rows in kinds:
@@ -219,10 +233,15 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
                 e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
             e_sq = np.where(corrected, e_sq / after, e_sq)
             e_root = e_sq / (root + np.sqrt(e_sq) + tiny)
-            inside = (rules.denominator == INSIDE)[:, None]
+            inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
             e_den = np.where(inside, e_sq / (2 * denominator), e_root) / denominator
-            relative = 3 * unit + np.minimum(e_den, 1.0)
-            error[:, t] = np.abs(u[:, t]) * relative + e_g / denominator
+            relative = 3 * unit + np.where(
+                e_den < 0.5, e_den / (1 - np.minimum(e_den, 0.5)), np.inf
+            )
+            # Rounding decides whether anything is left to divide by.
+            edge = (rules.denominator == SUBTRACTED)[:, None] & (np.abs(sq - eps) <= 4 * e_sq)
+            bound = np.abs(u[:, t]) * relative + e_g / denominator
+            error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
 
 

@@ -6,6 +6,7 @@ pairs and triples, and only as long as nothing explains the run.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,23 @@ from ._model import (
     BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Array, Rules, Run, concatenate,
 )  # fmt: skip
 
-SHAPES = list(
-    itertools.product((model.INSIDE, model.OUTSIDE, model.FLOOR), (False, True), (False, True))
-)
-RARE = [(model.SUBTRACTED, True, False), (model.BOTH, False, False), (model.BOTH, True, False)]
+_DENOMINATORS = (model.INSIDE, model.OUTSIDE, model.FLOOR)
+# Denominator, centred, bias-corrected, and whether a first gradient alone is divided by itself.
+SHAPES = [
+    (denominator, centered, corrected, alone)
+    for denominator in _DENOMINATORS
+    for centered in (False, True)
+    for corrected in (False, True)
+    for alone in ((True, False) if centered and corrected else (True,))
+]
+RARE = [
+    (model.SUBTRACTED, True, False, True),
+    (model.BOTH, False, False, True),
+    (model.BOTH, True, False, True),
+]
 # Above this a residual is no rounding: the bound of the error analysis, and room for another order
 # of the same operations.
-LIMIT = 2.0
+LIMIT = 4.0
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _NEAR = 1e-5
 
@@ -113,7 +124,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
     weights, bounds, box = _weights(run, option), _bounds(run, option), _box(run, option)
     values = (grid.forgetting, grid.heights, grid.scales, weights, bounds)
     keep, height, first, weight, bound = np.array(list(itertools.product(*values))).T
-    for denominator, centered, corrected in RARE if option.rare else SHAPES:
+    for denominator, centered, corrected, alone in RARE if option.rare else SHAPES:
         amplitude = size * height * (1 if corrected else np.sqrt(1 - (1 - keep) ** 5))
         squared = denominator in (model.INSIDE, model.SUBTRACTED)
         numbers = np.zeros((len(keep), len(model.NUMBERS)))
@@ -232,7 +243,11 @@ def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
     if not option.caution:
         sizes = np.argsort(np.abs(short.grads).max(0, initial=0))
         few = short.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, 16).astype(int)]))
-    rules, costs = starts(few, option, grid)
+    return refined(*starts(few, option, grid), short, run, most)
+
+
+def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits | None:
+    """The best of the starts fitted, to a part of the run first."""
     rows = best(rules, costs, 2, most)
     if not len(rows):
         return None
@@ -247,13 +262,22 @@ def polished(fits: Fits, run: Run) -> Fits:
     near = np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32))
     rows = near[np.argsort(fits.cost[near], kind="stable")][:6]
     rules = fits.rules.take(rows)
-    variants = [rules.replace(denominator=k) for k in (model.INSIDE, model.OUTSIDE, model.FLOOR)]
+    variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
     rare = rules.take(rules.denominator > model.FLOOR)
     rules = concatenate([*variants, rare])
     seeded = [_seeded(rules, EPS, run)]
     if (rules.numbers[:, SCALE] > 0).any():
         seeded.append(_seeded(seeded[0].take(rules.numbers[:, SCALE] > 0), SCALE, run))
-    return fitted(concatenate([fits.rules.take(rows), *seeded]), run, 80)
+    last = fitted(concatenate([fits.rules.take(rows), *seeded]), weighed(run, rules.take([0])), 80)
+    return dataclasses.replace(last, cost=cost(model.simulate, last.rules, run))
+
+
+def weighed(runs: Runs, rules: Rules) -> Any:
+    """The runs, whose residuals are measured by what rounding does to this hypothesis."""
+    if isinstance(runs, tuple):
+        return tuple(weighed(run, rules) for run in runs)
+    _, bound = model.simulate_bounded(rules, runs)
+    return dataclasses.replace(runs, rounding=np.nan_to_num(bound[0], nan=np.inf) + 1e-300)
 
 
 def _seeded(rules: Rules, number: int, run: Run) -> Rules:
@@ -299,7 +323,7 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     parts = []
     for run in runs if isinstance(runs, tuple) else (runs,):
         changes, bounds = model.simulate_bounded(rules, run)
-        ratio = np.abs(changes - run.changes) / (bounds + np.finfo(float).tiny)
+        ratio = np.abs(changes - run.changes) / (bounds + 1e-300)
         ratio = np.where(run.valid, ratio, 0.0).reshape(len(rules), -1)
         parts.append(np.nan_to_num(ratio, nan=np.inf))
     ratio = np.concatenate(parts, 1)
@@ -338,15 +362,20 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
     return switches[0] == switches[1]
 
 
-def search(run: Run, whole: Run | None = None) -> tuple[Fits, Fits]:
+def search(
+    run: Run, whole: Run | None = None, elsewhere: Callable[[], bool] = lambda: False
+) -> tuple[Fits, Fits]:
     """The hypotheses that explain the run, and all that were fitted.
 
     `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
-    well by themselves are tried together first.
+    well by themselves are tried together first, and none where `elsewhere` says that another
+    optimizer explains the run.
     """
     everything: list[Fits] = []
     alone: dict[Option, float] = {}
     for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
+        if i == 1 and elsewhere():
+            break
         order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
         for option in order:
             data = whole if option.caution else run
