@@ -294,7 +294,7 @@ def test_an_update_that_is_skipped(base):
 
 
 def test_a_state_that_begins_anew(base):
-    params, grads = data(4)
+    _, grads = data(4)
     tx = dialects.torch(**TORCH)
     half = {n: g[8:] for n, g in grads.items()}
     later = {n: np.concatenate([g, g]) for n, g in half.items()}

@@ -166,14 +166,15 @@ def held(x: Array, precision: str) -> Array:
         return x.astype(jnp.dtype(precision)).astype(float)
 
 
-def _given(rename: Mapping[str, str] | None) -> Mapping[str, str]:
-    return {} if rename is None else rename
+def _renamed(names: Mapping[str, str] | None) -> Callable[[str], str]:
+    given = dict(names or {})
+    return lambda name: given.get(name, name)
 
 
 def paired(theirs: Record, ours: Record, rename: Rename) -> tuple[Record, Record]:
     """Both with the leaves' names of ours, in the same order, and as many steps."""
-    new = {name: rename(name) if callable(rename) else _given(rename).get(name, name)
-           for name in theirs.names}  # fmt: skip
+    renamed = rename if callable(rename) else _renamed(rename)
+    new = {name: renamed(name) for name in theirs.names}
     if isinstance(rename, Mapping) and (unknown := sorted(rename.keys() - new.keys())):
         raise ValueError(f"compare.runs: rename has {unknown[0]!r}, which theirs has not")
     back = {value: key for key, value in new.items()}

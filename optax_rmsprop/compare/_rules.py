@@ -140,12 +140,15 @@ class _Task:
 
     def _alone(self, side: Side) -> Iterator[Changes]:
         """One change of the rule, or of leaves or steps at the same rule."""
-        special = [*self._leafwise(self.known.rules), *self._restarted(), *self._carried()]
+        special = [*self._leafwise(self.known.rules), *self._restarted()]
         yield from special
         if special:
             return
-        for e in self._held(single(self.known.rules, self._both(side)), side):
+        found = self._held(single(self.known.rules, self._both(side)), side)
+        for e in found:
             yield rule_changes(e, self.roles)
+        if not found:  # a state that is any explains more, and comes last
+            yield from self._carried()
 
     def _leafwise(self, rules: Rules) -> Iterator[Changes]:
         """Leaves that are special in the other, and not in the one."""
