@@ -249,7 +249,8 @@ def roots(tree: ast.Module) -> list[str]:
 
 def test_one_module_takes_a_root():
     rooted = {name for name, path in MODULES.items() if roots(parsed(path))}
-    assert rooted == {"_rule"}
+    # What reads a recorded run has the rules in NumPy, and makes no update.
+    assert {name for name in rooted if not name.startswith(("probe.", "compare."))} == {"_rule"}
 
 
 def test_the_search_for_roots_can_fail():
