@@ -67,7 +67,7 @@ FLOORS = {
     "recording": 11,
     "retuning": 11,
     "probe._model": 11,
-    "probe._calls": 11,
+    "probe._calls": 12,
     "probe._report": 11,
     "probe._frameworks": 11,
     "probe._fit": 12,
