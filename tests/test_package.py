@@ -64,10 +64,10 @@ FLOORS = {
     "interop.torch": 9,
     "interop.transfer": 9,
     "interop": 10,
-    "recording": 10,
-    "retuning": 10,
+    "recording": 11,
+    "retuning": 11,
     "probe._model": 11,
-    "probe._calls": 11,
+    "probe._calls": 12,
     "probe._report": 11,
     "probe._frameworks": 11,
     "probe._fit": 12,
@@ -92,22 +92,22 @@ FLOORS = {
     "compare._compare": 25,
     "compare": 26,
     "__init__": 27,
-    "cli._guard": 12,
-    "cli._calls": 13,
-    "cli._saved": 14,
-    "cli._provenance": 15,
-    "cli._ours": 16,
-    "cli._keras": 16,
-    "cli._tensorflow": 16,
-    "cli._torch": 16,
-    "cli._inspect": 17,
-    "cli._open": 17,
-    "cli._layouts": 17,
-    "cli._convert": 18,
-    "cli._show": 18,
-    "cli._commands": 19,
-    "cli": 20,
-    "__main__": 21,
+    "cli._guard": 32,
+    "cli._calls": 33,
+    "cli._saved": 34,
+    "cli._provenance": 35,
+    "cli._ours": 36,
+    "cli._keras": 36,
+    "cli._tensorflow": 36,
+    "cli._torch": 36,
+    "cli._inspect": 37,
+    "cli._open": 37,
+    "cli._layouts": 37,
+    "cli._convert": 38,
+    "cli._show": 38,
+    "cli._commands": 39,
+    "cli": 40,
+    "__main__": 41,
 }
 OUTSIDE = {"jax", "optax", "numpy"}
 # Those of the extra, which nothing that is imported with the package may import.
@@ -249,7 +249,8 @@ def roots(tree: ast.Module) -> list[str]:
 
 def test_one_module_takes_a_root():
     rooted = {name for name, path in MODULES.items() if roots(parsed(path))}
-    assert rooted == {"_rule"}
+    # What reads a recorded run has the rules in NumPy, and makes no update.
+    assert {name for name in rooted if not name.startswith(("probe.", "compare."))} == {"_rule"}
 
 
 def test_the_search_for_roots_can_fail():
