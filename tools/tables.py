@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from tools import site
+from tools import packaged, site
 from tools.environment import write_text
 from tools.truth import KNOWN, REQUIRED, ROWS, Row
 
@@ -192,9 +192,10 @@ def page() -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write them, and the table that the package has."""
     write_text(PAGE, page())
     write_text(SCRIPT, site.script())
+    write_text(packaged.FILE, packaged.frameworks())
 
 
 if __name__ == "__main__":

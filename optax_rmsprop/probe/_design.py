@@ -228,10 +228,9 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
             found = explained(everything, conclude.with_unit(sweep, unit))
             if len(found):
                 return found, everything, unit
-    found, more = search(_middle(sweep), _middle(sweep))
-    if len(found):
-        found = explained(fitted(found.rules, sweep, 60, found.free), sweep)
-    return found, join([everything, more]), sweep.unit
+    _, more = search(_middle(sweep), _middle(sweep))
+    everything = join([everything, polished(more, sweep)])
+    return explained(everything, sweep), everything, sweep.unit
 
 
 def _middle(sweep: Run) -> Run:
