@@ -56,6 +56,8 @@ def rule(**switches: Any) -> Rule:
             values[name] = bool(values[name])
     else:
         values |= dict.fromkeys(("rate_in_buffer", "nesterov", "caution"))
+    if values["weight_decay_kind"] == "none":
+        values["weight_decay"] = 0.0
     if values["clip_value"] is None or values["weight_decay_kind"] != "l2":
         values["clip_before_decay"] = None
     return Rule("", values, clip_norm, clip_weights)
@@ -355,6 +357,4 @@ def _among(value: Any, remaining: list[Any], relative: float) -> bool:
     numbers = [x for x in remaining if isinstance(x, float)]
     if not isinstance(value, float) or len(numbers) < 2:
         return False
-    return bool(
-        min(numbers) * (1 - 1e-6) - 1e-300 <= value <= max(numbers) * (1 + 1e-6)
-    )
+    return bool(min(numbers) * (1 - 1e-6) - 1e-300 <= value <= max(numbers) * (1 + 1e-6))
