@@ -9,8 +9,11 @@ from tools.recorded import NAMES, RECORDS, inputs, recorded, rounded
 
 DENOMINATORS = {"inside": "inside", "outside": "outside", "max": "floor", "inside_minus": "other"}
 DECAYS = {
-    "none": "none", "coupled_l2": "l2", "decoupled": "decoupled", "decoupled_corrected": "decoupled",
-}  # fmt: skip
+    "none": "none",
+    "coupled_l2": "l2",
+    "decoupled": "decoupled",
+    "decoupled_corrected": "decoupled",
+}
 
 # What no rule of the family gives: the report has no call.
 NO_RULE = {
@@ -99,5 +102,5 @@ def test_what_has_no_rule_has_no_call(name):
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_runs_are_refused(name):
     _, params, grads, rates = log_of(name)
-    with pytest.raises(TypeError, match="identify_log: params .*complex"):
+    with pytest.raises(TypeError, match=r"identify_log: params .*complex"):
         probe.identify_log(params, grads, rates)

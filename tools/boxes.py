@@ -63,14 +63,14 @@ def rule(**switches: Any) -> Rule:
     return Rule("", values, clip_norm, clip_weights)
 
 
-def box(rule: Rule, dtype: Any = np.float64, rates: Any = None) -> Start:
-    """The rule as `start(params) -> step`, computed in `dtype`."""
+def box(rule: Rule, dtype: Any = np.float64, rates: Any = None, stored: Any = None) -> Start:
+    """The rule as `start(params) -> step`, computed in `dtype`, with parameters kept in `stored`."""
     s, kind = rule.switches, np.dtype(dtype).type
     numbers = ("decay", "eps", "momentum", "weight_decay")
     decay, eps, mu, weight = (kind(s[name]) for name in numbers)
 
     def start(params: Array) -> Callable[[Array], Array]:
-        p = params.astype(dtype)
+        p = params.astype(stored or dtype).astype(dtype)
         nu = np.full_like(p, s["initial_scale"])
         mean, buffer = np.zeros_like(p), np.zeros_like(p)
         count = 0
@@ -97,6 +97,7 @@ def box(rule: Rule, dtype: Any = np.float64, rates: Any = None) -> Start:
             p = p - u - shrink
             if rule.clip_weights is not None:
                 p = np.clip(p, -kind(rule.clip_weights), kind(rule.clip_weights))
+            p = p.astype(stored or dtype).astype(dtype)
             return p
 
         return step
