@@ -213,7 +213,10 @@ def lookup(rng):
             chain(optax.normalize_by_update_norm(), optax.sgd(lr)), "normalized SGD", {"lr": lr}
         ),
         "sign": (optax.sign_sgd(lr), "sign descent", {"lr": lr}),
-        "signum": (optax.signum(lr, b1), signum, {"lr": lr}),
+        "signum": (
+            chain(optax.ema(b1, debias=False), optax.scale_by_sign(), optax.scale(-lr)), signum,
+            {"lr": lr},
+        ),
         "lion": (optax.lion(lr, b1, b2, weight_decay=0.0), "Lion", {"lr": lr}),
         "lion_decay": (
             optax.lion(lr, b1, b2, weight_decay=decay), "Lion", {"lr": lr, "weight_decay": decay}

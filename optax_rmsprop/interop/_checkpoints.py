@@ -47,7 +47,7 @@ def entries_of(
     found = [match for match in found if (match["optimizer"] or "") == prefix]
     numbered = sorted((m for m in found if m.re is _NUMBERED), key=lambda m: int(m["number"]))
     slots = [match for match in found if match.re is _SLOT]
-    full = _full_names(function, variables.get(_GRAPH, b""))
+    full = full_names(function, variables.get(_GRAPH, b""))
 
     entries = dict[Any, str]()
     for name, label in _SCALARS.items():
@@ -81,7 +81,7 @@ def _one(function: str, found: set[str], optimizer: str | None) -> str:
     return optimizer
 
 
-def _full_names(function: str, graph: Any) -> dict[str, str]:
+def full_names(function: str, graph: Any) -> dict[str, str]:
     """The full name of each key: of TrackableObjectGraph.nodes.attributes, fields 2 and 3."""
     try:
         data = getattr(graph, "item", lambda: graph)()  # bytes, or an array that holds them

@@ -90,7 +90,7 @@ def from_keras(
         >>> print(state[0].nu["w"], state[2].trace["w"])  # a trace holds minus the steps
         [1. 2.] [-0.5 -0. ]
     """
-    found = _variables("from_keras", variables, names, states.quantities(like), optimizer)
+    found = variables_of("from_keras", variables, names, states.quantities(like), optimizer)
     return states.from_variables("from_keras", found, like, convert, count, learning_rate, momentum)
 
 
@@ -136,7 +136,7 @@ def to_keras(
         o/w_velocity [4.]
         o/w_momentum [1.]
     """
-    found = _variables("to_keras", like, names, states.quantities(state), optimizer)
+    found = variables_of("to_keras", like, names, states.quantities(state), optimizer)
     result = states.to_variables("to_keras", found, state, convert, learning_rate, momentum)
     result = {
         key: new(f"to_keras: {key!r}", x, found.values[key].dtype) for key, x in result.items()
@@ -144,9 +144,10 @@ def to_keras(
     return list(result.values()) if all(str(key).isdigit() for key in result) else result
 
 
-def _variables(
+def variables_of(
     function: str, variables: Any, names: Any, has: set[str], optimizer: str | None
 ) -> states.Variables:
+    """What each variable of an optimizer holds, and of which parameter."""
     given = _checked(function, names)
     labels, in_order = _labels(function, variables, optimizer)
     values = {

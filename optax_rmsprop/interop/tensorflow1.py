@@ -57,7 +57,7 @@ def from_tensorflow1(
         >>> print(state[0].count, state[0].nu["w"], state[2].trace["w"])
         7 [1.] [-0.5]
     """
-    found = _variables("from_tensorflow1", variables, states.quantities(like), slot)
+    found = variables_of("from_tensorflow1", variables, states.quantities(like), slot)
     if "trace" not in states.quantities(like):
         # TensorFlow has the slot without momentum too; it holds the last step, which nothing reads.
         found = _without(found, _steps(found))
@@ -101,7 +101,7 @@ def to_tensorflow1(
         array([0.5])
     """
     has = states.quantities(state)
-    found = _variables("to_tensorflow1", like, has, slot)
+    found = variables_of("to_tensorflow1", like, has, slot)
     # TensorFlow has the slot without momentum too, and multiplies it by 0; a new one starts at 0.
     idle = set[str]() if "trace" in has else _steps(found)
     blank = {key: np.zeros_like(found.values[key]) for key in idle}
@@ -114,7 +114,10 @@ def to_tensorflow1(
     return {key: slots.get(key, np.array(x)) for key, x in like.items()}
 
 
-def _variables(function: str, variables: Any, has: set[str], slot: str | None) -> states.Variables:
+def variables_of(
+    function: str, variables: Any, has: set[str], slot: str | None
+) -> states.Variables:
+    """What each slot of an optimizer holds, and of which variable."""
     by_name = states.as_mapping(variables)
     if by_name is None or not all(isinstance(k, str) for k in cast("Iterable[Any]", by_name)):
         raise TypeError(f"{function}: expected variables by name, got {states.shown(variables)}")

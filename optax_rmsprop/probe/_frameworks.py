@@ -35,7 +35,7 @@ def rows(
 
 @functools.cache
 def _table() -> list[dict[str, Any]]:
-    file = importlib.resources.files(__package__).joinpath("frameworks.json")
+    file = importlib.resources.files("optax_rmsprop.probe").joinpath("frameworks.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -1,32 +1,48 @@
 """What a run is where it is no RMSprop: other optimizers, fitted to it and held against rounding.
 
-Each optimizer is a function of the gradients that enter it, its numbers and the run, which gives
-the steps at a rate of 1. Weight decay and clipping are options of all of them. What is a sign has
-numbers that no derivative sees, and is solved for by the intervals that the signs leave.
+What is a sign has numbers that no derivative sees: it is solved for by the intervals that the signs
+leave.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from . import _optimizers as table
 from ._fit import fit
 from ._model import Array, Run
-
-COLUMNS = ("lr", "b1", "b2", "eps", "extra", "weight_decay", "bound", "sign")
-LR, B1, B2, EPS, EXTRA, LAMBDA, BOUND, SIGN = range(len(COLUMNS))
-NONE, DECOUPLED, UNSCALED, L2 = range(4)
-CLIP_VALUE, CLIP_LEAF, CLIP_ALL = range(1, 4)
+from ._optimizers import (
+    B1,
+    B2,
+    BOUND,
+    CLIP_ALL,
+    CLIP_LEAF,
+    CLIP_VALUE,
+    COLUMNS,
+    DECOUPLED,
+    EPS,
+    EXTRA,
+    L2,
+    LAMBDA,
+    LR,
+    NONE,
+    SIGN,
+    UNSCALED,
+    Hypotheses,
+    Kind,
+    Option,
+    averages,
+    delayed,
+    simulate,
+)
 
 # Above this a residual is no rounding.
 LIMIT = 2.0
 # How far the gradients are moved to see what rounding does, in units of the roundoff, how often.
 _MOVED, _DRAWS = 8.0, 6
-
-Numbers: TypeAlias = list[Array]  # by column, [B, 1, 1] each
-Rule: TypeAlias = Callable[[Array, Numbers, Run], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,501 +58,6 @@ class Other:
     text: str
     explains: bool
     error: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """An optimizer: its rule, and its numbers by column, with their names and where they begin.
-
-    A start is times a power of the size of the gradients. Without what it `needs` it is another
-    rule, an RMSprop or a simpler one; what is in `drops` may be 0.
-    """
-
-    name: str
-    rule: Rule
-    starts: dict[int, tuple[int, tuple[float, ...]]]
-    shown: dict[int, str]
-    detail: str = ""
-    place: str = ""  # where epsilon is, said where it is seen
-    needs: tuple[int, ...] = ()
-    drops: tuple[int, ...] = ()
-    corrected: tuple[int, ...] = ()  # decays whose powers correct a bias
-    moved: tuple[int, ...] = ()  # decays whose own rounding is felt
-    jumps: bool = False  # the steps are no continuous function of the numbers
-    bounded: bool = False  # B2 and EPS bound the steps, relative to the rate
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """What any optimizer may have besides."""
-
-    decay: int = NONE
-    clip: int = NONE
-
-
-@dataclasses.dataclass(frozen=True)
-class Hypotheses:
-    """One kind with one option and many numbers [B, n]."""
-
-    kind: Kind
-    option: Option
-    numbers: Array
-
-    def take(self, rows: Any) -> "Hypotheses":
-        """Those of these rows."""
-        return self.of(self.numbers[rows])
-
-    def of(self, numbers: Array) -> "Hypotheses":
-        """The same kind with other numbers."""
-        return dataclasses.replace(self, numbers=numbers)
-
-    @property
-    def free(self) -> Array:
-        """Which numbers are fitted: those that are there."""
-        free = np.zeros(self.numbers.shape, bool)
-        free[:, [LR, *self.kind.starts]] = True
-        free[:, LAMBDA] = self.option.decay != NONE
-        free[:, BOUND] = self.option.clip != NONE
-        return free & (self.numbers != 0)
-
-
-def simulate(hypotheses: Hypotheses, run: Run) -> Array:
-    """The change [B, T, N] that each step makes."""
-    n = [column[:, None, None] for column in hypotheses.numbers.T]
-    option, rates, before = hypotheses.option, run.rates[:, None], run.params[:-1]
-    with np.errstate(all="ignore"):
-        g = n[SIGN] * run.grads
-        if option.clip == CLIP_VALUE:
-            g = np.clip(g, -n[BOUND], n[BOUND])
-        elif option.clip != NONE:
-            norm = run.leaf_norm if option.clip == CLIP_LEAF else run.norm
-            g = g * (n[BOUND] / np.maximum(norm, n[BOUND]))
-        if option.decay == L2:
-            g = g + n[LAMBDA] * before
-        change = -n[LR] * hypotheses.kind.rule(g, n, run)
-        if option.decay == DECOUPLED:
-            change = change - n[LR] * rates * n[LAMBDA] * before
-        elif option.decay == UNSCALED:
-            change = change - n[LAMBDA] * before
-    return change
-
-
-# What the rules are made of.
-
-
-def _sums(x: Array, decay: Array | float, first: Array | float = 0.0) -> Array:
-    """Sums over the steps that forget, after each of them."""
-    total, result = np.zeros_like(x[:, 0]) + np.reshape(first, (-1, 1)), np.empty_like(x)
-    decay = np.reshape(decay, (-1, 1))
-    for t in range(x.shape[1]):
-        result[:, t] = total = decay * total + x[:, t]
-    return result
-
-
-def _mean(x: Array, decay: Array) -> Array:
-    """Averages that forget and begin at 0."""
-    return _sums((1 - decay) * x, decay)
-
-
-def _count(x: Array) -> Array:
-    return np.arange(1, x.shape[1] + 1)[:, None]
-
-
-def _unbiased(x: Array, decay: Array, ahead: int = 0) -> Array:
-    return x / (1 - decay ** (_count(x) + ahead))
-
-
-def _over(x: Array, denominator: Array) -> Array:
-    positive = denominator > 0
-    return np.where(positive, x / np.where(positive, denominator, 1.0), 0.0)
-
-
-def _before(x: Array) -> Array:
-    """What was there before each step, from what is there after."""
-    return np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], 1)
-
-
-# The rules: gradients, numbers and run to the steps at a rate of 1.
-
-
-def _sgd(g: Array, n: Numbers, run: Run) -> Array:
-    return run.rates[:, None] * g
-
-
-def _normalized(rule: Rule, leaf: bool) -> Rule:
-    """A rule on gradients over their norm, or over that of their leaf."""
-
-    def normalized(g: Array, n: Numbers, run: Run) -> Array:
-        return rule(_over(g, (run.leaf_norm if leaf else run.norm) + n[EPS]), n, run)
-
-    return normalized
-
-
-def _decay_alone(g: Array, n: Numbers, run: Run) -> Array:
-    return run.rates[:, None] * run.params[:-1] + 0 * g
-
-
-def _momentum(g: Array, n: Numbers, run: Run) -> Array:
-    return run.rates[:, None] * _sums(g, n[B1])
-
-
-def _dampened(g: Array, n: Numbers, run: Run) -> Array:
-    first = _count(g) == 1
-    return run.rates[:, None] * _sums(np.where(first, g, (1 - n[B2]) * g), n[B1])
-
-
-def _nesterov(g: Array, n: Numbers, run: Run) -> Array:
-    return run.rates[:, None] * (g + n[B1] * _sums(g, n[B1]))
-
-
-def _momentum_of_steps(g: Array, n: Numbers, run: Run) -> Array:
-    return _sums(run.rates[:, None] * g, n[B1])
-
-
-def _nesterov_of_steps(g: Array, n: Numbers, run: Run) -> Array:
-    steps = run.rates[:, None] * g
-    return steps + n[B1] * _sums(steps, n[B1])
-
-
-def _soft(rule: Rule, inside: bool) -> Rule:
-    """A rule on signs, softened by epsilon: RMSprop with a decay of 0."""
-
-    def softened(g: Array, n: Numbers, run: Run) -> Array:
-        size = np.sqrt(g * g + n[EPS]) if inside else np.abs(g) + n[EPS]
-        return rule(_over(g, size), n, run)
-
-    return softened
-
-
-def _lion(g: Array, n: Numbers, run: Run) -> Array:
-    return run.rates[:, None] * np.sign(n[B1] * _before(_mean(g, n[B2])) + (1 - n[B1]) * g)
-
-
-def _sign(g: Array, n: Numbers, run: Run) -> Array:
-    return run.rates[:, None] * np.sign(g)
-
-
-def _signum(g: Array, n: Numbers, run: Run) -> Array:
-    return run.rates[:, None] * np.sign(_mean(g, n[B1]))
-
-
-def _adagrad(g: Array, n: Numbers, run: Run) -> Array:
-    rates = run.rates[:, None] / (1 + (_count(g) - 1) * n[B2])
-    return rates * _over(g, np.sqrt(_sums(g * g, 1.0, n[EXTRA])) + n[EPS])
-
-
-def _adadelta(g: Array, n: Numbers, run: Run) -> Array:
-    square, step, eps = _mean(g * g, n[B2]), np.empty_like(g), n[EPS][:, 0]
-    rho, seen = n[B2][:, 0], np.zeros_like(g[:, 0])
-    for t in range(g.shape[1]):
-        step[:, t] = np.sqrt((seen + eps) / (square[:, t] + eps)) * g[:, t]
-        seen = rho * seen + (1 - rho) * step[:, t] ** 2
-    return run.rates[:, None] * step
-
-
-def _moments(g: Array, n: Numbers) -> tuple[Array, Array]:
-    """The averages of the gradients and of their squares, without their bias."""
-    return _unbiased(_mean(g, n[B1]), n[B1]), _unbiased(_mean(g * g, n[B2]), n[B2])
-
-
-def _outside(n: Numbers, square: Array) -> Array:
-    return np.sqrt(square) + n[EPS]
-
-
-def _inside(n: Numbers, square: Array) -> Array:
-    return np.sqrt(square + n[EPS])
-
-
-def _hat(n: Numbers, square: Array) -> Array:
-    """Epsilon beside the root before its bias is taken out."""
-    return np.sqrt(square) + n[EPS] / np.sqrt(1 - n[B2] ** _count(square))
-
-
-def _adam(denominator: Any) -> Rule:
-    def rule(g: Array, n: Numbers, run: Run) -> Array:
-        m, v = _moments(g, n)
-        return run.rates[:, None] * _over(m, denominator(n, v))
-
-    return rule
-
-
-def _biased(denominator: Any) -> Rule:
-    def rule(g: Array, n: Numbers, run: Run) -> Array:
-        return run.rates[:, None] * _over(_mean(g, n[B1]), denominator(n, _mean(g * g, n[B2])))
-
-    return rule
-
-
-def _rmsprop(denominator: Any, corrected: bool) -> Rule:
-    def rule(g: Array, n: Numbers, run: Run) -> Array:
-        square = _mean(g * g, n[B2])
-        return run.rates[:, None] * _over(
-            g, denominator(n, _unbiased(square, n[B2]) if corrected else square)
-        )
-
-    return rule
-
-
-def _nadam(g: Array, n: Numbers, run: Run) -> Array:
-    m, v = _mean(g, n[B1]), _unbiased(_mean(g * g, n[B2]), n[B2])
-    ahead = n[B1] * _unbiased(m, n[B1], 1) + (1 - n[B1]) * _unbiased(g, n[B1])
-    return run.rates[:, None] * _over(ahead, _outside(n, v))
-
-
-def _nadam_scheduled(g: Array, n: Numbers, run: Run) -> Array:
-    now, after = (n[B1] * (1 - 0.5 * 0.96 ** (n[EXTRA] * (_count(g) + i))) for i in (0, 1))
-    product = np.cumprod(now, 1)
-    v = _unbiased(_mean(g * g, n[B2]), n[B2])
-    own, old = (1 - now) / (1 - product), after / (1 - product * after)
-    return run.rates[:, None] * _over(own * g + old * _mean(g, n[B1]), _outside(n, v))
-
-
-def _amsgrad(g: Array, n: Numbers, run: Run) -> Array:
-    m, v = _moments(g, n)
-    return run.rates[:, None] * _over(m, _outside(n, np.maximum.accumulate(v, 1)))
-
-
-def _amsgrad_late(denominator: Any) -> Rule:
-    def rule(g: Array, n: Numbers, run: Run) -> Array:
-        most = np.maximum.accumulate(_mean(g * g, n[B2]), 1)
-        m = _unbiased(_mean(g, n[B1]), n[B1])
-        return run.rates[:, None] * _over(m, denominator(n, _unbiased(most, n[B2])))
-
-    return rule
-
-
-def _amsgrad_biased(g: Array, n: Numbers, run: Run) -> Array:
-    most = np.maximum.accumulate(_mean(g * g, n[B2]), 1)
-    return run.rates[:, None] * _over(_mean(g, n[B1]), _outside(n, most))
-
-
-def _largest(x: Array, decay: Array) -> Array:
-    most, result = np.zeros_like(x[:, 0]), np.empty_like(x)
-    for t in range(x.shape[1]):
-        result[:, t] = most = np.maximum(decay[:, 0] * most, x[:, t])
-    return result
-
-
-def _adamax(g: Array, n: Numbers, run: Run) -> Array:
-    m = _unbiased(_mean(g, n[B1]), n[B1])
-    return run.rates[:, None] * _over(m, _largest(np.abs(g) + n[EPS], n[B2]))
-
-
-def _adamax_outside(g: Array, n: Numbers, run: Run) -> Array:
-    m = _unbiased(_mean(g, n[B1]), n[B1])
-    return run.rates[:, None] * _over(m, _largest(np.abs(g), n[B2]) + n[EPS])
-
-
-def _adabelief(g: Array, n: Numbers, run: Run) -> Array:
-    m = _mean(g, n[B1])
-    square = _unbiased(_sums((1 - n[B2]) * (g - m) ** 2 + n[EXTRA], n[B2]), n[B2])
-    return run.rates[:, None] * _over(_unbiased(m, n[B1]), _outside(n, square))
-
-
-def _yogi(same_start: bool) -> Rule:
-    """Yogi, whose average of the gradients may start where that of the squares does."""
-
-    def rule(g: Array, n: Numbers, run: Run) -> Array:
-        squares, result = g * g, np.empty_like(g)
-        square, keep = np.zeros_like(g[:, 0]) + n[EXTRA][:, 0], 1 - n[B2][:, 0]
-        for t in range(g.shape[1]):
-            square = square - keep * np.sign(square - squares[:, t]) * squares[:, t]
-            result[:, t] = square
-        m = _sums((1 - n[B1]) * g, n[B1], n[EXTRA] * same_start)
-        m, v = _unbiased(m, n[B1]), _unbiased(result, n[B2])
-        return run.rates[:, None] * _over(m, _outside(n, v))
-
-    return rule
-
-
-def _radam(g: Array, n: Numbers, run: Run) -> Array:
-    m, v = _moments(g, n)
-    power, count = n[B2] ** _count(g), _count(g)
-    most = 2 / (1 - n[B2]) - 1
-    length = most - 2 * count * power / (1 - power)
-    share = (length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)
-    rectified = np.sqrt(np.maximum(share, 0)) * _over(m, _outside(n, v))
-    return run.rates[:, None] * np.where(length >= 5, rectified, m)
-
-
-def _laprop(g: Array, n: Numbers, run: Run) -> Array:
-    v = _unbiased(_mean(g * g, n[B2]), n[B2])
-    return run.rates[:, None] * _unbiased(_mean(_over(g, _outside(n, v)), n[B1]), n[B1])
-
-
-def _rprop_steps(g: Array, n: Numbers) -> tuple[Array, Array]:
-    """The signed steps of Rprop, and where the gradient turned; bounds are times the rate."""
-    least, most = n[B2][:, 0], np.where(n[EPS] > 0, n[EPS], np.inf)[:, 0]
-    size, old = np.ones_like(g[:, 0]), np.zeros_like(g[:, 0])
-    steps, turned = np.empty_like(g), np.empty(g.shape, bool)
-    for t in range(g.shape[1]):
-        same = np.sign(g[:, t]) * np.sign(old)
-        factor = np.where(same > 0, n[EXTRA][:, 0], n[B1][:, 0])
-        size = np.where(same == 0, size, np.clip(size * factor, least, most))
-        old = np.where(same < 0, 0.0, size * np.sign(g[:, t]))
-        steps[:, t], turned[:, t] = old, same < 0
-    return steps, turned
-
-
-def _rprop(g: Array, n: Numbers, run: Run) -> Array:
-    return _rprop_steps(g, n)[0]
-
-
-def _rprop_late(g: Array, n: Numbers, run: Run) -> Array:
-    steps, turned = _rprop_steps(g, n)
-    return np.where(turned, 0.0, _before(steps))
-
-
-_B1, _B2, _MOMENTA = (0, (0.6, 0.9)), (0, (0.8, 0.9, 0.97, 0.995)), (0, (0.5, 0.9, 0.99))
-_EPS, _EPS2, _FIRST = (1, (1e-4, 0.3)), (2, (1e-6, 0.1)), (2, (0.1, 10.0))
-_ADAM: dict[str, Any] = {
-    "starts": {B1: _B1, B2: _B2, EPS: _EPS}, "shown": {B1: "b1", B2: "b2", EPS: "eps"},
-    "needs": (B1,), "drops": (EPS,), "corrected": (B1, B2),
-}  # fmt: skip
-_ROOTED = _ADAM | {"starts": {B1: _B1, B2: _B2, EPS: _EPS2}}
-_BUFFER: dict[str, Any] = {
-    "starts": {B1: _MOMENTA}, "shown": {B1: "momentum"}, "needs": (B1,),
-}  # fmt: skip
-_OF_STEPS = "the learning rate in the momentum buffer"
-_BIASED = "momentum before the division without bias correction"
-_SIGNS = "sign descent with momentum of the signs"
-
-
-def _soft_kinds(name: str, rule: Rule, more: dict[int, Any], detail: str) -> list[Kind]:
-    return [
-        Kind(
-            name, _soft(rule, inside), more | {EPS: _EPS2 if inside else _EPS},
-            {B1: "momentum", EPS: "eps"}, detail, "epsilon inside the root" if inside else "",
-            needs=tuple(more), drops=(EPS,),
-        )
-        for inside in (False, True)
-    ]  # fmt: skip
-
-
-SGD = [
-    Kind("SGD", _sgd, {}, {}),
-    Kind("SGD with momentum", _momentum, **_BUFFER),
-    Kind("SGD with Nesterov momentum", _nesterov, **_BUFFER),
-    Kind(
-        "SGD with momentum", _dampened, {B1: _MOMENTA, B2: (0, (0.1, 0.9))},
-        {B1: "momentum", B2: "dampening"}, "dampening from the second step on", needs=(B1, B2),
-    ),
-]  # fmt: skip
-SGD_OF_STEPS = [
-    Kind("SGD with momentum", _momentum_of_steps, detail=_OF_STEPS, **_BUFFER),
-    Kind("SGD with Nesterov momentum", _nesterov_of_steps, detail=_OF_STEPS, **_BUFFER),
-]
-SIGNS = [
-    *_soft_kinds("sign descent", _sgd, {}, ""),
-    *_soft_kinds(_SIGNS, _momentum, {B1: _MOMENTA}, ""),
-    *_soft_kinds(_SIGNS, _nesterov, {B1: _MOMENTA}, "Nesterov"),
-]
-SIGNS_OF_STEPS = [
-    *_soft_kinds(_SIGNS, _momentum_of_steps, {B1: _MOMENTA}, _OF_STEPS),
-    *_soft_kinds(_SIGNS, _nesterov_of_steps, {B1: _MOMENTA}, f"Nesterov, {_OF_STEPS}"),
-]
-ADAPTIVE = [
-    *(
-        Kind(
-            "normalized SGD" + " with momentum" * bool(more), _normalized(rule, leaf),
-            more | {EPS: _EPS}, {B1: "momentum", EPS: "eps"},
-            f"the norm of {'each leaf' if leaf else 'all gradients'}",
-            needs=tuple(more), drops=(EPS,),
-        )
-        for leaf in (False, True)
-        for rule, more in ((_sgd, {}), (_momentum, {B1: _MOMENTA}))
-    ),
-    Kind("Adagrad", _adagrad, {EPS: _EPS}, {EPS: "eps"}, drops=(EPS,)),
-    Kind(
-        "Adagrad", _adagrad, {EPS: _EPS, EXTRA: _FIRST},
-        {EPS: "eps", EXTRA: "initial_accumulator_value"}, drops=(EXTRA, EPS),
-    ),
-    Kind(
-        "Adagrad", _adagrad, {EPS: _EPS, B2: (0, (0.01, 0.3))},
-        {EPS: "eps", B2: "lr_decay"}, needs=(B2,), drops=(EPS,),
-    ),
-    Kind("Adadelta", _adadelta, {B2: _B2, EPS: (2, (1e-8, 1e-5, 1e-3, 0.1))}, {B2: "rho", EPS: "eps"}),
-    Kind("Adam", _adam(_outside), **_ADAM),
-    Kind("Adam", _adam(_inside), place="epsilon inside the root", **_ROOTED),
-    Kind("Adam", _adam(_hat), place="epsilon beside the uncorrected root", **_ADAM),
-    Kind("Nadam", _nadam, **_ADAM),
-    Kind(
-        "Nadam", _nadam_scheduled,
-        **_ADAM | {
-            "starts": _ADAM["starts"] | {EXTRA: (0, (4e-3, 1.0))},
-            "shown": _ADAM["shown"] | {EXTRA: "momentum_decay"},
-        },
-    ),
-    Kind("AMSGrad", _amsgrad, detail="the maximum after the bias correction", **_ADAM),
-    Kind(
-        "AMSGrad", _amsgrad_late(_outside), detail="the maximum before the bias correction",
-        **_ADAM,
-    ),
-    Kind(
-        "AMSGrad", _amsgrad_late(_hat), detail="the maximum before the bias correction",
-        place="epsilon beside the uncorrected root", **_ADAM,
-    ),
-    Kind("AMSGrad", _amsgrad_biased, detail="no bias correction", **_ADAM | {"corrected": ()}),
-    Kind("Adamax", _adamax, **_ADAM | {"corrected": (B1,)}),
-    Kind(
-        "Adamax", _adamax_outside, place="epsilon after the maximum",
-        **_ADAM | {"corrected": (B1,)},
-    ),
-    Kind(
-        "AdaBelief", _adabelief,
-        **_ADAM | {
-            "starts": _ADAM["starts"] | {EXTRA: (2, (1e-8,))},
-            "shown": _ADAM["shown"] | {EXTRA: "eps_root"}, "drops": (EXTRA, EPS),
-        },
-    ),
-    *(
-        Kind(
-            "Yogi", _yogi(same_start),
-            detail="both averages start there" if same_start else "",
-            **_ADAM | {
-                "starts": {
-                    B1: (0, (0.5, 0.7, 0.9)), B2: (0, (0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998)),
-                    EPS: (1, (1e-3, 0.1)), EXTRA: (2, (1e-6, 0.1)),
-                }, "needs": (),
-                "shown": _ADAM["shown"] | {EXTRA: "initial_accumulator_value"},
-                "drops": (EXTRA, EPS), "jumps": True,
-            },
-        )
-        for same_start in (False, True)
-    ),
-    Kind("RAdam", _radam, moved=(B2,), **_ADAM),
-    Kind("LaProp", _laprop, **_ADAM),
-    Kind(_BIASED, _biased(_outside), **_ADAM | {"corrected": ()}),
-    Kind(
-        _BIASED, _biased(_inside), place="epsilon inside the root", **_ROOTED | {"corrected": ()}
-    ),
-    *(
-        Kind(
-            "Rprop", rule, {B1: (0, (0.5,)), EXTRA: (0, (1.2,))} | bounds,
-            {B1: "eta_minus", EXTRA: "eta_plus", B2: "min_step", EPS: "max_step"}, detail,
-            drops=tuple(bounds), bounded=bool(bounds),
-        )
-        for rule, detail in ((_rprop, ""), (_rprop_late, "each step taken one step late"))
-        for bounds in ({}, {B2: (0, (0.01,)), EPS: (0, (100.0,))})
-    ),
-]  # fmt: skip
-# What has these rules is not to be named here, and nothing that needs more numbers is.
-RMSPROP = [
-    Kind(
-        "RMSprop", _rmsprop(denominator, corrected),
-        {B2: _B2, EPS: _EPS2 if denominator is _inside else _EPS}, {}, drops=(EPS,),
-        corrected=(B2,) * corrected,
-    )
-    for denominator in (_inside, _outside)
-    for corrected in (False, True)
-]  # fmt: skip
-LION = Kind("Lion", _lion, {B1: (0, ()), B2: (0, ())}, {B1: "b1", B2: "b2"})
-SIGN_DESCENT = Kind("sign descent", _sign, {}, {})
-SIGNUM = Kind("sign descent with momentum (Signum)", _signum, {B1: (0, ())}, {B1: "momentum"})
-PLAIN_DECAY = Kind("plain decay only", _decay_alone, {}, {LR: "lr*weight_decay"})
-
-
-# The search.
 
 
 _UNKNOWN = np.full(len(COLUMNS), np.inf)
@@ -580,7 +101,7 @@ def _others(run: Run) -> list[Other]:
                 found += _explaining(hypotheses, some, every)
         if found:
             return _distinct(found, every)
-        close += near[:3]
+        close += [pair for pair in near if pair[1].kind not in table.RMSPROP][:3]
     rows = sorted(close, key=lambda pair: pair[0])[:3]
     return [_other(_Fitted(hypotheses, value, _UNKNOWN), every) for value, hypotheses in rows]
 
@@ -588,13 +109,13 @@ def _others(run: Run) -> list[Other]:
 def _stages(run: Run) -> list[list[tuple[Kind, Option]]]:
     """The kinds with the options to try, the simplest first."""
     varied = bool(np.ptp(run.rates) > 0)
-    sgd = SGD + SGD_OF_STEPS * varied
-    kinds = [*sgd, *SIGNS, *SIGNS_OF_STEPS * varied, *RMSPROP, *ADAPTIVE]
+    sgd = table.SGD + table.SGD_OF_STEPS * varied
+    kinds = [*sgd, *table.SIGNS, *table.SIGNS_OF_STEPS * varied, *table.RMSPROP, *table.ADAPTIVE]
     decays = [Option(DECOUPLED), *[Option(UNSCALED)] * varied, Option(L2)]
     clips = [CLIP_VALUE, CLIP_LEAF, *[CLIP_ALL] * int(run.leaf.max(initial=0) > 0)]
     product = itertools.product
     return [
-        [(PLAIN_DECAY, Option()), *product(kinds, [Option()])],
+        [(table.PLAIN_DECAY, Option()), *product(kinds, [Option()])],
         [*product(kinds, decays), *product(sgd, [Option(clip=c) for c in clips])],
         [*product(sgd, [Option(d.decay, c) for d in decays for c in clips])],
     ]
@@ -696,7 +217,7 @@ def _started(hypotheses: Hypotheses, run: Run) -> tuple[Hypotheses, Array]:
         first = np.abs(observed[np.argmax((observed * run.valid).any(1))])
         numbers[:, LR] = np.median(first[first > 0])
         numbers = _bounded(hypotheses.of(numbers), run).numbers
-    wrong = (rate == 0) | ((rate < 0) & ((option.decay == L2) | (kind is PLAIN_DECAY)))
+    wrong = (rate == 0) | ((rate < 0) & ((option.decay == L2) | (kind is table.PLAIN_DECAY)))
     return hypotheses.of(numbers), np.where(wrong, np.inf, np.nan_to_num(left, nan=np.inf))
 
 
@@ -741,11 +262,14 @@ def _refitted(hypotheses: Hypotheses, some: Run, every: Run) -> _Fitted:
     """Least squares in rounds, damped anew: two numbers that do the same leave no other hold."""
     if hypotheses.kind.bounded:
         hypotheses = _bounded(hypotheses, some)
-    for _ in range(2):
-        hypotheses = _best(hypotheses, some, 10)[1]
-    free = hypotheses.free
-    fits, value, deviation = fit(simulate, hypotheses, some, free, 10, [B1, B2])
-    return _judged(_Fitted(fits, float(value[0]), deviation[0]), every)
+    fitted = _Fitted(hypotheses, np.inf, _UNKNOWN)
+    for _ in range(3):
+        free = fitted.hypotheses.free
+        fits, value, deviation = fit(simulate, fitted.hypotheses, some, free, 10, [B1, B2])
+        fitted = _judged(_Fitted(fits, float(value[0]), deviation[0]), every)
+        if fitted.explains and fitted.mean < 0.5:
+            break
+    return fitted
 
 
 def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
@@ -762,7 +286,7 @@ def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
         fitted = _refitted(_best(fitted.hypotheses, _trimmed(fitted.hypotheses, some), 10)[1],
                            some, every)  # fmt: skip
     for column in kind.drops:  # a number that is 0 is never reached
-        if not fitted.explains:
+        if not fitted.explains and not fitted.deviation[column] < 0.02:
             less = _refitted(_without(hypotheses, column), some, every)
             fitted = less if less.explains else fitted
     if not fitted.explains:
@@ -816,16 +340,19 @@ def _distinct(found: list[_Fitted], run: Run) -> list[Other]:
 
 def _signs(run: Run) -> list[_Fitted]:
     """Sign descent, Signum or Lion, whichever is the simplest, if the steps are signs."""
+    size, most = run.grads.shape[1], max(50_000 // len(run.grads), 1)
+    columns = list(range(0, size, -(-size // most)))
     for decayed, sign in itertools.product((False, True), (1.0, -1.0)):
         grads = sign * run.grads
         solved, deviation, signs = _signs_seen(grads, run, decayed)
-        if (solved[: 1 + decayed] <= 0).any():
+        scatter = deviation[0] * np.sqrt(grads.size)
+        if (solved[: 1 + decayed] <= 0).any() or scatter > 0.1:
             continue
         option, row = Option(DECOUPLED if decayed else NONE), np.zeros((1, len(COLUMNS)))
         row[0, [LR, LAMBDA, SIGN]] = solved[0], solved[1] / solved[0], sign
         spread = np.zeros(len(COLUMNS))
         spread[[LR, LAMBDA]] = deviation
-        for kind, *numbers in _sign_rules(grads, signs):
+        for kind, *numbers in _sign_rules(grads[:, columns], signs[:, columns]):
             row[0, [B1, B2]] = numbers
             fitted = _judged(_Fitted(Hypotheses(kind, option, row.copy()), 0.0, spread), run)
             if fitted.explains:
@@ -854,16 +381,16 @@ def _signs_seen(grads: Array, run: Run, decayed: bool) -> tuple[Array, Array, Ar
 def _sign_rules(grads: Array, signs: Array) -> Iterable[tuple[Any, ...]]:
     """Kinds with b1 and b2 that give these signs, the simplest first."""
     if (np.sign(grads) == signs)[signs != 0].all():
-        yield SIGN_DESCENT, 0.0, 0.0
+        yield table.SIGN_DESCENT, 0.0, 0.0
         return
     found = _feasible(lambda decays: _signum_gap(grads, signs, decays))
     if found:
-        yield SIGNUM, _between(*found), 0.0
+        yield table.SIGNUM, _between(*found), 0.0
     found = _feasible(lambda decays: np.divide(*_ratios(grads, signs, decays)))
     if found:
         decay = _between(*found)
         low, high = (x[0] for x in _ratios(grads, signs, np.array([decay])))
-        yield LION, _between(low / (1 + low), 1 / (1 + 1 / high)), decay
+        yield table.LION, _between(low / (1 + low), 1 / (1 + 1 / high)), decay
 
 
 def _signum_gap(grads: Array, signs: Array, decays: Array) -> Array:
@@ -875,7 +402,7 @@ def _signum_gap(grads: Array, signs: Array, decays: Array) -> Array:
 def _feasible(gap: Callable[[Array], Array]) -> tuple[float, float] | None:
     """The decays around the least gap where it is below 1."""
     logits = np.linspace(-6.0, 9.0, 301)
-    at, width = 0.0, 0.05
+    at = 0.0
     for width in (0.05, 2.5e-3, 1.25e-4, 6e-6):
         gaps = gap(_decays(logits))
         at = float(logits[int(np.argmin(gaps))])
@@ -884,19 +411,19 @@ def _feasible(gap: Callable[[Array], Array]) -> tuple[float, float] | None:
         logits = at + width * np.linspace(-1, 1, 41)
     else:
         return None
-    ends = []
-    for toward in (-8.0, 12.0):
-        steps = np.linspace(at, toward, 401)
+    return _end(gap, at, -8.0), _end(gap, at, 12.0)
+
+
+def _end(gap: Callable[[Array], Array], inside: float, outside: float) -> float:
+    """The last decay from a logit inside towards one outside where the gap is below 1."""
+    for points in (401, 12, 12, 12, 12):
+        steps = np.linspace(inside, outside, points)
         wrong = gap(_decays(steps)) >= 1
-        first = int(np.argmax(wrong)) if wrong.any() else len(steps)
-        inside, outside = steps[first - 1], steps[min(first, len(steps) - 1)]
-        for _ in range(4):
-            steps = np.linspace(inside, outside, 12)
-            wrong = gap(_decays(steps)) >= 1
-            first = int(np.argmax(wrong)) if wrong.any() else len(steps)
-            inside, outside = steps[max(first - 1, 0)], steps[min(first, len(steps) - 1)]
-        ends.append(float(_decays(inside)))
-    return ends[0], ends[1]
+        if not wrong.any():
+            return float(_decays(outside))
+        first = max(int(np.argmax(wrong)), 1)
+        inside, outside = float(steps[first - 1]), float(steps[first])
+    return float(_decays(inside))
 
 
 def _decays(logits: Any) -> Any:
@@ -905,15 +432,20 @@ def _decays(logits: Any) -> Any:
 
 def _ratios(grads: Array, signs: Array, decays: Array) -> tuple[Array, Array]:
     """Between which ratios of mean to gradient the signs are these, for each decay."""
-    mean = _before(
-        _mean(np.broadcast_to(grads, (len(decays), *grads.shape)), decays[:, None, None])
-    )
+    count = max(4_000_000 // grads.size, 1)
+    parts = [_ratio(grads, signs, decays[i : i + count]) for i in range(0, len(decays), count)]
+    low, high = (np.concatenate(ends) for ends in zip(*parts, strict=True))
+    return np.maximum(low, 1e-12), np.clip(high, 1e-300, 1e12)
+
+
+def _ratio(grads: Array, signs: Array, decays: Array) -> tuple[Array, Array]:
+    every = np.broadcast_to(grads, (len(decays), *grads.shape))
+    mean = delayed(averages(every, decays[:, None, None]))
     with np.errstate(all="ignore"):
         ratio = -grads / mean
     helps, hurts = signs * mean > 0, signs * mean < 0
     low = np.where(helps, ratio, 0.0).max((1, 2), initial=0.0)
-    high = np.where(hurts, ratio, np.inf).min((1, 2), initial=np.inf)
-    return np.maximum(low, 1e-12), np.clip(high, 1e-300, 1e12)
+    return low, np.where(hurts, ratio, np.inf).min((1, 2), initial=np.inf)
 
 
 # What is said.
@@ -930,7 +462,7 @@ def _other(fitted: _Fitted, run: Run) -> Other:
     if kind.bounded:
         values |= {B2: values[B2] * values[LR], EPS: values[EPS] * values[LR]}
     bound = "clip_value" if option.clip == CLIP_VALUE else "clip_norm"
-    shown = {LR: "lr"} | kind.shown | {LAMBDA: "weight_decay", BOUND: bound}
+    shown = {LR: "lr", **kind.shown, LAMBDA: "weight_decay", BOUND: bound}
     free = hypotheses.free[0]
     numbers = {name: values[column] for column, name in shown.items() if free[column]}
     name = {("Adam", DECOUPLED): "AdamW"}.get((kind.name, option.decay), kind.name)
@@ -942,8 +474,8 @@ def _other(fitted: _Fitted, run: Run) -> Other:
     notes += [f"{' and '.join(unseen)} not seen" if unseen else ""]
     text = ", ".join([f"{name}({', '.join(written)})", *filter(None, notes)])
     change = (simulate(hypotheses, run)[0] - run.changes) * run.valid
-    error = np.linalg.norm(change) / np.linalg.norm(run.changes * run.valid)
-    return Other(name, numbers, text, fitted.explains, float(error))
+    error = float(np.sqrt((change**2).sum() / ((run.changes * run.valid) ** 2).sum()))
+    return Other(name, numbers, text, fitted.explains, error)
 
 
 _DECAYS = {

@@ -1,0 +1,277 @@
+"""A checkpoint as trees for JAX, and trees as a checkpoint of another framework."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import jax
+import numpy as np
+import optax
+
+from ..interop._arrays import leaves_with_paths
+from . import _guard as guard
+from . import _layouts as layouts
+from . import _open as files
+from . import _ours as ours
+from . import _provenance as provenance
+from ._guard import Refused
+from ._layouts import Layout, Target
+from ._ours import Ours
+from ._saved import Array, Group, Options, Saved
+from ._torch import Torch
+
+_FLAGS = {
+    "missing_ok=True": "--missing-ok",
+    "learning_rate=": "--set learning_rate=",
+    "count=": "--count ",
+    "names=": "--names ",
+    "give names,": "give --names,",
+    "optimizer=": "--optimizer ",
+    "slot=": "--optimizer ",
+    "what `like` has": "a new state",
+}
+FROZEN = "frozen"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is converted, and to what."""
+
+    source: pathlib.Path
+    to: pathlib.Path
+    target: pathlib.Path | None
+    like: pathlib.Path | None
+    rename: tuple[str, ...]
+    flattened: Mapping[str, tuple[int, ...]]
+    force: bool
+
+
+def convert(request: Request, options: Options) -> dict[str, Any]:
+    """Convert, and return the record of it."""
+    to = request.to
+    if to.suffix in files.FOREIGN:
+        record_file = provenance.beside(to)
+        with (
+            guard.written(record_file, request.force) as new_record,
+            guard.written(to, request.force, not to.is_dir()) as new,
+        ):
+            record = _run(_to_theirs, new, request, options)
+            record["written"] = guard.digests({to.name: new})
+            new_record.write_text(provenance.text(record), encoding="utf-8")
+        return record
+    replaceable = ours.is_converted(to) if to.is_dir() else to.suffix == ".npz"
+    with guard.written(to, request.force, replaceable) as new:
+        return _run(_to_ours, new, request, options)
+
+
+def _run(work: Any, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
+    """Read, and write with 64 bits if the source has numbers of them."""
+    saved = files.read(request.source, options)
+    with jax.enable_x64(any(x.dtype in (np.float64, np.complex128) for x in _all(saved))):
+        try:
+            return work(saved, new, request, options)
+        except (ValueError, TypeError) as error:
+            raise Refused(_in_flags(str(error))) from error
+
+
+def _all(saved: Saved) -> Iterable[Array]:
+    yield from saved.weights.values()
+    for arrays in saved.moments.values():
+        yield from arrays.values()
+
+
+def _in_flags(message: str) -> str:
+    """A message about arguments as one about flags."""
+    for argument, flag in _FLAGS.items():
+        message = message.replace(argument, flag)
+    return message
+
+
+def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
+    if isinstance(saved, Ours):
+        raise Refused(
+            f"{request.source} is of a run in JAX: give --to a name that ends in one of "
+            f"{', '.join(sorted(files.FOREIGN))}"
+        )
+    target = None if request.target is None else layouts.target_of(request.target)
+    has_state = bool(saved.optimizer)
+    groups = saved.groups() if has_state else []
+    if has_state and saved.weights and not saved.named:
+        raise Refused(
+            "nothing tells the names of the optimizer's parameters: give --names, in the order of "
+            "its groups"
+        )
+    names = layouts.renaming([*saved.weights, *saved.names], request.rename)
+    arrays = _parameters(saved)
+    strict = _layout(saved, target and target.params, names, request, subset=False)
+    loose = _layout(saved, target and target.params, names, request, subset=True)
+    trees = dict[str, Any]()
+    labels = dict[str, str]()
+    if target is not None and saved.weights:
+        params = layouts.cast_like(loose.to_tree(saved.weights), target.params)
+    else:
+        params = strict.to_tree(arrays)
+    if saved.weights:
+        trees["params"] = params
+        trees |= _others(saved, target, names, arrays, request)
+    if has_state:
+        transformation, labels = _made(groups, strict, params, arrays)
+        like = transformation.init(params)
+        trees["opt_state"] = saved.state(like, strict.to_tree, options)
+    record = provenance.record(
+        saved,
+        groups,
+        labels,
+        files.parts(request.source),
+        {old: after for old, after in names.items() if old != after},
+    )
+    ours.write(new, trees, record)
+    return record
+
+
+def _parameters(saved: Saved) -> dict[str, Array]:
+    """The optimizer's parameters; their second moments, where there are no weights."""
+    if not saved.names:
+        return saved.weights
+    if saved.weights:
+        if missing := [name for name in saved.names if name not in saved.weights]:
+            raise Refused(f"the weights have no {missing[0]!r}, which the optimizer has")
+        return {name: saved.weights[name] for name in saved.names}
+    if missing := [name for name in saved.names if "nu" not in saved.moments.get(name, {})]:
+        raise Refused(f"{missing[0]} has no second moment and no weights: give --weights")
+    return {name: saved.moments[name]["nu"] for name in saved.names}
+
+
+def _layout(
+    saved: Saved, params: Any, names: Mapping[str, str], request: Request, subset: bool
+) -> Layout:
+    if params is None:
+        return layouts.renamed(layouts.by_name(), names)
+
+    def made(tree: Any) -> Layout:
+        if isinstance(saved, Torch) or saved.format == "safetensors":
+            return layouts.of_torch(tree, request.flattened, subset)
+        return layouts.of_keras(tree, names.values(), subset)
+
+    return layouts.renamed(layouts.in_variables(params, made), names)
+
+
+def _others(
+    saved: Saved,
+    target: Target | None,
+    names: Mapping[str, str],
+    arrays: Mapping[str, Array],
+    request: Request,
+) -> dict[str, Any]:
+    """Weights that no optimizer has: statistics of normalisations, and what is frozen."""
+    if target is None:
+        rest = {names[k]: x for k, x in saved.weights.items() if k not in arrays}
+        return {"other": rest} if rest else {}
+    if target.statistics is None:
+        return {}
+    statistics = _layout(saved, target.statistics, names, request, subset=True)
+    tree = statistics.to_tree(saved.weights)
+    return {"batch_stats": layouts.cast_like(tree, target.statistics)}
+
+
+def _made(
+    groups: list[Group], layout: Layout, params: Any, arrays: Mapping[str, Array]
+) -> tuple[Any, dict[str, str]]:
+    """The transformation of all groups, and the label of each leaf."""
+    number = {name: i for i, group in enumerate(groups) for name in group.names}
+    # A number in place of each parameter goes where the parameter goes.
+    marks = layout.to_tree(
+        layouts.partial(
+            {n: np.broadcast_to(np.int32(number[n]), np.shape(arrays[n])) for n in number}
+        )
+    )
+    of_leaf = {path: str(int(x.flat[0])) if x.size else "0" for path, x in leaves_with_paths(marks)}
+    labels = {path: of_leaf.get(path, FROZEN) for path, _ in leaves_with_paths(params)}
+    by_path = {"/".join(path): label for path, label in labels.items()}
+    if len(groups) == 1 and FROZEN not in by_path.values():
+        return groups[0].call.made(), by_path
+    tree = cast(Any, jax.tree.structure(params)).unflatten(labels.values())
+    transformations: dict[str, optax.GradientTransformation] = {
+        str(i): group.call.made() for i, group in enumerate(groups)
+    }
+    transformations[FROZEN] = optax.set_to_zero()
+    used = {*by_path.values()}
+    return optax.partition({k: x for k, x in transformations.items() if k in used}, tree), by_path
+
+
+def _to_theirs(
+    saved: Saved, new: pathlib.Path, request: Request, options: Options
+) -> dict[str, Any]:
+    if not isinstance(saved, Ours):
+        raise Refused(
+            f"{request.source} is no run in JAX: convert it to Orbax or .npz first, and that to "
+            f"{request.to.suffix}"
+        )
+    if request.like is None:
+        raise Refused(
+            f"--to {request.to.name} needs --like, a checkpoint of the same model and optimizer in "
+            "that framework, new or old, whose names and settings the new one gets"
+        )
+    like = files.read(request.like, options)
+    names = layouts.renaming([*like.weights, *like.names], request.rename)
+    params, statistics = saved.tree("params"), saved.tree("batch_stats") or saved.tree("other")
+    if not params:
+        # Of an optimizer alone; or it is a tree of parameters by itself.
+        params = {name: arrays["nu"] for name, arrays in saved.moments.items()} or saved.weights
+    own = {names[name] for name in like.names or like.weights} == params.keys()
+    tree = params if own else layouts.nested(params)
+    layout = _layout(like, None if own else tree, names, request, subset=False)
+    weights = dict[str, Array]()
+    if saved.weights:
+        weights = layout.to_names(tree)
+        if statistics:
+            beside = layouts.nested(statistics) if saved.tree("batch_stats") else None
+            other = _layout(like, beside, names, request, subset=True)
+            weights |= other.to_names(statistics if beside is None else beside)
+    state = None
+    if saved.tree("opt_state"):
+        if not like.named and like.weights:
+            raise Refused("nothing tells the names of the parameters in --like: give --names")
+        groups = _groups(saved, like)
+        arrays = _parameters(like)
+        transformation, _ = _made(groups, layout, tree, arrays)
+        state = _filled(transformation.init(tree), saved)
+    if strange := sorted(weights.keys() - like.weights.keys()) if like.weights else []:
+        raise Refused(f"the file of --like has no weights {strange[:6]}")
+    like.write(new, weights if like.weights else {}, state, layout.to_names, options)
+    return provenance.record(
+        saved, like.rules[0] if like.rules else [], {}, files.parts(request.source), {}
+    )
+
+
+def _groups(saved: Ours, like: Saved) -> list[Group]:
+    """The rule of the run: that of its record, if it is one call, or that of the other file."""
+    if not like.rules:
+        found = like.optimizer or "weights"
+        raise Refused(f"there is no RMSprop in the file of --like, but {found}")
+    if saved.rules and len(saved.rules[0]) == len(like.rules[0]) == 1:
+        return [Group(saved.rules[0][0].call, like.rules[0][0].names)]
+    return like.rules[0]
+
+
+def _filled(like: Any, saved: Ours) -> Any:
+    """A state with the arrays of a file, wherever in its tree this state is."""
+    # Within an `nnx.Optimizer` every array is the value of a variable.
+    wanted = {name.removesuffix("/value"): x for name, x in ours.by_path(like, "the state").items()}
+    known = {name.removesuffix("/value"): x for name, x in saved.tree("opt_state").items()}
+    first = next(iter(wanted), "")
+    ends = {k.removesuffix(first) for k in known if k == first or k.endswith(f"/{first}")}
+    places = [at for at in ends if all(f"{at}{name}" in known for name in wanted)]
+    if len(places) != 1:
+        raise Refused(
+            f"the state in the file is no state of this call: it has {sorted(known)[:6]}, "
+            f"expected {sorted(wanted)[:6]}"
+        )
+    new = list[Any]()
+    for name, old in wanted.items():
+        x = known[places[0] + name]
+        if x.shape != np.shape(old):
+            raise Refused(f"opt_state/{name} has shape {x.shape}, expected {np.shape(old)}")
+        new.append(jax.numpy.asarray(x))
+    return cast(Any, jax.tree.structure(like)).unflatten(new)
