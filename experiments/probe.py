@@ -53,7 +53,7 @@ def trial(cell: Cell, index: int) -> dict[str, Any]:
     rng = np.random.default_rng(index)
     params, grads = boxes.inputs(rng, max(STEPS), SIZE)
     grads = grads.astype(stored).astype(float)
-    rule = boxes.draw(names[index % len(names)], rng, float(np.median(np.abs(grads))))
+    rule = boxes.draw(names[index % len(names)], rng, grads)
     start = boxes.box(rule, dtype, stored=stored)
     began = time.process_time()
     if steps:

@@ -64,7 +64,7 @@ def rule(**switches: Any) -> Rule:
 
 
 def box(rule: Rule, dtype: Any = np.float64, rates: Any = None, stored: Any = None) -> Start:
-    """The rule as `start(params) -> step`, computed in `dtype`, with parameters kept in `stored`."""
+    """The rule as `start(params) -> step`, computed in `dtype`; parameters are kept in `stored`."""
     s, kind = rule.switches, np.dtype(dtype).type
     numbers = ("decay", "eps", "momentum", "weight_decay")
     decay, eps, mu, weight = (kind(s[name]) for name in numbers)
@@ -208,8 +208,8 @@ DIALECTS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
 }  # fmt: skip
 
 
-def draw(name: str, rng: np.random.Generator, gradient: float = 1.0) -> Rule:
-    """A dialect with random options and hyperparameters, for gradients of this size."""
+def draw(name: str, rng: np.random.Generator, grads: Array) -> Rule:
+    """A dialect with random options and hyperparameters; these gradients show its clipping."""
     fixed, can, names = DIALECTS[name]
     chosen = {option for option in can.split() if rng.random() < 0.4}
     switches = NEUTRAL | fixed | _numbers(rng)
@@ -219,7 +219,7 @@ def draw(name: str, rng: np.random.Generator, gradient: float = 1.0) -> Rule:
         switches["eps"] = fixed["eps"]
     for option in can.split():  # in the order of the table, so that the last of two kinds wins
         if option in chosen:
-            _choose(option, switches, extra, norms, rng, gradient)
+            _choose(option, switches, extra, norms, rng, grads)
     _settle(name, switches, extra)
     given = {key: switches[key] for key in ("learning_rate", "decay") if name != "heavyball"}
     if name == "heavyball":
@@ -257,9 +257,10 @@ def _digits(value: float, rng: np.random.Generator) -> float:
 
 def _choose(
     option: str, switches: dict[str, Any], extra: dict[str, str], norms: dict[str, float],
-    rng: np.random.Generator, gradient: float,
+    rng: np.random.Generator, grads: Array,
 ) -> None:  # fmt: skip
-    bound = _digits(gradient * 10 ** rng.uniform(-0.7, 0.3), rng)
+    bound = _digits(float(np.quantile(np.abs(grads), rng.uniform(0.3, 0.95))), rng)
+    norm = _digits(float(np.quantile(np.linalg.norm(grads, axis=1), rng.uniform(0.3, 0.7))), rng)
     clips = {"clipvalue", "clipnorm", "global_clipnorm", "grad_clip", "grad_norm"}
     if option in clips:
         for other in clips:
@@ -275,7 +276,9 @@ def _choose(
         case "correct":
             switches["bias_correction"], extra["bias_correction"] = True, "True"
         case "scale":
-            switches["initial_scale"] = _digits(gradient**2 * 10 ** rng.uniform(-2, 1), rng)
+            switches["initial_scale"] = _digits(
+                float((grads**2).mean()) * 10 ** rng.uniform(-2, 1), rng
+            )
             extra["initial_scale"] = repr(switches["initial_scale"])
         case "l2":
             switches["weight_decay_kind"] = "l2"
@@ -301,10 +304,10 @@ def _choose(
             switches["clip_value"], switches["clip_before_decay"] = bound, True
             extra["grad_clip"] = f"optax.clip({bound!r})"
         case "grad_norm":
-            norms["clip_norm"] = 5 * bound
-            extra["grad_clip"] = f"optax.clip_by_global_norm({5 * bound!r})"
+            norms["clip_norm"] = norm
+            extra["grad_clip"] = f"optax.clip_by_global_norm({norm!r})"
         case "clipnorm" | "global_clipnorm":
-            norms["clip_norm"], extra[option] = 5 * bound, repr(5 * bound)
+            norms["clip_norm"], extra[option] = norm, repr(norm)
         case "clip_weights":
             norms["clip_weights"] = _digits(rng.uniform(1.0, 2.0), rng)
             extra["clip_weights"] = repr(norms["clip_weights"])
