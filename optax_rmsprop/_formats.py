@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._jax import parts_of_last_axis, whole_last_axis
+from ._jax import again, parts_of_last_axis, whole_last_axis
 
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000  # the bits of float32
 _SIGN, _MAGNITUDE = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
-_ROUNDED_UP = 0xFFFFFFFF  # random bits that round all up
 _A_STEP = np.uint32(0x85EBCA77)  # moves a step's words far from those of the last
 
 Value: TypeAlias = Callable[..., jax.Array]
@@ -46,11 +45,15 @@ class _Format:
     """What both formats have."""
 
     def encode(self, v: jax.Array, word: jax.Array | None) -> Stored:
-        """Return an array as a code, by 32 random bits an element or else to nearest."""
+        """Return an array as a code, by 32 random bits an element or else to nearest.
+
+        What is negative has no code but that of NaN.
+        """
+        v = _unsigned(v)
         return self.written(lambda *base: v, word)
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
-        """Return the code of `value()`."""
+        """Return the code of `value()`, an average of squares, which is never -0."""
         raise NotImplementedError
 
 
@@ -63,7 +66,11 @@ class UInt16(_Format):
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
         """Return the code of `value()`."""
-        return Stored(_NONE, _cut(value(), word, 15, jnp.uint16), _NONE, _NONE)
+
+        def code(k: jax.Array) -> jax.Array:
+            return k.astype(jnp.uint16)
+
+        return Stored(_NONE, _cut(value(), word, 15, code), _NONE, _NONE)
 
     def decode(self, cell: Stored) -> jax.Array:
         """Return the float32 array."""
@@ -81,22 +88,24 @@ class UInt8(_Format):
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
         """Return the code of `value()`, which is asked for again, as `value(base)`."""
-        # As if the largest were rounded up, which may lift it into the next binade.
-        largest = _cut(_real(self._largest(_bits(value()))), jnp.uint32(_ROUNDED_UP), 20, jnp.int32)
-        base = jnp.maximum(0, (largest >> 3) - 31).astype(jnp.uint8)
+        # What needs it reads it where it is stored, and does not make it anew.
+        base = again(_base(self._largest(_bits(value()))))
         v = value(base)
-        code = _cut(v, word, 20, jnp.uint8, self._spread(base, v.shape))
-        return Stored(_NONE, _NONE, code, base if v.ndim else base[0])
+        floor = self._floor(base, v.shape)
+
+        def code(k: jax.Array) -> jax.Array:
+            return (jnp.maximum(k, floor) - floor).astype(jnp.uint8)
+
+        return Stored(_NONE, _NONE, _cut(v, word, 20, code), base if v.ndim else base[0])
 
     def decode(self, cell: Stored) -> jax.Array:
         """Return the float32 array."""
         code, base = cell.e5m3, cell.exponents
-        k = code.astype(jnp.uint32) + 8 * self._spread(base, code.shape).astype(jnp.uint32)
-        return _real(k << 20)
+        return _real((code.astype(jnp.uint32) + self._floor(base, code.shape)) << 20)
 
     def _largest(self, k: jax.Array) -> jax.Array:
         """[..., n] to [..., blocks]: the largest of each block."""
-        k = jnp.atleast_1d(k)
+        k = k if k.ndim else k[None]
         block = min(self.block, k.shape[-1])
         if k.shape[-1] // parts_of_last_axis(k) % block:
             k = whole_last_axis(k)
@@ -106,6 +115,10 @@ class UInt8(_Format):
         # elements to memory first.
         few = math.gcd(block, 32)
         return k.reshape(*k.shape[:-1], k.shape[-1] // block, block // few, few).max(-1).max(-1)
+
+    def _floor(self, base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The least number of each element's block, in units of a code's last bit."""
+        return self._spread(base, shape).astype(jnp.uint32) << 3
 
     def _spread(self, base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The base of each element."""
@@ -181,30 +194,38 @@ def read(cell: Stored) -> Any:
 
 
 def _cut(
-    v: jax.Array, word: jax.Array | None, drop: int, dtype: Any, base: jax.Array | None = None
+    v: jax.Array, word: jax.Array | None, drop: int, code: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """The bits without the last `drop`, rounded. Finite stays finite; NaN and infinity stay.
+    """The code of the bits without the last `drop`, rounded.
 
-    What is negative has no code but that of NaN.
+    Finite stays finite; NaN and infinity stay.
     """
     x = _bits(v)
     added = jnp.uint32(1 << (drop - 1)) if word is None else word >> (32 - drop)
-    top = jnp.minimum((x + added) >> drop, jnp.uint32((_INFINITY - 1) >> drop))
-    special = jnp.where(x == _INFINITY, x, jnp.uint32(_NAN)) >> drop
-    if base is not None:
-        top, special = (
-            jnp.clip(k.astype(jnp.int32) - 8 * base.astype(jnp.int32), 0, 255)
-            for k in (top, special)
-        )
+    k = (jnp.minimum(x, jnp.uint32(_NAN)) + added) >> drop
+    finite = jnp.minimum(k, jnp.uint32((_INFINITY - 1) >> drop))
     # A choice comes last, of arrays in the code's dtype: XLA's CPU compiler would compute a cast
     # of one array again for the step, from the old code, and keep a copy of that for it.
-    return jax.lax.select(x < _INFINITY, top.astype(dtype), special.astype(dtype))
+    return jax.lax.select(x < _INFINITY, code(finite), code(k))
+
+
+def _base(largest: jax.Array) -> jax.Array:
+    """The shared exponent of a block, 31 binades below that of its largest element.
+
+    As if that were rounded up, which may lift it into the next binade.
+    """
+    up = jnp.minimum(largest, jnp.uint32(_NAN)) + jnp.uint32((1 << 20) - 1)
+    return (jnp.maximum(up >> 23, jnp.uint32(31)) - jnp.uint32(31)).astype(jnp.uint8)
+
+
+def _unsigned(v: jax.Array) -> jax.Array:
+    """The number, 0 for -0; one NaN for all, and for what is negative."""
+    x = jnp.where(_bits(v) == _SIGN, jnp.uint32(0), _bits(v))
+    return _real(jnp.where(x > _INFINITY, jnp.uint32(_NAN), x))
 
 
 def _bits(v: jax.Array) -> jax.Array:
-    """The bits, those of 0 for -0."""
-    x = jax.lax.bitcast_convert_type(v, jnp.uint32)
-    return jnp.where(x == _SIGN, jnp.uint32(0), x)
+    return jax.lax.bitcast_convert_type(v, jnp.uint32)
 
 
 def _real(bits: jax.Array) -> jax.Array:
@@ -212,10 +233,12 @@ def _real(bits: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A hash of 32 bits (Wellons, Prospecting for hash functions, 2018: "lowbias32")."""
+    """A hash of 32 bits (Wellons, Prospecting for hash functions, 2018: "lowbias32").
+
+    Its last step is left out, which changes the lower half alone: a code needs the upper bits.
+    """
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    return (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
 
 
 def number_of(path: str) -> int:
@@ -252,8 +275,8 @@ def added(p: jax.Array, u: jax.Array, coarse: jax.Array, fine: jax.Array) -> jax
     back = total - a
     rest = (a - (total - back)) + (b - back)  # all that `total` has lost, exactly
 
-    sign = jax.lax.bitcast_convert_type(total, jnp.uint32) & _SIGN
-    k = jax.lax.bitcast_convert_type(total, jnp.uint32) ^ sign
+    sign = _bits(total) & _SIGN
+    k = _bits(total) ^ sign
     # In units of the last place, which is half as large below a power of two.
     rest = rest * _real((277 - jnp.maximum(k >> 23, 24)) << 23) * jnp.where(sign > 0, -1.0, 1.0)
     rest = jnp.where((rest < 0) & (k << 9 == 0), 2 * rest, rest)
@@ -272,7 +295,7 @@ def _bits_of(x: jax.Array) -> jax.Array:
     """The bits of an array as float32, with its subnormal numbers."""
     if x.dtype == jnp.bfloat16:
         return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
-    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return _bits(x.astype(jnp.float32))
 
 
 def _times_power(bits: jax.Array, n: int) -> jax.Array:

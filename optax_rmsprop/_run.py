@@ -78,8 +78,11 @@ def run(
     leaves, tree = flatten(updates)
     columns = [_Column(part, updates, tree, params) for part in parts]
     salts: list[Any] = [None] * len(leaves)
-    if any(part.rounding is not None for part in parts):
-        salts = [np.uint32(number_of(path)) for path in paths(updates)]
+    counts = [part.rounding for part in parts if part.rounding is not None]
+    if counts:
+        # XLA does not know the numbers, so that the kernels of equal leaves are equal, and it
+        # compiles them once.
+        salts, _ = again(([np.uint32(number_of(path)) for path in paths(updates)], counts))
     links = tuple(column.link for column in columns)
     update = _leafwise(links, (updates, [column.arrays for column in columns]))
     results = [
@@ -288,6 +291,4 @@ def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any, 
     codec = format_of(cell)
     if codec is None:
         return plain(value())
-    # As an array like others the number leaves the kernels of equal leaves equal, and XLA compiles
-    # them once.
-    return codec.written(value, words(array_of(cell).shape, again(salt), count, stream))
+    return codec.written(value, words(array_of(cell).shape, salt, count, stream))

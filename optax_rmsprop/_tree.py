@@ -1,5 +1,6 @@
 """Leaves: their widths, their errors by path, and accumulators like the parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -61,17 +62,24 @@ def accumulators_like(params: Any, fill: ArrayLike = 0.0, *, real: bool = False)
             return jnp.zeros((), bool)
         dtype = wide(jnp.finfo(dtype).dtype if real else dtype)
         dtype = canonical(dtype)  # NumPy's float64, where JAX has none
-        filled = jnp.full_like(p, fill, dtype=dtype)
-        if is_traced(p) and memory_of(p) == memory_of(filled):
-            # A constant has no sharding of its own under jit, and XLA would put it on one device.
-            # An elementwise operation on p is sharded like p. This one is false by its type, not by
-            # the values of p: XLA shards it, then folds it away, and p is not read. JAX refuses to
-            # mix memories: beside p in a host's memory the constant stays as it is.
-            never = (p != p).astype(jnp.uint8) < 0
-            filled = jax.lax.select(never, never.astype(dtype), filled)
-        return filled
+        if is_traced(p):
+            return cast(jax.Array, _filled(p, fill, dtype))
+        return jnp.full_like(p, fill, dtype)
 
     return jax.tree.map(leaf, params)
+
+
+@functools.partial(jax.jit, static_argnums=2)  # traced once for all of equal shapes
+def _filled(p: jax.Array, fill: ArrayLike, dtype: Any) -> jax.Array:
+    """An array of `fill` that is sharded as a traced array is."""
+    filled = jnp.full_like(p, fill, dtype)
+    if memory_of(p) != memory_of(filled):
+        return filled  # JAX refuses to mix memories
+    # A constant has no sharding of its own under jit, and XLA would put it on one device. An
+    # elementwise operation on p is sharded like p. This one is false by its type, not by the values
+    # of p: XLA shards it, then folds it away, and p is not read.
+    never = (p != p).astype(jnp.uint8) < 0
+    return jax.lax.select(never, never.astype(dtype), filled)
 
 
 def map_leaves(link: str, leaf: Callable[..., Any], updates: Any, *inputs: Any) -> Any:

@@ -33,12 +33,10 @@ is not init's. It raises a TypeError if a number is no scalar, a switch is neith
 or a gradient is not floating point.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -50,8 +48,12 @@ from ._framework_links import clip_weights as clip_weights
 from ._framework_links import multiply as multiply
 from ._framework_links import split_complex as split_complex
 from ._jax import is_traced
-from ._link import Hyperparameter, Static, checked, is_number, shown
+from ._link import Hyperparameter, Static, checked, is_number
 from ._rule import Denominator, eps_floor, eps_subtracted
+from ._schedules import Corrected as Corrected
+from ._schedules import InverseTime as InverseTime
+from ._schedules import OneAhead as OneAhead
+from ._schedules import corrected, one_ahead
 from .links import (
     Mask,
     add_decayed_weights,
@@ -149,14 +151,6 @@ def tensorflow1(
         epsilon: ε >= 0, in units of |g|².
         centered: Divide by the standard deviation, √(ν−m²), instead of the root mean square √ν.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.tensorflow1(learning_rate=0.5, decay=0.75, epsilon=2.0)
-        >>> update, _ = tx.update(jnp.array(5.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.75 * 1 + 0.25 * 5² = 7, and -0.5 * 5 / sqrt(7 + 2)
-        -0.8333333
-
     Source: TensorFlow 2.21, tensorflow/python/training/rmsprop.py (tf.compat.v1.train).
     """
     return _chain(
@@ -200,14 +194,6 @@ def keras(
         clipnorm: Shorten the gradient of each parameter to this length, > 0.
         clipvalue: Clip each entry of the gradients to ± this, > 0.
         global_clipnorm: Shorten all gradients together to this length, > 0.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from optax_rmsprop import dialects
-        >>> tx = dialects.keras(learning_rate=0.5, rho=0.75, epsilon=12.0)
-        >>> update, _ = tx.update(jnp.array(4.0), tx.init(jnp.array(0.0)))
-        >>> print(update)  # nu = 0.25 * 4², and -0.5 * 4 / sqrt(4 + 12)
-        -0.5
 
     Source: Keras 3.15, keras/src/optimizers/rmsprop.py.
     """
@@ -314,7 +300,7 @@ def timm(
         step = cautious(step)
     if not decoupled_decay:
         return _chain(_l2(weight_decay, mask), step)
-    decay_rate = _corrected(lr, lr_max) if corrected_weight_decay else lr
+    decay_rate = corrected(lr, lr_max) if corrected_weight_decay else lr
     return _chain(step, _decoupled(weight_decay, decay_rate, mask))
 
 
@@ -476,7 +462,7 @@ def mxnet(
         _l2(wd, mask),
         _if(clip_gradient, clip),
         _scale(centered, gamma1, epsilon),
-        scale_by_learning_rate(_one_ahead(learning_rate)),
+        scale_by_learning_rate(one_ahead(learning_rate)),
         _trace(gamma2) if centered else None,
         _if(clip_weights, clip_parameters),
     )
@@ -516,7 +502,7 @@ def mxnet2(
         _if(clip_gradient, clip),
         _l2(wd, mask),
         _scale(centered, rho, epsilon, eps_in_sqrt=centered),
-        scale_by_learning_rate(_one_ahead(learning_rate)),
+        scale_by_learning_rate(one_ahead(learning_rate)),
         _trace(momentum) if centered else None,
         _if(clip_weights, clip_parameters),
     )
@@ -776,76 +762,8 @@ def _if(
     return None if value is None else link(value, *args, **options)
 
 
-class _Schedule:
-    """A schedule that is equal to one of equal values, and shown as the call that makes it."""
-
-    def __repr__(self) -> str:
-        fields = dataclasses.fields(cast(Any, self))
-        values = (f"{field.name}={shown(getattr(self, field.name))}" for field in fields)
-        return f"dialects.{type(self).__name__}({', '.join(values)})"
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class InverseTime(_Schedule):
-    """η / (1 + decay·count), of a number or a schedule."""
-
-    learning_rate: Hyperparameter
-    decay: ArrayLike
-
-    def __call__(self, count: ArrayLike) -> Any:
-        """Return the rate at a step."""
-        steps = jnp.asarray(count, jnp.result_type(float))
-        return _at(self.learning_rate, count) / (1.0 + self.decay * steps)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Corrected(_Schedule):
-    """η²/η_max."""
-
-    learning_rate: Hyperparameter
-    largest: float
-
-    def __call__(self, count: ArrayLike) -> Any:
-        """Return the rate at a step."""
-        rate = _at(self.learning_rate, count)
-        return rate * rate / self.largest
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class OneAhead(_Schedule):
-    """A schedule whose first call sees 1."""
-
-    schedule: optax.Schedule
-
-    def __call__(self, count: ArrayLike) -> Any:
-        """Return the rate at a step."""
-        return self.schedule(count + 1)
-
-
-def _corrected(lr: Hyperparameter, lr_max: float | None) -> Hyperparameter:
-    """The rate of a corrected decay; a constant rate is its own largest."""
-    if lr_max is not None:
-        return Corrected(lr, lr_max)
-    if callable(lr) or is_traced(lr) or isinstance(lr, np.float64):
-        raise ValueError(
-            "timm: corrected_weight_decay with a schedule or an array as lr needs lr_max, the lr "
-            "that timm's constructor would get"
-        )
-    return lr
-
-
 def _nonzero(value: Hyperparameter, default: float) -> Hyperparameter:
     """The default in place of 0, in place of an array that is 0 too."""
     if is_traced(value):
         return jnp.where(cast(Any, value) == 0, default, cast(Any, value))
     return default if is_number(value, 0) else value
-
-
-def _one_ahead(value: Hyperparameter) -> Hyperparameter:
-    return OneAhead(value) if callable(value) else value
-
-
-def _at(value: Hyperparameter, count: ArrayLike) -> Any:
-    if isinstance(value, np.float64):
-        return float(value)
-    return value(count) if callable(value) else value

@@ -47,6 +47,7 @@ FLOORS = {
     "_link": 3,
     "links": 4,
     "_framework_links": 4,
+    "_schedules": 4,
     "storage": 4,
     "sharding": 4,
     "_rmsprop": 5,

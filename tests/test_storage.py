@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import hashlib
 import itertools
 from typing import Any, NamedTuple
 
@@ -69,6 +70,65 @@ def test_uint8_is_within_its_bound_31_octaves_down():
     v[:, 0] = 1
     relative = np.abs(np.asarray(there_and_back(U8, v), float) / v - 1)
     assert 0.99 * NEAREST_ERROR[U8] < relative.max() <= NEAREST_ERROR[U8]
+
+
+def words_by_hand(shape, leaf, count):
+    """Wellons's hash of the element, the leaf and the step, without its last step, in NumPy."""
+    digest = hashlib.blake2s(leaf.encode(), digest_size=4).digest()
+    x = np.arange(np.prod(shape), dtype=np.uint64).reshape(shape)
+    x = (x + int.from_bytes(digest) + count * 0x85EBCA77) % 2**32
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ x >> shift) * factor % 2**32
+    return x.astype(np.uint32)
+
+
+def rounded_by_hand(v, word, drop):
+    """The bits of float32 without the last `drop`, rounded by a word, in NumPy."""
+    x = v.view(np.uint32).astype(np.int64)
+    k = np.minimum((x + (word.astype(np.int64) >> (32 - drop))) >> drop, 0x7F7FFFFF >> drop)
+    k = np.where(v == 0, 0, np.where(v == np.inf, 0x7F800000 >> drop, k))
+    return np.where(np.isnan(v) | (v < 0), 0x7FC00000 >> drop, k)
+
+
+def codes_by_hand(codec, v, word):
+    if codec == U16:
+        return [rounded_by_hand(v, word, 15).astype(np.uint16)]
+    bases, codes = [], []
+    for start in range(0, v.shape[-1], codec.block):
+        part = np.s_[..., start : start + codec.block]
+        largest = rounded_by_hand(v[part], 0 * word[part], 0).max(-1)
+        bases.append(np.maximum((largest + 0xFFFFF) // 2**23 - 31, 0))
+        k = rounded_by_hand(v[part], word[part], 20) - 8 * bases[-1][..., None]
+        codes.append(np.clip(k, 0, 255))
+    return [np.concatenate(codes, -1).astype(np.uint8), np.stack(bases, -1).astype(np.uint8)]
+
+
+@pytest.mark.parametrize("codec", [U16, U8, storage.uint8(16)], ids=repr)
+def test_codes_are_those_of_a_definition_in_numpy(codec):
+    v = np.random.default_rng(6).lognormal(-3, 9, (64, 200)).astype(np.float32)
+    v[:9, 0] = 0, -0.0, np.inf, -np.inf, np.nan, -1e-9, 3.1e38, 1e-45, 1e-39
+    v[9:13] = [[0.0], [1.9999], [np.inf], [3.4e38]]
+    for count in (0, 7):
+        word = words_by_hand(v.shape, "['w']", count)
+        found = _formats.words(v.shape, "['w']", jnp.int32(count))
+        np.testing.assert_array_equal(found, word)
+        cell = jax.jit(codec.encode)(v, found)
+        for code, expected in zip(
+            jax.tree.leaves(cell), codes_by_hand(codec, v, word), strict=True
+        ):
+            np.testing.assert_array_equal(code, expected)
+
+
+@CODECS
+@pytest.mark.parametrize("pattern", [0x00000000, 0x80000000, 0x7FC00000, 0xFFFFFFFF, 0x7F800001])
+@pytest.mark.parametrize("make", [ours.scale_by_rms, ours.scale_by_stddev])
+def test_a_second_moment_of_zero_stays_zero_where_nothing_comes(make, pattern, codec):
+    """Zeros of both signs and what is no number: no code is made of the sign, or of the NaN."""
+    tx = storage.stored_as(make(), everywhere(codec))
+    start = tx.init(jnp.ones((4, 200)))
+    g = from_bits(np.full((4, 200), pattern))
+    _, state = jax.jit(tx.update)(g, start)
+    chex.assert_trees_all_equal(moments_of(state), moments_of(start))
 
 
 @pytest.mark.parametrize("pattern", [1, 0x7FFFFF, 0x800001, 0x3F800001, 0x3FFFFFFF, 0x7F7F0001])

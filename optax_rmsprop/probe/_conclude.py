@@ -59,7 +59,7 @@ def report(
     """The report of the rules that explain the data."""
     ranked: list[tuple[int, int, str, Rule, Finding]] = []
     for finding in findings:
-        for rule in members(finding.rule, constant_rate):
+        for rule in members(finding, constant_rate):
             rule = rule if written is None else written(rule)
             rank, call = next(calls(rule))
             ranked.append((rank, len(ranked), call, rule, finding))
@@ -125,6 +125,11 @@ def degenerate(found: Fits, run: Run) -> list[str]:
     return texts[:1]
 
 
+def is_another(run: Run) -> bool:
+    """Whether an optimizer outside the family explains a run."""
+    return any(other.explains for other in others(run))
+
+
 def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list[str]:
     """Why nothing of the family explains a run, and what does."""
     named = [other for other in others(run) if other.explains]
@@ -155,25 +160,24 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
     ]
 
 
-def rates_that_explain(fits: Fits, run: Run) -> Array | None:
+def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> Array | None:
     """The rate of each step, if some rule explains the run with rates that change."""
-    rows = np.argsort(fits.cost)[:12]
+    rows = np.argsort(fits.cost)[:most]
     rules = model.concatenate(
         [fits.rules.take(rows).replace(buffer=buffer) for buffer in (True, False)]
     )
     free = free_numbers(rules)
     free[:, LR] = False
-    rules, value, deviation = fit(
+    rules, value, _ = fit(
         lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 40
     )
-    order = np.argsort(value)[:1]
+    order = [int(np.argmin(value))]
     _, rates = model.simulate_rates(rules.take(order), run)
     solved = rules.take(order)
     numbers = solved.numbers.copy()
     numbers[:, LR] = 1.0
     tried = dataclasses.replace(run, rates=rates[0])
     largest, _ = misfit(solved.of(numbers), tried)
-    del deviation
     changes = np.abs(rates[0] / rates[0, 0] - 1) > _CONSTANT + 1e3 * run.unit
     return rates[0] if largest[0] <= LIMIT and changes.any() else None
 

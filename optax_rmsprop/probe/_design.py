@@ -12,7 +12,8 @@ import optax
 
 from . import _conclude as conclude
 from . import _model as model
-from ._finish import finish
+from ._calls import Rule
+from ._finish import finish, shortest
 from ._model import Array, Rules, Run
 from ._report import Report
 from ._search import (
@@ -20,6 +21,7 @@ from ._search import (
     SHAPES,
     Fits,
     Option,
+    best,
     explained,
     fitted,
     join,
@@ -120,6 +122,11 @@ class _Box:
     play: Play
     coupled: bool
     unit: float
+    falls: float = 0.0  # the rate is divided by 1 + falls·count
+
+    def rates(self, steps: int) -> Array:
+        """The rate of each step, relative to that of the first."""
+        return 1 / (1 + self.falls * np.arange(steps))
 
     def run(self, params: Array, gradients: Array) -> Run:
         """A run of each column by itself where the columns would disturb each other."""
@@ -128,23 +135,28 @@ class _Box:
             after, leaf = np.concatenate(columns, 1), np.arange(len(params))
         else:
             after, leaf = self.play(params, gradients), None
-        return model.run_of(after, gradients, None, leaf, self.unit)
+        return model.run_of(after, gradients, self.rates(len(gradients)), leaf, self.unit)
 
     def together(self, params: Array, gradients: Array) -> Run:
         """A run of all columns at once, as one leaf."""
-        return model.run_of(self.play(params, gradients), gradients, None, None, self.unit)
+        rates = self.rates(len(gradients))
+        return model.run_of(self.play(params, gradients), gradients, rates, None, self.unit)
 
 
-def _identified(play: Play) -> Report:
+def _identified(play: Play, falls: float = 0.0) -> Report:
     first = play(np.zeros(_SMALL), _gradients(_SMALL, 6, 0, (0, 0)))
     if not np.isfinite(first[1]).any():
         return conclude.nothing(["the first step gives no finite number"], 2.0**-53)
     if not (first[1:] != 0).any():
         return conclude.nothing(["the parameters do not change"], 2.0**-53)
     unit = conclude.unit_of(first[1:])
-    box = _Box(play, _couples(play, unit), unit)
+    box = _Box(play, _couples(play, unit), unit, falls)
     sweep, long, check = _sweep(box), _long(box), _check(box)
     found, everything, unit = _explained(box, sweep)
+    if not len(found) and not box.falls and not conclude.is_another(check):
+        falls = _falling(box, sweep)
+        if falls:
+            return _identified(play, falls)
     sweep, long, check = conclude.with_unit((sweep, long, check), unit)
     reasons = []
     if len(found):
@@ -153,10 +165,34 @@ def _identified(play: Play) -> Report:
         agreeing = [f for f in findings if conclude.fits_all(f, check)]
         if agreeing:
             return conclude.report(
-                agreeing, unit, lambda finding: conclude.check_error(finding, (check,))
-            )
+                agreeing, unit, lambda finding: conclude.check_error(finding, (check,)),
+                constant_rate=not box.falls,
+                written=(lambda rule: _falls(rule, box.falls)) if box.falls else None,
+            )  # fmt: skip
     reasons = reasons or conclude.unexplained(everything, check, lambda i: f"entry {i}")
     return conclude.nothing(reasons, unit)
+
+
+def _falls(rule: Rule, falls: float) -> Rule:
+    """The rule with a rate that falls as 1 / (1 + falls·count)."""
+    text = f"dialects.InverseTime({rule.lr!r}, {falls!r})"
+    return dataclasses.replace(rule, rate=text, largest_rate=rule.lr)
+
+
+def _falling(box: _Box, sweep: Run) -> float:
+    """How fast the rate falls, if it falls as 1 / (1 + falls·count); else 0."""
+    few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2))
+    option = next(option for option in _options(box, sweep) if not option.rare)
+    rules, costs = _starts(few.steps(2), box, sweep, option)
+    rows = best(rules, costs, 2, 60)
+    fits = Fits(rules.take(rows), np.zeros(0), costs[rows], np.zeros(0))
+    rates = conclude.rates_that_explain(fits, few, 60)
+    if rates is None:
+        return 0.0
+    slowed = rates[0] / rates - 1
+    falls = shortest(slowed[-1] / (len(slowed) - 1), *(slowed[-1] / (len(slowed) - 1) * np.array(
+        [1 - 1e-6, 1 + 1e-6])))  # fmt: skip
+    return falls if np.allclose(slowed, falls * np.arange(len(slowed)), rtol=1e-4) else 0.0
 
 
 def _gradients(size: int, steps: int, seed: int, exponents: tuple[int, int]) -> Array:
@@ -221,6 +257,8 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
             found = explained(fits, sweep)
         tried.append(fits)
         if len(found):
+            return found, join(tried), sweep.unit
+        if conclude.is_another(_middle(sweep)):
             return found, join(tried), sweep.unit
     everything = join(tried)
     if sweep.unit == 2.0**-53:

@@ -201,16 +201,42 @@ def switches_of(rule: Rule, precision: str, constant_rate: bool) -> dict[str, An
     }
 
 
-def members(rule: Rule, constant_rate: bool) -> list[Rule]:
-    """The rules that a constant rate does not tell apart: its place, and what a decay scales by."""
-    if not constant_rate:
-        return [rule]
+def members(finding: Finding, constant_rate: bool) -> list[Rule]:
+    """The rules that the data do not tell apart.
+
+    A constant rate shows neither its place nor what a decay scales by, and an ε as good as none
+    shows no denominator.
+    """
+    rule = finding.rule
     found = [rule]
+    interval = finding.open.get("eps", [1.0])
+    if interval[0] == 0 and rule.denominator in _POWERS:
+        found += [
+            _without_eps(rule, denominator, interval[1])
+            for denominator in _POWERS
+            if denominator != rule.denominator
+        ]
+    if not constant_rate:
+        return found
     if rule.momentum > 0:
-        found = [dataclasses.replace(rule, buffer=buffer) for buffer in (True, False)]
+        found = [
+            dataclasses.replace(r, buffer=buffer) for r in found for buffer in (True, False)
+        ]
     if rule.kind == model.DECOUPLED:
         weight = float(f"{rule.weight * rule.lr:.15g}")
         found += [
             dataclasses.replace(r, kind=model.DECOUPLED_UNSCALED, weight=weight) for r in found
         ]
     return found
+
+
+# ε inside the root is a square.
+_POWERS = {model.INSIDE: 2, model.OUTSIDE: 1, model.FLOOR: 1}
+
+
+def _without_eps(rule: Rule, denominator: int, highest: float) -> Rule:
+    """The rule with another denominator, and the usual ε of that where it is small enough."""
+    bound = highest ** (_POWERS[denominator] / _POWERS[rule.denominator])
+    rule = dataclasses.replace(rule, eps=0.0, denominator=denominator)
+    usual = default_eps(rule)
+    return dataclasses.replace(rule, eps=usual) if usual and usual <= bound else rule

@@ -91,7 +91,8 @@ def fit(
             new[better],
             new_value[better],
         )
-        damping[rows] = np.where(better, damping[rows] / 8, np.minimum(damping[rows] * 6, 1e8))
+        eased = np.maximum(damping[rows] / 8, 1e-12)
+        damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
         small = np.abs(move).max(1) < 1e-13
         alive[rows] &= ~(small | (value[rows] == 0) | (~better & (damping[rows] > 1e6)))
     numbers = _of_free(numbers, x, free, logits)

@@ -81,7 +81,7 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     seen = run.steps(min(len(run.grads) - held, _STEPS))
     columns = _chosen(seen)
     small = seen.columns(columns)
-    found, everything = search(small, _whole(seen))
+    found, everything = search(small, _whole(seen), lambda: conclude.is_another(small))
     runs = run.steps(min(len(run.grads), 8 * _STEPS)).columns(columns)
     if not len(found) and unit == 2.0**-53:
         found, coarse = _coarser(everything, small)

@@ -6,6 +6,7 @@ pairs and triples, and only as long as nothing explains the run.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -361,15 +362,20 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
     return switches[0] == switches[1]
 
 
-def search(run: Run, whole: Run | None = None) -> tuple[Fits, Fits]:
+def search(
+    run: Run, whole: Run | None = None, elsewhere: Callable[[], bool] = lambda: False
+) -> tuple[Fits, Fits]:
     """The hypotheses that explain the run, and all that were fitted.
 
     `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
-    well by themselves are tried together first.
+    well by themselves are tried together first, and none where `elsewhere` says that another
+    optimizer explains the run.
     """
     everything: list[Fits] = []
     alone: dict[Option, float] = {}
     for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
+        if i == 1 and elsewhere():
+            break
         order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
         for option in order:
             data = whole if option.caution else run
