@@ -209,10 +209,10 @@ def test_adam_without_its_first_moment_is_a_corrected_rmsprop(way):
     check(report, truth, *inputs(np.random.default_rng(6)))
 
 
-RATES = 0.01 * 0.9 ** np.arange(60)
+RATES = 0.01 / (1 + 0.1 * np.arange(60))
 SCHEDULES = {
     "array": RATES,
-    "schedule": optax.exponential_decay(0.01, 1, 0.9),
+    "schedule": dialects.InverseTime(0.01, 0.1),
     "list": list(RATES),
     "number": 0.01,
 }
@@ -248,6 +248,18 @@ def test_rates_that_are_given(given, switches):
             assert "rate_in_buffer" not in report.undetermined
     check(report, truth, p, longer(grads, rng), rates=rates)
     assert report.transformation is not None
+
+
+@pytest.mark.slow
+def test_a_geometric_schedule_leaves_the_place_of_the_rate_open():
+    """Steps of rate·qᵗ and momentum μ in the buffer are those of momentum μ/q after it."""
+    truth, (p, grads) = rule(momentum=0.72, rate_in_buffer=True), inputs(np.random.default_rng(7))
+    rates = 0.01 * 0.9 ** np.arange(60)
+    report = probe.identify_log(log_of(truth, p, grads, rates=rates), grads, rates)
+    other = rule(momentum=0.8, rate_in_buffer=False)
+    for possible in (truth, other):
+        assert not wrong(report, possible.switches, 1e-6), report
+    assert len(report.calls) == 2
 
 
 @pytest.mark.slow
