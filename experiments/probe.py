@@ -32,11 +32,12 @@ PRECISIONS = {
 RIGHT, ALIKE, NONE, WRONG = OUTCOMES = ("right", "alike", "none", "wrong")
 TEXT = """A report is right if every switch has the value of the rule, or is said to be open with
 that value among those that remain. Numbers are equal to 1e-6 in float64, 1e-3 in float32 and 5e-2
-in bfloat16. Other reports are alike if a call goes on as the rule does on as many fresh gradients
-as recorded ones, with an error of at most as many parts of the largest step: what they do not have
-is too small to be seen. A report without a call says that nothing explains the run. Parameters are of size 1,
-and rates are from 1e-5 to 1: in bfloat16, where half a unit in the last place is 2e-3, the small
-ones do not move them. There the optimizer's state is float32.
+in bfloat16. Another report is alike if one of its calls goes on as the rule does, on as many fresh
+gradients as recorded ones: the largest error is that part of the largest step. Then what the report
+misses is too small to be seen. A report without a call says that nothing explains the run.
+
+Parameters are of size 1, and rates are from 1e-5 to 1. In bfloat16, where half a unit in the last
+place is 2e-3, the small rates do not move the parameters. The optimizer's state is float32 there.
 """
 
 Cell = tuple[str, int]  # a precision and a number of steps; 0 steps is a box
@@ -112,8 +113,8 @@ def run(path: Path, trials: int, say: Callable[[str], None]) -> list[dict[str, A
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the table: a row for each cell."""
     yield (
-        "| precision | steps | n | right | alike | no call | wrong | open switches, median | CPU seconds, "
-        "median (largest) |"
+        "| precision | steps | n | right | alike | no call | wrong | open switches, median | "
+        "CPU seconds, median (largest) |"
     )
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for precision, steps in cells():
