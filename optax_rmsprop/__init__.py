@@ -1,8 +1,12 @@
 """RMSprop for JAX: small composable Optax transformations, finite in every precision."""
 
+from . import compare as compare
 from . import denominators as denominators
 from . import dialects as dialects
 from . import interop as interop
+from . import probe as probe
+from . import recording as recording
+from . import retuning as retuning
 from . import sharding as sharding
 from . import storage as storage
 from ._rmsprop import rmsprop as rmsprop

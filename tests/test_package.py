@@ -64,7 +64,34 @@ FLOORS = {
     "interop.torch": 9,
     "interop.transfer": 9,
     "interop": 10,
-    "__init__": 11,
+    "recording": 10,
+    "retuning": 10,
+    "probe._model": 11,
+    "probe._calls": 11,
+    "probe._report": 11,
+    "probe._frameworks": 11,
+    "probe._fit": 12,
+    "probe._optimizers": 13,
+    "probe._search": 13,
+    "probe._others": 14,
+    "probe._finish": 14,
+    "probe._conclude": 15,
+    "probe._log": 16,
+    "probe._design": 16,
+    "probe": 17,
+    "compare._report": 20,
+    "compare._records": 20,
+    "compare._layouts": 21,
+    "compare._gradients": 21,
+    "compare._optimizers": 21,
+    "compare._sides": 21,
+    "compare._accounts": 22,
+    "compare._moves": 22,
+    "compare._words": 23,
+    "compare._rules": 24,
+    "compare._compare": 25,
+    "compare": 26,
+    "__init__": 27,
     "cli._guard": 12,
     "cli._calls": 13,
     "cli._saved": 14,
@@ -222,7 +249,8 @@ def roots(tree: ast.Module) -> list[str]:
 
 def test_one_module_takes_a_root():
     rooted = {name for name, path in MODULES.items() if roots(parsed(path))}
-    assert rooted == {"_rule"}
+    # What reads a recorded run has the rules in NumPy, and makes no update.
+    assert {name for name in rooted if not name.startswith(("probe.", "compare."))} == {"_rule"}
 
 
 def test_the_search_for_roots_can_fail():

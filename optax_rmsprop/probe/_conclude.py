@@ -51,7 +51,7 @@ def report(
     unit: float,
     error: Callable[[Finding], float],
     *,
-    constant_rate: bool = True,
+    ratio: float | None = 1.0,
     written: Callable[[Rule], Rule] | None = None,
     learning_rates: Any = None,
     contradictions: list[str] | None = None,
@@ -59,13 +59,13 @@ def report(
     """The report of the rules that explain the data."""
     ranked: list[tuple[int, int, str, Rule, Finding]] = []
     for finding in findings:
-        for rule in members(finding, constant_rate):
+        for rule in members(finding, ratio):
             rule = rule if written is None else written(rule)
             rank, call = next(calls(rule))
             ranked.append((rank, len(ranked), call, rule, finding))
     ranked.sort(key=lambda entry: entry[:2])
     precision = PRECISIONS[unit]
-    every = [switches_of(rule, precision, constant_rate) for *_, rule, _ in ranked]
+    every = [switches_of(rule, precision) for *_, rule, _ in ranked]
     left: dict[str, list[Any]] = {}
     for name in every[0]:
         values = list(dict.fromkeys(switches[name] for switches in every))
@@ -83,12 +83,14 @@ def report(
 
 
 def _different(ranked: list[Any]) -> list[Any]:
-    """One of those that are the same but for the place of an ε of 0."""
+    """One of those that are the same but for the place of an ε of 0, or for an ε as good as none."""
     seen: set[Any] = set()
     kept = []
     for entry in ranked:
         rule = entry[3]
         key = dataclasses.replace(rule, denominator=-1) if rule.eps == 0 else rule
+        if entry[4].open.get("eps", [1.0])[0] == 0 and rule.eps != 0:
+            key = dataclasses.replace(rule, eps=-1.0)
         if key not in seen:
             kept.append(entry)
         seen.add(key)
@@ -138,8 +140,9 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
     if not len(everything):
         return ["no step can be judged: parameters and gradients are not finite, or do not change"]
     rates = rates_that_explain(everything, run)
-    if rates is not None:
-        step = int(np.argmax(np.abs(rates / rates[0] - 1) > _CONSTANT + 1e3 * run.unit))
+    if rates:
+        rates = rates[0]
+        step = int(np.argmax(np.abs(rates / rates[0] - 1) > _CONSTANT + 4e3 * run.unit))
         return [
             f"the learning rate is not constant: at step {step} it is {rates[step] / rates[0]:.6g} "
             f"times that of step 0 ({rates[0]:.6g}); with learning_rates the rule can be named"
@@ -160,8 +163,8 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
     ]
 
 
-def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> Array | None:
-    """The rate of each step, if some rule explains the run with rates that change."""
+def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
+    """The rate of each step by the rules that explain the run with rates that change."""
     rows = np.argsort(fits.cost)[:most]
     rules = model.concatenate(
         [fits.rules.take(rows).replace(buffer=buffer) for buffer in (True, False)]
@@ -169,17 +172,19 @@ def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> Array | None:
     free = free_numbers(rules)
     free[:, LR] = False
     rules, value, _ = fit(
-        lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 40
+        lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 25
     )
-    order = [int(np.argmin(value))]
-    _, rates = model.simulate_rates(rules.take(order), run)
-    solved = rules.take(order)
-    numbers = solved.numbers.copy()
-    numbers[:, LR] = 1.0
-    tried = dataclasses.replace(run, rates=rates[0])
-    largest, _ = misfit(solved.of(numbers), tried)
-    changes = np.abs(rates[0] / rates[0, 0] - 1) > _CONSTANT + 1e3 * run.unit
-    return rates[0] if largest[0] <= LIMIT and changes.any() else None
+    found = []
+    for row in np.flatnonzero(value <= max(1e4 * value.min(), 1e-26)):
+        solved = rules.take([row])
+        rates = model.simulate_rates(solved, run)[1][0]
+        numbers = solved.numbers.copy()
+        numbers[:, LR] = 1.0
+        largest, _ = misfit(solved.of(numbers), dataclasses.replace(run, rates=rates))
+        changes = np.abs(rates / rates[0] - 1) > _CONSTANT + 4e3 * run.unit
+        if largest[0] <= LIMIT and changes.any():
+            found.append(rates)
+    return found
 
 
 def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> float:

@@ -29,6 +29,7 @@ from ._search import (
     refined,
     search,
     started,
+    weighed,
 )
 
 Step: TypeAlias = Callable[[Array], Array]
@@ -166,7 +167,7 @@ def _identified(play: Play, falls: float = 0.0) -> Report:
         if agreeing:
             return conclude.report(
                 agreeing, unit, lambda finding: conclude.check_error(finding, (check,)),
-                constant_rate=not box.falls,
+                ratio=None if box.falls else 1.0,
                 written=(lambda rule: _falls(rule, box.falls)) if box.falls else None,
             )  # fmt: skip
     reasons = reasons or conclude.unexplained(everything, check, lambda i: f"entry {i}")
@@ -186,13 +187,12 @@ def _falling(box: _Box, sweep: Run) -> float:
     rules, costs = _starts(few.steps(2), box, sweep, option)
     rows = best(rules, costs, 2, 60)
     fits = Fits(rules.take(rows), np.zeros(0), costs[rows], np.zeros(0))
-    rates = conclude.rates_that_explain(fits, few, 60)
-    if rates is None:
-        return 0.0
-    slowed = rates[0] / rates - 1
-    falls = shortest(slowed[-1] / (len(slowed) - 1), *(slowed[-1] / (len(slowed) - 1) * np.array(
-        [1 - 1e-6, 1 + 1e-6])))  # fmt: skip
-    return falls if np.allclose(slowed, falls * np.arange(len(slowed)), rtol=1e-4) else 0.0
+    for rates in conclude.rates_that_explain(fits, few, 60):
+        slowed = rates[0] / rates - 1
+        falls = slowed[-1] / (len(slowed) - 1)
+        if np.allclose(slowed, falls * np.arange(len(slowed)), rtol=1e-4, atol=64 * box.unit):
+            return shortest(falls, falls * (1 - 1e-6), falls * (1 + 1e-6))
+    return 0.0
 
 
 def _gradients(size: int, steps: int, seed: int, exponents: tuple[int, int]) -> Array:
@@ -262,10 +262,11 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
             return found, join(tried), sweep.unit
     everything = join(tried)
     if sweep.unit == 2.0**-53:
-        for unit in (2.0**-24, 2.0**-11, 2.0**-8):
-            found = explained(everything, conclude.with_unit(sweep, unit))
-            if len(found):
-                return found, everything, unit
+        found = explained(everything, conclude.with_unit(sweep, 2.0**-24))
+        if len(found):  # or what is there was not fitted to the end
+            better = fitted(found.rules, weighed(sweep, found.rules.take([0])), 200, found.free)
+            exact = explained(better, sweep)
+            return (exact, everything, sweep.unit) if len(exact) else (found, everything, 2.0**-24)
     _, more = search(_middle(sweep), _middle(sweep))
     everything = join([everything, polished(more, sweep)])
     return explained(everything, sweep), everything, sweep.unit

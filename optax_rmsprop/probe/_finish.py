@@ -9,7 +9,16 @@ from . import _model as model
 from ._calls import Rule, default_eps
 from ._fit import Runs
 from ._model import (
-    BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Array, Rules,
+    BOUND,
+    BOX,
+    DECAY,
+    EPS,
+    LAMBDA,
+    LR,
+    MOMENTUM,
+    SCALE,
+    Array,
+    Rules,
 )  # fmt: skip
 from ._search import LIMIT, Fits, explained, fitted, join, misfit, weighed
 
@@ -59,6 +68,11 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
             fit, interval = _opened(fit, number, runs)
             if interval:
                 left[name] = interval
+    vague = fit.free[0] & (fit.deviation[0] > 1e-3) & np.isfinite(fit.deviation[0])
+    for number in np.flatnonzero(vague):
+        if number in _NAMES:
+            around = _interval(fit.rules.numbers[0, number], 4 * fit.deviation[0, number], number)
+            left.setdefault(_NAMES[number], [float(f"{x:.3g}") for x in around])
     fit = _shortened(fit, runs)
     if left.get("eps", [1.0])[0] == 0:  # as good as none: then the one that is usual with this rule
         usual = default_eps(rule_of(fit.rules))
@@ -169,21 +183,19 @@ def _all(runs: Runs) -> tuple[Any, ...]:
     return runs if isinstance(runs, tuple) else (runs,)
 
 
-def switches_of(rule: Rule, precision: str, constant_rate: bool) -> dict[str, Any]:
+def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
     """A rule in the terms of `Report.rule`."""
     momentum = rule.momentum > 0
     clips = rule.clip in (model.CLIP_BEFORE, model.CLIP_AFTER)
     kinds = {model.NO_DECAY: "none", model.L2: "l2"}
     names = {model.INSIDE: "inside", model.OUTSIDE: "outside", model.FLOOR: "floor"}
     weight = rule.weight if rule.kind != model.NO_DECAY else 0.0
-    if rule.kind == model.DECOUPLED_UNSCALED and constant_rate:
-        weight = rule.weight
     return {
         "denominator": names.get(rule.denominator, "other"),
         "eps": rule.eps,
         "initial_scale": rule.scale,
         "decay": rule.decay,
-        "learning_rate": rule.lr,
+        "learning_rate": None if rule.rate else rule.lr,
         "rate_in_buffer": rule.buffer if momentum else None,
         "momentum": rule.momentum,
         "nesterov": rule.nesterov if momentum else None,
@@ -201,11 +213,12 @@ def switches_of(rule: Rule, precision: str, constant_rate: bool) -> dict[str, An
     }
 
 
-def members(finding: Finding, constant_rate: bool) -> list[Rule]:
+def members(finding: Finding, ratio: float | None) -> list[Rule]:
     """The rules that the data do not tell apart.
 
     A constant rate shows neither its place nor what a decay scales by, and an ε as good as none
-    shows no denominator.
+    shows no denominator. `ratio` is that of each rate to the one before, if it is always the same:
+    a rate that falls so is the same in the buffer, with a smaller momentum.
     """
     rule = finding.rule
     found = [rule]
@@ -216,13 +229,14 @@ def members(finding: Finding, constant_rate: bool) -> list[Rule]:
             for denominator in _POWERS
             if denominator != rule.denominator
         ]
-    if not constant_rate:
+    if ratio is None:
         return found
-    if rule.momentum > 0:
-        found = [
-            dataclasses.replace(r, buffer=buffer) for r in found for buffer in (True, False)
-        ]
-    if rule.kind == model.DECOUPLED:
+    if rule.momentum > 0 and (ratio == 1 or not rule.nesterov):
+        other = rule.momentum / ratio if rule.buffer else rule.momentum * ratio
+        if other < 1:
+            moved = {"buffer": not rule.buffer, "momentum": float(f"{other:.14g}")}
+            found += [dataclasses.replace(r, **moved) for r in found]
+    if rule.kind == model.DECOUPLED and ratio == 1:
         weight = float(f"{rule.weight * rule.lr:.15g}")
         found += [
             dataclasses.replace(r, kind=model.DECOUPLED_UNSCALED, weight=weight) for r in found

@@ -81,11 +81,18 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     seen = run.steps(min(len(run.grads) - held, _STEPS))
     columns = _chosen(seen)
     small = seen.columns(columns)
-    found, everything = search(small, _whole(seen), lambda: conclude.is_another(small))
+    leaves = _small_leaves(seen)
+    whole = run.columns(leaves) if len(leaves) else None
+    found, everything = search(
+        small, seen.columns(leaves) if len(leaves) else None, lambda: conclude.is_another(small)
+    )
     runs = run.steps(min(len(run.grads), 8 * _STEPS)).columns(columns)
     if not len(found) and unit == 2.0**-53:
         found, coarse = _coarser(everything, small)
         unit = coarse if len(found) else unit
+    if whole is not None and found.rules.caution.any():  # which depends on all of a leaf
+        small, runs = (whole.steps(len(r.grads)) for r in (small, runs))
+        columns = leaves
     small, runs = (conclude.with_unit(r, unit) for r in (small, runs))
     nothing = conclude.degenerate(found, small) if len(found) else []
     if nothing or not len(found):
@@ -115,7 +122,7 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
             )
     return conclude.report(
         checked, unit, lambda finding: conclude.check_error(finding, (runs,), start),
-        constant_rate=bool(np.ptp(run.rates) == 0),
+        ratio=_ratio(run.rates),
         written=(lambda rule: _written(rule, learning_rates, run)) if given else None,
         learning_rates=learning_rates,
     )  # fmt: skip
@@ -128,14 +135,21 @@ def _call(rule: Rule) -> str:
 
 
 def _coarser(everything: Fits, run: Run) -> tuple[Fits, float]:
-    """What explains a run of float64 that was computed in less, and in what."""
+    """What explains a run of float64 that was computed in float32, and the unit it was judged by."""
     from ._search import explained
 
-    for unit in (2.0**-24, 2.0**-11, 2.0**-8):
-        found = explained(everything, conclude.with_unit(run, unit))
-        if len(found):
-            return found, unit
-    return everything.take(np.zeros(0, int)), run.unit
+    unit = 2.0**-24
+    found = explained(everything, conclude.with_unit(run, unit))
+    return found, unit if len(found) else run.unit
+
+
+def _ratio(rates: Array) -> float | None:
+    """The ratio of each rate to that before it, where it is always the same."""
+    if not (rates > 0).all():
+        return None
+    ratios = rates[1:] / rates[:-1]
+    constant = len(ratios) == 0 or np.allclose(ratios, ratios[0], rtol=1e-12, atol=0)
+    return (float(ratios.mean()) if len(ratios) else 1.0) if constant else None
 
 
 def _written(rule: Rule, learning_rates: Any, run: Run) -> Rule:
@@ -185,7 +199,7 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
             _path(path): [_numeric(argument, _path(path), flat[j][1]) for flat, _ in trees]
             for j, (path, _) in enumerate(trees[0][0])
         }
-        if all(np.ndim(x[0]) == 0 for x in leaves.values()):  # rows of numbers
+        if leaves and all(np.ndim(x[0]) == 0 for x in leaves.values()):  # rows of numbers
             leaves = {"": np.array(list(leaves.values())).T}
     else:
         flat = jax.tree_util.tree_flatten_with_path(data)[0]
@@ -198,7 +212,7 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
         array = np.asarray(values, float)
         if array.ndim == 0:
             raise ValueError(f"identify_log: {argument} needs a leading axis of steps at {path!r}")
-        array = array.reshape(len(array), -1)
+        array = array.reshape(len(array), int(np.prod(array.shape[1:])))
         columns.append(array)
         names += [(path, i) for i in range(array.shape[1])]
     if not names:
@@ -245,11 +259,11 @@ def _chosen(run: Run) -> Array:
     return np.sort(order[np.linspace(0, len(order) - 1, _COLUMNS).astype(int)])
 
 
-def _whole(run: Run) -> Run | None:
-    """Whole leaves, for what depends on all of a leaf; the small ones."""
+def _small_leaves(run: Run) -> Array:
+    """The columns of whole leaves, the small ones, for what depends on all of a leaf."""
     counts = np.bincount(run.leaf)
     kept: list[int] = []
     for leaf in np.argsort(counts, kind="stable"):
         if sum(counts[kept]) + counts[leaf] <= _WHOLE:
             kept.append(int(leaf))
-    return run.columns(np.isin(run.leaf, kept)) if kept else None
+    return np.flatnonzero(np.isin(run.leaf, kept))

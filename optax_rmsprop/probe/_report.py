@@ -2,9 +2,13 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -57,14 +61,9 @@ class Report:
 
 def evaluate(call: str, learning_rates: Any = None) -> Any:
     """A call, with the public names of the package in reach."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    import optax_rmsprop
-
-    public = {n: v for n, v in vars(optax_rmsprop).items() if not n.startswith("_")}
-    names = {"optax": optax, "jax": jax, "jnp": jnp, "np": np, "optax_rmsprop": optax_rmsprop}
+    package = importlib.import_module(__name__.partition(".")[0])  # which imports this module
+    public = {name: value for name, value in vars(package).items() if not name.startswith("_")}
+    names = {"optax": optax, "jax": jax, "jnp": jnp, "np": np, package.__name__: package}
     return eval(call, {**public, **names, "learning_rates": learning_rates})
 
 

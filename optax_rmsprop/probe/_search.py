@@ -14,7 +14,18 @@ import numpy as np
 from . import _model as model
 from ._fit import Runs, cost, fit
 from ._model import (
-    BOUND, BOX, DECAY, EPS, LAMBDA, LR, MOMENTUM, SCALE, Array, Rules, Run, concatenate,
+    BOUND,
+    BOX,
+    DECAY,
+    EPS,
+    LAMBDA,
+    LR,
+    MOMENTUM,
+    SCALE,
+    Array,
+    Rules,
+    Run,
+    concatenate,
 )  # fmt: skip
 
 _DENOMINATORS = (model.INSIDE, model.OUTSIDE, model.FLOOR)
@@ -124,7 +135,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
     weights, bounds, box = _weights(run, option), _bounds(run, option), _box(run, option)
     values = (grid.forgetting, grid.heights, grid.scales, weights, bounds)
     keep, height, first, weight, bound = np.array(list(itertools.product(*values))).T
-    for denominator, centered, corrected, alone in RARE if option.rare else SHAPES:
+    for denominator, centered, corrected, _alone in RARE if option.rare else SHAPES:
         amplitude = size * height * (1 if corrected else np.sqrt(1 - (1 - keep) ** 5))
         squared = denominator in (model.INSIDE, model.SUBTRACTED)
         numbers = np.zeros((len(keep), len(model.NUMBERS)))
@@ -142,7 +153,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
                 kind=option.kind,
                 clip=option.clip,
                 caution=option.caution,
-            )  # fmt: skip
+            )
         )
     rules = concatenate(parts)
     chunk = max(1, 300_000 // max(run.grads.size, 1))
@@ -334,13 +345,25 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     """Those that leave nothing but rounding, the simpler of those that differ by a number."""
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
     largest, mean = misfit(fits.rules, runs)
-    good = largest <= LIMIT
+    good = (largest <= LIMIT) & _is_told(fits.rules, runs)
     if not good.any():
         return fits.take(np.zeros(0, int))
     if sum(run.valid.sum() for run in (runs if isinstance(runs, tuple) else (runs,))) > 50:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
+
+
+def _is_told(rules: Rules, runs: Runs) -> Array:
+    """Whether most changes say something: their rounding is small beside them."""
+    parts = []
+    for run in runs if isinstance(runs, tuple) else (runs,):
+        _, bounds = model.simulate_bounded(rules, run)
+        size = np.abs(run.changes) + 4 * run.unit * np.abs(run.params[1:])
+        parts.append((bounds / (size + 1e-300))[:, run.valid & (run.changes != 0)])
+    relative = np.concatenate(parts, 1)
+    known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * run.unit)
+    return known.mean(1) > 0.5
 
 
 def _simplest(fits: Fits) -> list[int]:
@@ -356,10 +379,21 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
     """Whether the one is the other without some of its numbers."""
     if (fits.free[simple] & ~fits.free[other]).any():
         return False
-    switches = [fits.rules.switches(row) for row in (simple, other)]
-    if not fits.free[simple, MOMENTUM]:  # a buffer's switches say nothing without momentum
-        switches = [tuple(x for i, x in enumerate(s) if i not in (3, 4)) for s in switches]
-    return switches[0] == switches[1]
+    idle: set[int] = set()  # switches that say nothing where their number is missing
+    rules = fits.rules
+    if not fits.free[simple, MOMENTUM]:
+        idle |= {_SWITCHES.index("buffer"), _SWITCHES.index("nesterov")}
+    if rules.kind[simple] == model.NO_DECAY:
+        idle.add(_SWITCHES.index("kind"))
+    if rules.clip[simple] == model.NO_CLIP:
+        idle.add(_SWITCHES.index("clip"))
+    first, second = (
+        [x for i, x in enumerate(rules.switches(row)) if i not in idle] for row in (simple, other)
+    )
+    return first == second
+
+
+_SWITCHES = [field.name for field in dataclasses.fields(Rules)]
 
 
 def search(
@@ -397,7 +431,7 @@ def search(
 
 
 def _promise(option: Option, alone: dict[Option, float]) -> float:
-    """How well the parts of an option did by themselves: the sum of the logarithms of their costs."""
+    """How well the parts of an option did by themselves: the sum of the logarithms of costs."""
     clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
     parts = [
         Option(kind=option.kind, maximize=option.maximize), Option(clip=clip),

@@ -1,0 +1,307 @@
+"""Changes of a rule, one at a time: a switch, a number, or the size of the gradients."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from ..probe import _model as model
+from ..probe._model import (
+    BOUND,
+    BOX,
+    DECAY,
+    EPS,
+    LAMBDA,
+    LR,
+    MOMENTUM,
+    SCALE,
+    Rules,
+    concatenate,
+)  # fmt: skip
+from ..probe._search import LIMIT
+from ._records import Array
+from ._sides import (
+    COUNT,
+    Both,
+    Pairs,
+    changes,
+    cost,
+    fitted,
+    held_by,
+    misfits,
+    pairs,
+    polished,
+    simulate,
+    spread,
+)  # fmt: skip
+
+SWITCHES = [f.name for f in dataclasses.fields(Rules) if f.name != "numbers"]
+# So many hypotheses are fitted to the end, of those that are the nearest after a few iterations.
+_NEAR = 16
+# A switch whose number comes and goes with it.
+_NUMBER_OF = {"kind": (LAMBDA, model.NO_DECAY), "clip": (BOUND, model.NO_CLIP)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """A change of the rule that explains the other run: both rules, and how well it does."""
+
+    one: Rules
+    other: Rules
+    names: frozenset[str]
+    free: int
+    spread: float
+    factor: float = 1.0
+    pair: Pairs | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Move:
+    names: frozenset[str]
+    one: Rules
+    other: Rules
+    tied: Array
+    free: int  # numbers that only the other has
+    factor: float | None = None
+
+
+def refined(e: Explained, both: Both) -> Explained:
+    """The same change, its numbers fitted on other columns."""
+    if e.pair is None:
+        return e
+    fits = polished(e.pair, both, np.array(["factor" in e.names]))
+    factor = float(fits.numbers[0, -1])
+    return dataclasses.replace(e, one=fits.ones, other=fits.others, factor=factor, pair=fits)
+
+
+def unchanged(one: Rules, both: Both) -> list[Explained]:
+    """The rules that explain both, with numbers that both share."""
+    tied = np.ones(COUNT, bool)
+    as_they_are = np.flatnonzero(held_by(one, both.one) & held_by(one, both.other))
+    if len(as_they_are):
+        ratio = misfits(one.take(as_they_are), both.other)
+        same = [one.take([i]) for i in as_they_are]
+        return [Explained(x, x, frozenset(), 0, float(spread(ratio[i : i + 1])[0]))
+                for i, x in enumerate(same)]  # fmt: skip
+    moves = [_Move(frozenset(), one.take([i]), one.take([i]), tied, 0) for i in range(len(one))]
+    return _explained(moves, both)
+
+
+def single(one: Rules, both: Both) -> list[Explained]:
+    """The single changes that make a rule of the one explain the other, the best first."""
+    found = itertools.chain(*(_moves(one.take([i]), both) for i in range(min(len(one), 3))))
+    return _explained(list(found), both)
+
+
+def between(one: Rules, other: Rules, both: Both, most: int = 3) -> list[Explained]:
+    """The fewest changes that lead from a rule of the one to one of the other, the best first."""
+    combinations = list[_Move]()
+    for i, j in itertools.product(range(min(len(one), 3)), range(min(len(other), 4))):
+        combinations += _subsets(one.take([i]), other.take([j]), most)
+    for size in range(1, most + 1):
+        found = _explained([m for m in combinations if len(m.names) == size], both)
+        if found:
+            return found
+    return []
+
+
+def _subsets(one: Rules, other: Rules, most: int) -> list[_Move]:
+    """The changes on the way from one rule to another, and sets of them."""
+    switches = [s for s in SWITCHES if _differs(one, other, s)]
+    numbers = [
+        i
+        for i in (LR, DECAY, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX)
+        if one.numbers[0, i] != other.numbers[0, i] and not _is_of_switch(switches, i)
+    ]
+    names = [*switches, *(model.NUMBERS[i] for i in numbers)]
+    found = list[_Move]()
+    for size in range(1, most + 1):
+        for chosen in itertools.combinations(names, size):
+            new = one.replace(**{
+                s: getattr(other, s)[0] for s in chosen if s in SWITCHES
+            })  # fmt: skip
+            tied, own = np.ones(COUNT, bool), set[int]()
+            for name in chosen:
+                if name in model.NUMBERS:
+                    own.add(model.NUMBERS.index(name))
+                elif name in _NUMBER_OF and getattr(one, name)[0] == _NUMBER_OF[name][1]:
+                    own.add(_NUMBER_OF[name][0])
+            if MOMENTUM in own and not one.numbers[0, MOMENTUM]:
+                new = new.replace(buffer=other.buffer[0], nesterov=other.nesterov[0])
+            tied[list(own)] = False
+            new = new.of(np.where(tied, one.numbers, other.numbers))
+            found.append(_Move(frozenset(chosen), one, new, tied, len(own)))
+    return found
+
+
+def _differs(one: Rules, other: Rules, switch: str) -> bool:
+    if switch in ("buffer", "nesterov") and not (
+        one.numbers[0, MOMENTUM] and other.numbers[0, MOMENTUM]
+    ):
+        return False
+    return getattr(one, switch)[0] != getattr(other, switch)[0]
+
+
+def _is_of_switch(switches: list[str], number: int) -> bool:
+    return any(_NUMBER_OF[s][0] == number for s in switches if s in _NUMBER_OF)
+
+
+def _moves(one: Rules, both: Both) -> list[_Move]:
+    """All single changes, those with a number from several values on."""
+    now, n = one.numbers[0], both.other.run
+    g = np.abs(n.grads[n.valid & (n.grads != 0)])
+    p = np.abs(n.params[:-1][n.valid & (n.params[:-1] != 0)])
+    size, length = (float(np.median(x)) if x.size else 1.0 for x in (g, p))
+    found = list[_Move]()
+
+    def add(name: str, new: Rules, number: int | None = None, values: Any = (None,),
+            factor: float | None = None) -> None:  # fmt: skip
+        for value in values:
+            tied, numbers = np.ones(COUNT, bool), new.numbers.copy()
+            if number is not None:
+                tied[number], numbers[0, number] = False, value
+            found.append(
+                _Move(frozenset({name}), one, new.of(numbers), tied, int(number is not None),
+                      factor)
+            )  # fmt: skip
+
+    for kind in (model.INSIDE, model.OUTSIDE, model.FLOOR, model.SUBTRACTED, model.BOTH):
+        if kind != one.denominator[0] and now[EPS]:
+            rare = kind == model.SUBTRACTED and not one.centered[0]
+            if not rare:
+                add("denominator", one.replace(denominator=kind))
+    for switch in ("centered", "corrected", "maximize", "caution"):
+        if switch != "caution" or now[MOMENTUM]:
+            add(switch, one.replace(**{switch: not getattr(one, switch)[0]}))
+    if now[MOMENTUM]:
+        for switch in ("buffer", "nesterov"):
+            add(switch, one.replace(**{switch: not getattr(one, switch)[0]}))
+    if not both.other.solved:
+        add("lr", one, LR, now[LR] * np.logspace(-3, 3, 7))
+    add("decay", one, DECAY, 1 - np.array((0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)))
+    heights = size * np.logspace(-10, 4, 15)
+    squared = one.denominator[0] in (model.INSIDE, model.SUBTRACTED)
+    add("eps", one, EPS, [0.0, *(heights**2 if squared else heights)])
+    add("scale", one, SCALE, [0.0, 1.0, *(size**2 * np.logspace(-2, 2, 5))])
+    if now[MOMENTUM]:
+        add("momentum", one, MOMENTUM, (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.99))
+    else:
+        for buffer, nesterov in itertools.product((True, False), (False, True)):
+            add("momentum", one.replace(buffer=buffer, nesterov=nesterov), MOMENTUM,
+                (0.3, 0.6, 0.9, 0.97))  # fmt: skip
+    rate = max(abs(now[LR]), 1e-300)
+    weights = {model.L2: size / length * np.logspace(-3, 2, 6),
+               model.DECOUPLED: np.logspace(-6, -1, 6) / rate,
+               model.DECOUPLED_UNSCALED: np.logspace(-6, -1, 6),
+               model.DECOUPLED_SQUARED: np.logspace(-6, -1, 6) / rate**2}  # fmt: skip
+    for kind in (model.NO_DECAY, *weights):
+        new = one.replace(kind=kind)
+        if one.kind[0] == model.NO_DECAY and kind != model.NO_DECAY:
+            add("kind", new, LAMBDA, weights[kind])
+        elif kind != one.kind[0]:
+            add("kind", new)
+    if one.kind[0] != model.NO_DECAY:
+        add("lambda", one, LAMBDA, [*weights[int(one.kind[0])], now[LAMBDA]])
+    limits = np.quantile(g, (0.2, 0.5, 0.8, 0.95, 0.99)) if g.size else (1.0,)
+    sizes = {model.CLIP_LEAF: n.leaf_norm, model.CLIP_ALL: n.norm}
+    for kind in (model.NO_CLIP, model.CLIP_BEFORE, model.CLIP_AFTER, model.CLIP_LEAF,
+                 model.CLIP_ALL):  # fmt: skip
+        if kind == model.CLIP_AFTER and one.kind[0] != model.L2:
+            continue
+        values = np.quantile(sizes[kind], (0.1, 0.4, 0.7, 0.9)) if kind in sizes else limits
+        if one.clip[0] == model.NO_CLIP and kind != model.NO_CLIP:
+            add("clip", one.replace(clip=kind), BOUND, np.maximum(values, 1e-300))
+        elif kind != one.clip[0]:
+            add("clip", one.replace(clip=kind))
+    if one.clip[0] != model.NO_CLIP:
+        add("bound", one, BOUND, [*np.maximum(limits, 1e-300), now[BOUND]])
+    if now[EPS] or now[SCALE] or one.kind[0] == model.L2 or one.clip[0] != model.NO_CLIP:
+        for factor in np.logspace(-4, 4, 9):
+            add("factor", one, factor=float(factor))
+    return found
+
+
+def _explained(moves: list[_Move], both: Both) -> list[Explained]:
+    """The changes that explain both runs to rounding, the best first."""
+    if not moves:
+        return []
+    found = _fitted(moves, both)
+    return _judged([move for _, _, move in found], found[0][0], both)
+
+
+def _fitted(moves: list[_Move], both: Both) -> list[tuple[Pairs, int, _Move]]:
+    """The changes that begin best, with their numbers fitted."""
+    hypotheses = pairs(
+        concatenate([m.one for m in moves]),
+        concatenate([m.other for m in moves]),
+        np.array([m.tied for m in moves]),
+        [1.0 if m.factor is None else m.factor for m in moves],
+    )
+    costs = cost(simulate, hypotheses, both)
+    keys: dict[Any, list[int]] = {}
+    for row in map(int, np.argsort(costs, kind="stable")):
+        zero: Array = moves[row].other.numbers[0, ~moves[row].tied] == 0
+        key = (moves[row].names, moves[row].other.switches(0), moves[row].one.switches(0),
+               zero.tobytes())  # fmt: skip
+        rows = keys.setdefault(key, [])
+        if len(rows) < 2:
+            rows.append(row)
+    rows = list(itertools.chain(*keys.values()))
+    scaled = np.array([moves[row].factor is not None for row in rows])
+    fits = fitted(hypotheses.take(rows), both, 8, scaled)
+    near = np.argsort(cost(simulate, fits, both), kind="stable")[:_NEAR]
+    fits = fitted(fits.take(near), both, 30, scaled[near])
+    again = np.argsort(cost(simulate, fits, both), kind="stable")
+    near, fits = near[again], polished(fits.take(again), both, scaled[near[again]])
+    return [(fits, i, moves[rows[row]]) for i, row in enumerate(near)]
+
+
+def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
+    """Those that leave rounding alone: the largest misfit, and no more of it than others have."""
+    sides = [(fits.ones, both.one), (fits.others, both.other)]
+    ratios = [misfits(rules, side) for rules, side in sides]
+    largest = np.max([r.max((1, 2), initial=0.0) for r in ratios], 0)
+    means = np.max([spread(r) for r in ratios], 0)
+    good = list(map(int, np.flatnonzero(largest <= LIMIT)))
+    good = [row for row in good if means[row] <= 2 * means[good].min() + 0.02]
+    best = dict[Any, Explained]()
+    for row in sorted(good, key=lambda r: (_own(moves[r], fits, r), means[r])):
+        move = moves[row]
+        found = Explained(
+            fits.ones.take([row]), fits.others.take([row]), move.names, _own(move, fits, row),
+            float(means[row]), float(fits.numbers[row, -1]), fits.take([row]),
+        )  # fmt: skip
+        best.setdefault((move.names, found.other.switches(0)), found)
+    return sorted(best.values(), key=lambda e: (len(e.names), e.free, e.spread))
+
+
+def _own(move: _Move, fits: Pairs, row: int) -> int:
+    """How many numbers the other has of its own that are not 0."""
+    numbers = fits.others.numbers[row]
+    return int((numbers[~move.tied] != 0).sum()) + (move.factor is not None)
+
+
+def nearest(one: Rules, both: Both) -> list[tuple[Explained, float]]:
+    """The single changes that leave the least of the gap, and what they leave."""
+    moves = _moves(one.take([0]), both)
+    found = list[tuple[Explained, float]]()
+    for fits, row, move in _fitted(moves, both):
+        rules = fits.ones.take([row]), fits.others.take([row])
+        left = left_by(rules[0], rules[1], both)
+        found.append((Explained(*rules, move.names, 1, 0.0, float(fits.numbers[row, -1])), left))
+    best = dict[Any, tuple[Explained, float]]()
+    for explained, left in sorted(found, key=lambda x: x[1]):
+        best.setdefault(explained.names, (explained, left))
+    return list(best.values())
+
+
+def left_by(one: Rules, other: Rules, both: Both) -> float:
+    """The part of the gap that is left on the other when its rule replaces that of the one."""
+    run = both.other.run
+    with np.errstate(all="ignore"):
+        gaps = [
+            np.linalg.norm((changes(rule, both.other)[0] - run.changes) * run.valid)
+            for rule in (other, one)
+        ]
+    return float(gaps[0] / gaps[1]) if gaps[1] else 0.0

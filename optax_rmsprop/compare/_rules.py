@@ -1,0 +1,422 @@
+"""What the optimizers of two runs differ by, each judged by its own gradients and parameters."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+
+from ..probe import _model as model
+from ..probe._model import LR, Rules
+from ..probe._search import LIMIT
+from ._accounts import Account, Leaf, Steps, accounted, special_leaves, steps_of
+from ._moves import Explained, between, nearest, refined, single, unchanged
+from ._records import UNITS, Array, Record
+from ._report import Change
+from ._sides import Both, Side, bounds, changes, held_by, misfits, rates, settled, spread
+from ._words import Roles, frozen_change, leaf_changes, rule_changes, schedule_change
+
+Changes = tuple[Change, ...]
+
+_MOST = 6  # sets of changes that are confirmed, and told
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What the optimizers differ by.
+
+    `alternatives` are sets of changes that each leave rounding alone, the best first, the empty one
+    where nothing differs; `partial` what leaves a part. `place` is the first step, leaf and index
+    that the one's rule does not explain in the other's run, and what rounding allows there.
+    """
+
+    alternatives: tuple[Changes, ...] = ((),)
+    partial: tuple[tuple[Changes, float], ...] = ()
+    place: tuple[int, str, tuple[int, ...], float] | None = None
+    unexplained: str = ""
+
+    @property
+    def gap(self) -> bool:
+        """Whether there is anything to explain."""
+        return bool(self.unexplained) or () not in self.alternatives
+
+
+def explanations(theirs: Record, ours: Record) -> Explanation:
+    """The sets of changes that lead from the rule of ours to that of theirs."""
+    if _equal(theirs, ours):
+        return Explanation()
+    found = accounted(steps_of(ours), steps_of(theirs))
+    if found is not None:
+        which, known = found
+        other, roles = ((theirs, Roles("theirs", "ours")), (ours, Roles("ours", "theirs")))[which]
+        return _explained(known, other, roles)
+    return _unknown(theirs, ours)
+
+
+def _equal(theirs: Record, ours: Record) -> bool:
+    """Whether the runs are the same, bit for bit."""
+    return all(
+        np.array_equal(x[name], y[name], equal_nan=True)
+        for x, y in ((theirs.params, ours.params), (theirs.grads, ours.grads))
+        for name in ours.names
+    )
+
+
+def _explained(known: Account, record: Record, roles: Roles) -> Explanation:
+    steps = steps_of(record, known.steps.record)
+    base = _Task(known, steps, roles)
+    found = base.found()
+    alternatives = tuple(dict.fromkeys(found))
+    same = alternatives[:1] == ((),) and record.precision == known.steps.record.precision
+    place = None if same else base.place()
+    if alternatives:
+        return Explanation(alternatives, place=place)
+    partial = base.partial()
+    text = (
+        f"the updates of {roles.other} are not explained by its own gradients, by a change of "
+        f"the rule of {roles.one}, or by two of them, and by no RMSprop"
+    )
+    return Explanation((), partial, place, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """An explained run, the steps of another one, and who is who."""
+
+    known: Account
+    steps: Steps
+    roles: Roles
+
+    def found(self) -> list[Changes]:
+        """The smallest sets of changes that explain the other run."""
+        always = self._always()
+        if not self.steps.trained:
+            return [always] if always else []
+        side = self.steps.special(self._leaves)
+        same = self._held(unchanged(self.known.rules, self._both(side)), side)
+        if same:
+            return [always]
+        for sought in (self._alone, self._timewise, self._rewritten, self._rounded, self._pairs):
+            found = [*sought(side)]
+            if found:
+                return [(*always, *changes) for changes in _distinct(found)]
+        return []
+
+    @property
+    def _leaves(self) -> dict[str, Leaf]:
+        return self.known.leaves
+
+    def _always(self) -> Changes:
+        """What is seen without a rule: leaves that are not trained, recorded rates."""
+        found = list[Change]()
+        for who, frozen in (
+            (self.roles.other, self.steps.frozen - self.known.steps.frozen),
+            (self.roles.one, self.known.steps.frozen - self.steps.frozen),
+        ):
+            if frozen:
+                found.append(frozen_change(who, tuple(sorted(frozen)), self.roles))
+        a, b = self.steps.record.rates, self.known.steps.record.rates
+        if a is not None and b is not None and not np.allclose(a, b, rtol=1e-6, atol=0):
+            found.append(schedule_change(a, b, lambda x: np.allclose(a, x, 1e-5, 0), self.roles))
+        return tuple(found)
+
+    def _both(self, side: Side, core: Array | None = None, wide: bool = False) -> Both:
+        one, other = self.known, self.steps
+        chosen = Steps.wide if wide else Steps.few
+        own = one.side.columns(chosen(one.steps))
+        return Both(own, side.columns(chosen(other) if core is None else core))
+
+    def _held(self, found: list[Explained], side: Side) -> list[Explained]:
+        """Those that explain all leaves."""
+        check = side.columns(self.steps.checked(self.steps.trained))
+        kept = list[Explained]()
+        for e in found[:_MOST]:
+            if not held_by(e.other, check).all():
+                e = refined(e, self._both(side, wide=True))
+                if not held_by(e.other, check).all():
+                    continue
+            kept.append(e)
+        return kept
+
+    def _alone(self, side: Side) -> Iterator[Changes]:
+        """One change of the rule, or of leaves or steps at the same rule."""
+        special = [*self._leafwise(self.known.rules), *self._restarted()]
+        yield from special
+        if special:
+            return
+        found = self._held(single(self.known.rules, self._both(side)), side)
+        for e in found:
+            yield rule_changes(e, self.roles)
+        if not found:  # a state that is any explains more, and comes last
+            yield from self._carried()
+
+    def _leafwise(self, rules: Rules) -> Iterator[Changes]:
+        """Leaves that are special in the other, and not in the one."""
+        for row in range(min(len(rules), 3)):
+            leaves = special_leaves(self.steps, rules.take([row]), self._leaves, exact=True)
+            if leaves is not None and leaves != self._leaves:
+                yield leaf_changes(leaves, self._leaves, self.roles)
+                return
+
+    def _timewise(self, side: Side) -> Iterator[Changes]:
+        """Steps that made no update, or other rates."""
+        del side
+        for start, side in self._sides():
+            both = self._both(side)
+            found = self._held(unchanged(self.known.rules, both), side)
+            if found:
+                yield (*start, *self._schedule(found[0], side))
+                return
+
+    def _sides(self) -> Iterator[tuple[Changes, Side]]:
+        """The other run without steps that did nothing, and with rates that are solved for."""
+        side = self.steps.special(self._leaves)
+        run = side.run
+        still = ~(run.changes != 0).any(1) & (run.grads != 0).any(1)
+        own = self.known.side.run
+        if len(own.changes) == len(still):
+            still &= (own.changes != 0).any(1)
+        if still.any() and not still.all():
+            numbers = tuple(int(k) for k in np.flatnonzero(still))
+            text = f"{self.roles.other} makes no update at {_steps(numbers)}"
+            change = Change("skipped_step", text, *self.roles.pair(numbers, ()), step=numbers[0])
+            yield (change,), _without(side, still)
+            yield (change,), side.replace(rates=np.where(still, 0.0, run.rates))
+        if not side.solved:
+            yield (), side.replace(solved=True)
+
+    def _schedule(self, e: Explained, side: Side) -> Changes:
+        """The change of the rates, if they were solved for."""
+        if not side.solved:
+            return ()
+        columns = side.columns(self.steps.checked(self.steps.trained))
+        rule, _ = settled(e.other, columns)
+        found, ours = rates(e.other, columns)[0], rates(e.one, self._both(side).one)[0]
+
+        def holds(values: Array) -> bool:
+            top = float(np.abs(values).max()) or 1.0
+            numbers = rule.numbers.copy()
+            numbers[:, LR] = top
+            again = columns.replace(solved=False, rates=values / top)
+            return bool(held_by(rule.of(numbers), again).all())
+
+        return (schedule_change(found, ours, holds, self.roles),)
+
+    def _restarted(self) -> Iterator[Changes]:
+        """A state that begins anew at a step."""
+        side = self.steps.special(self._leaves)
+        check = side.columns(self.steps.checked(self.steps.trained))
+        for row in range(min(len(self.known.rules), 3)):
+            rule = self.known.rules.take([row])
+            if check.solved:
+                return
+            bad = np.flatnonzero((misfits(rule, check)[0] > LIMIT).any(1))
+            if not len(bad) or bad[0] == 0:
+                continue
+            k = int(bad[0])
+            if held_by(rule, _from(check, k)).all():
+                text = f"the state of the optimizer of {self.roles.other} begins anew at step {k}"
+                yield (Change("reset", text, *self.roles.pair(k, None), step=k),)
+                return
+
+    def _carried(self) -> Iterator[Changes]:
+        """A state that was not new at the first step."""
+        side = self.steps.special(self._leaves)
+        core = side.columns(self.steps.core(self.steps.trained))
+        for row in range(min(len(self.known.rules), 3)):
+            rule = self.known.rules.take([row])
+            if not core.solved and _continues(rule, core):
+                text = (
+                    f"the optimizer of {self.roles.other} begins with the state of an earlier run: "
+                    "its second moment is not the start of a new one"
+                )
+                yield (Change("carried_state", text, *self.roles.pair(True, False), step=0),)
+                return
+
+    def _rounded(self, side: Side) -> Iterator[Changes]:
+        """A narrower format inside the other's optimizer."""
+        check = side.columns(self.steps.checked(self.steps.trained))
+        rule = self.known.rules.take([0])
+        for name in reversed(UNITS):
+            if UNITS[name] <= 4 * check.run.unit or check.solved:
+                continue
+            coarse = check.replace(unit=UNITS[name])
+            ratio = misfits(rule, coarse)
+            gap = (changes(rule, check)[0] - check.run.changes) * check.run.valid
+            along = float(cast(Any, np.vdot(gap, check.run.changes))) / max(
+                np.linalg.norm(gap) * np.linalg.norm(check.run.changes), 1e-300
+            )
+            if ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01:
+                text = f"the optimizer of {self.roles.other} rounds to {name} inside"
+                precision = self.known.steps.record.precision
+                yield (Change("precision", text, *self.roles.pair(name, precision)),)
+                return
+
+    def _pairs(self, side: Side) -> Iterator[Changes]:
+        """A special leaf or step, and a change of the rule."""
+        for start, side in self._sides():
+            for e in self._held(single(self.known.rules, self._both(side)), side):
+                yield (*start, *self._schedule(e, side), *rule_changes(e, self.roles))
+        trained = self.steps.trained
+        if len(trained) < 2:
+            return
+        side = self.steps.special(self._leaves)
+        for main in sorted(trained, key=lambda n: self.steps.record.grads[n].size)[::-1][:2]:
+            core = self.steps.core([main])
+            for e in single(self.known.rules, self._both(side, core))[:4]:
+                leaves = special_leaves(self.steps, e.other, self._leaves)
+                if leaves is not None and leaves != self._leaves:
+                    special = leaf_changes(leaves, self._leaves, self.roles)
+                    yield (*rule_changes(e, self.roles), *special)
+
+    def _rewritten(self, side: Side) -> Iterator[Changes]:
+        """The other's rule, sought for itself, and the fewest changes that lead to it."""
+        found = accounted(self.steps)
+        if found is None:
+            return
+        own = found[1]
+        side = own.side
+        both = Both(self._both(side).one, side.columns(self.steps.core(self.steps.trained)))
+        special = leaf_changes(own.leaves, self._leaves, self.roles)
+        for e in between(self.known.rules, own.rules, both):
+            extra = self._schedule(e, side) if side.solved else ()
+            yield (*rule_changes(e, self.roles), *extra, *special)
+
+    def place(self) -> tuple[int, str, tuple[int, ...], float] | None:
+        """The first number of the other that the one's rule does not explain."""
+        one, run = self.known, self.steps.side.run
+        rule, own = settled(
+            one.rules.take([0]), one.side.columns(one.steps.core(one.steps.trained))
+        )
+        side = self.steps.special(self._leaves)
+        unit = min(run.unit, own.run.unit)
+        side = side.replace(rates=own.run.rates[: len(run.rates)], unit=unit)
+        with np.errstate(all="ignore"):
+            ratio = misfits(rule, side)[0]
+        for name in one.steps.frozen:
+            columns = self.steps.of(name)
+            ratio[:, columns] = np.where(run.changes[:, columns] != 0, np.inf, 0.0)
+        bad = np.flatnonzero((ratio > LIMIT).any(1))
+        if not len(bad):
+            return None
+        step = int(bad[0])
+        column = int(np.argmax(ratio[step]))
+        leaf, at = (int(x) for x in self.steps.columns[column])
+        name = self.steps.record.names[leaf]
+        shape = self.steps.record.grads[name].shape[1:]
+        gap = float(np.abs(changes(rule, side)[0] - run.changes)[step, column])
+        allowed = LIMIT * gap / float(ratio[step, column])
+        return step, name, tuple(map(int, np.unravel_index(at, shape))), allowed
+
+    def partial(self) -> tuple[tuple[Changes, float], ...]:
+        """The single changes that close most of the gap."""
+        side = self.steps.special(self._leaves)
+        if not self.steps.trained or side.solved:
+            return ()
+        found = nearest(self.known.rules, self._both(side))
+        return tuple((rule_changes(e, self.roles), left) for e, left in found[:3] if left < 0.9)
+
+
+def _distinct(found: list[Changes]) -> list[Changes]:
+    """The sets of changes, each once by what it is about."""
+    best = dict[Any, Changes]()
+    for one in found:
+        best.setdefault(tuple((c.name, c.leaves) for c in one), one)
+    return list(best.values())
+
+
+def _without(side: Side, steps: Array) -> Side:
+    """The run without steps that changed nothing."""
+    run, kept = side.run, ~steps
+    rows = np.concatenate([kept, [True]])
+    return side.replace(
+        params=run.params[rows], grads=run.grads[kept], rates=run.rates[kept],
+        valid=run.valid[kept], leaf_norm=run.leaf_norm[kept], norm=run.norm[kept],
+    )  # fmt: skip
+
+
+def _from(side: Side, step: int) -> Side:
+    """The run from a step on."""
+    run = side.run
+    return side.replace(
+        params=run.params[step:], grads=run.grads[step:], rates=run.rates[step:],
+        valid=run.valid[step:], leaf_norm=run.leaf_norm[step:], norm=run.norm[step:],
+    )  # fmt: skip
+
+
+def _continues(rule: Rules, side: Side) -> bool:
+    """Whether a second moment and a buffer that are not new explain each column.
+
+    A step less the momentum of the step before has no buffer in it; its size gives the second
+    moment, which then has to explain the steps that follow.
+    """
+    momentum = float(rule.numbers[0, model.MOMENTUM])
+    if rule.nesterov[0] or rule.centered[0] or rule.corrected[0] or len(side.run.grads) < 4:
+        return False
+    if rule.kind[0] >= model.DECOUPLED and momentum:
+        return False
+    begin = 1 if momentum else 0
+    run = side.run
+    ratio = np.ones(len(run.rates)) if rule.buffer[0] else run.rates / np.roll(run.rates, 1)
+    steps = run.changes.copy()
+    steps[1:] -= momentum * ratio[1:, None] * run.changes[:-1]
+    size = run.grads.shape[1]
+    numbers = np.repeat(rule.numbers, size, 0)
+    numbers[:, model.MOMENTUM] = 0.0
+    rows = rule.take(np.zeros(size, int)).of(numbers)
+    low, high = np.full(size, -80.0), np.full(size, 80.0)
+    later = _from(side, begin)
+
+    def made(exponent: Array, stop: int) -> Array:
+        numbers[:, model.SCALE] = np.exp(exponent)
+        short = later.replace(**{
+            name: getattr(later.run, name)[: stop + (name == "params")]
+            for name in ("params", "grads", "rates", "valid", "leaf_norm", "norm")
+        })  # fmt: skip
+        return np.diagonal(changes(rows.of(numbers), short), axis1=0, axis2=2)
+
+    for _ in range(80):
+        middle = (low + high) / 2
+        large = np.abs(made(middle, 1)[0]) > np.abs(steps[begin])
+        low, high = np.where(large, middle, low), np.where(large, high, middle)
+    found = made(low, len(steps) - begin)
+    allowed = _bounds_of(rule, side)
+    spare = np.abs(found - steps[begin:])
+    room = LIMIT * 4 * (allowed[begin:] + momentum * np.roll(allowed, 1, 0)[begin:])
+    room += np.abs(found) * np.abs(room[:1] / np.maximum(np.abs(found[:1]), 1e-300))
+    return bool((spare <= room)[1:].all())
+
+
+def _bounds_of(rule: Rules, side: Side) -> Array:
+    """What rounding may do to each change [T, N]."""
+    return bounds(rule, side)[0]
+
+
+def _unknown(theirs: Record, ours: Record) -> Explanation:
+    """The first step whose change differs more than the gradients, where no rule is known."""
+    steps = [steps_of(record) for record in (theirs, ours)]
+    a, b = (s.side.run for s in steps)
+    with np.errstate(all="ignore"):
+        noise = np.abs(a.grads - b.grads) / (np.abs(a.grads) + np.abs(b.grads) + 1e-300)
+        noise = np.maximum.accumulate(noise, 0)
+        size = np.abs(a.changes) + np.abs(b.changes)
+        unit = max(a.unit, b.unit)
+        allowed = size * np.minimum(1.0, 16 * noise + 16 * unit)
+        allowed += 2 * unit * (np.abs(a.params[1:]) + np.abs(b.params[1:]))
+        apart = np.abs(a.params[0] - b.params[0])
+        gap = np.abs(a.changes - b.changes) * (apart <= 4 * unit * np.abs(b.params[0]))
+    bad = np.flatnonzero((gap > allowed).any(1))
+    if not len(bad):
+        return Explanation()
+    step = int(bad[0])
+    column = int(np.argmax(gap[step] / (allowed[step] + 1e-300)))
+    leaf, at = (int(x) for x in steps[0].columns[column])
+    name = ours.names[leaf]
+    index = tuple(map(int, np.unravel_index(at, ours.grads[name].shape[1:])))
+    text = "neither run is that of an RMSprop, so that nothing can be said about the rule"
+    return Explanation((), (), (step, name, index, float(allowed[step, column])), text)
+
+
+def _steps(numbers: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
+    return f"step{'s' * (len(numbers) > 1)} {shown}"

@@ -1,0 +1,294 @@
+"""Learning rate, decay, epsilon, momentum and weight decay of a running state, to read and to set.
+
+    tx = retunable(dialects.torch(schedule, momentum=0.9))
+    state = retuned(state, learning_rate=1e-4)  # from the next step on
+    state = retuned(state, learning_rate=None)  # as the schedule has it
+
+A number that is set holds until it is unset, and a schedule goes on counting below it. Nothing is
+compiled again, and a state in which nothing is set moves as without `retunable`, bit for bit. The
+names are the same for every rule, whatever a dialect calls its arguments:
+
+    learning_rate    η >= 0, of the step and of a decoupled weight decay
+    decay            in [0, 1), the weight of the past in the averages of g and g²
+    eps              ε >= 0
+    momentum         μ in [0, 1), the weight of the past in the momentum buffer
+    weight_decay     λ >= 0
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._jax import is_traced
+from ._link import Hyperparameter, Init, Link, Treewise, Update, check_state, link, scalar
+from ._run import Leafwise
+from .dialects import Corrected
+from .links import _count as count_of  # pyright: ignore[reportPrivateUsage]
+from .storage import shown
+
+State = TypeVar("State")
+
+# Where a number stands: the link and its argument. The first link that has one is asked for it.
+_PLACES = {
+    ("scale_by_learning_rate", "learning_rate"): "learning_rate",
+    ("add_decayed_weights", "learning_rate"): "learning_rate",
+    ("scale_by_rms", "decay"): "decay",
+    ("scale_by_stddev", "decay"): "decay",
+    ("scale_by_rms", "eps"): "eps",
+    ("scale_by_stddev", "eps"): "eps",
+    ("trace", "decay"): "momentum",
+    ("add_decayed_weights", "weight_decay"): "weight_decay",
+}
+_BELOW_ONE = {"decay", "momentum"}
+
+
+class RetunableState(NamedTuple):
+    """The state of `retunable`."""
+
+    overrides: dict[str, jax.Array]  # float [] by name: a number that is set, or -1
+    inner_state: Any  # the wrapped state
+
+
+@link(RetunableState, "retuning")
+def retunable(inner: optax.GradientTransformation) -> Treewise:
+    """Let the numbers of a transformation be set in its state.
+
+    A step has two branches, and the state decides which one runs: `inner` as it was called, or, if
+    any number is set, `inner` with float32 arrays for numbers, as `optax.inject_hyperparams` has
+    them. There 1 − decay is as exact as float32 has the decay: 0.0002 of it is lost at 0.9999.
+    Under a `vmap` over states both run.
+
+    The updates are written to memory between the branches and `optax.apply_updates`. They are the
+    temporary memory of a step, which has none without `retunable`; JAX before 0.12 has a copy of
+    the accumulators too. On a CPU a step takes 1.1 to 2 times as long, with few large leaves most,
+    and 2 to 3 times as long to compile. An update, or the parameter that it is added to, may
+    differ in its last bit from one without `retunable`, where the compiler would have fused its
+    last product with the addition that follows, and rounded once.
+
+    Args:
+        inner: A transformation of this package: a dialect, a link, `optax_rmsprop.chain` or
+            `storage.stored_as` of them, which is not to be outside: it would not see the links.
+            In a wrapper of Optax it is the part to wrap, as in
+            `optax.chain(optax.clip(1.0), retunable(rmsprop(1e-3)))`.
+
+    Returns:
+        A transformation with the state `RetunableState(overrides, inner_state)`, which `retuned`
+        sets numbers in, and `settings` reads.
+
+    Raises:
+        TypeError: if `inner` has no number that can be set, or is retunable already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from optax_rmsprop import dialects, retuning
+        >>> tx = retuning.retunable(dialects.torch(lr=0.5, alpha=0.75, eps=2.0))
+        >>> state = retuning.retuned(tx.init(jnp.array(0.0)), learning_rate=0.25)
+        >>> update, state = tx.update(jnp.array(4.0), state)
+        >>> print(update)  # nu = 0.25 * 4², and -0.25 * 4 / (2 + 2)
+        -0.25
+    """
+    names = dict[str, Any]()
+    _mapped(lambda place, x: names.setdefault(_PLACES[place], x), inner)
+    if "retuning.retunable(" in shown(inner):
+        raise TypeError(f"retunable: inner is retunable already: {shown(inner)}")
+    if not names:
+        raise TypeError(
+            f"retunable: inner must be a transformation of this package with a number to set, got "
+            f"{shown(inner)}; wrap the part of a chain or mask that is one"
+        )
+
+    def init(params: optax.Params) -> RetunableState:
+        unset = {name: jnp.asarray(-1.0, jnp.result_type(float)) for name in names}
+        return RetunableState(unset, inner.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: RetunableState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, RetunableState]:
+        check_state("retunable", state, RetunableState)
+        overrides, inner_state = state
+
+        def updated(tx: Any) -> Any:
+            return tx.update(updates, inner_state, params, **extra_args)
+
+        def as_called() -> Any:
+            return updated(inner)
+
+        def as_set() -> Any:
+            return updated(_set(inner, overrides))
+
+        is_unset = functools.reduce(jnp.logical_and, [x < 0 for x in overrides.values()])
+        if is_traced(is_unset):
+            updates, inner_state = cast(Any, jax.lax.cond(is_unset, as_called, as_set))
+        else:
+            updates, inner_state = as_called() if is_unset else as_set()
+        return updates, RetunableState(overrides, inner_state)
+
+    return Treewise(init, update)
+
+
+def retuned(state: State, **values: Any) -> State:
+    """The state with numbers set, from the next step on, or unset.
+
+    Args:
+        state: The state of a `retunable` transformation, or any tree with such states in it: of a
+            chain, a mask, a training state. In several, a number is set wherever there is one.
+        values: By name: a number or scalar array, or None, which unsets. A traced one is set by
+            arithmetic, as in `jnp.where(is_flat, rate / 2, rate)`. What is not named stays.
+
+    Returns:
+        The new state. Its arrays have the shapes, dtypes and shardings of the old ones.
+
+    Raises:
+        ValueError: if no state in `state` has a number of this name, or one is out of its range.
+        TypeError: if a value is no scalar, or nothing in `state` is retunable.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, optax_rmsprop
+        >>> from optax_rmsprop import retuning
+        >>> tx = retuning.retunable(optax_rmsprop.rmsprop(optax.linear_schedule(1.0, 0.0, 10)))
+        >>> state = retuning.retuned(tx.init(jnp.ones(2)), learning_rate=0.125, decay=0.5)
+        >>> print({name: float(x) for name, x in retuning.settings(tx, state).items()})
+        {'learning_rate': 0.125, 'decay': 0.5, 'eps': 9.99999993922529e-09}
+    """
+    known = {name for part in _states(state) for name in part.overrides}
+    for name, x in values.items():
+        if name not in known:
+            there = ", ".join(sorted(known))
+            raise ValueError(f"retuned: nothing here has the number {name!r}: there are {there}")
+        below = 1.0 if name in _BELOW_ONE else float("inf")
+        checked = scalar("retuned", name, 0.0 if x is None else x, below=below, schedule=False)
+        values[name] = -1.0 if x is None else checked
+
+    def part(x: Any) -> Any:
+        if not _is_retunable(x):
+            return x
+        # Like the old ones, sharding and Flax's boxes too, or a step would be compiled again.
+        new = {
+            name: jax.tree.map(functools.partial(jnp.full_like, fill_value=values[name]), old)
+            for name, old in x.overrides.items()
+            if name in values
+        }
+        return x._replace(overrides=x.overrides | new)
+
+    return cast(State, jax.tree.map(part, state, is_leaf=_is_retunable))
+
+
+def settings(tx: optax.GradientTransformation, state: optax.OptState) -> dict[str, jax.Array]:
+    """The numbers that the next update will use.
+
+    Args:
+        tx: A transformation of this package, `retunable` or not.
+        state: Its state. That of what holds a `retunable` one will do, if it holds no other.
+
+    Returns:
+        The numbers that `tx` has, by the names of `retuned`: what is set, or what its call has, a
+        schedule at the count of the state. Of several links the first one's.
+
+    Raises:
+        TypeError: if `tx` is no transformation of this package, or `state` is not its.
+
+    Example:
+        >>> import jax.numpy as jnp, optax_rmsprop
+        >>> from optax_rmsprop import retuning
+        >>> tx = optax_rmsprop.rmsprop(lambda count: 0.5 / (1 + count), decay=0.75, eps=0.25)
+        >>> print({name: float(x) for name, x in retuning.settings(tx, tx.init(0.0)).items()})
+        {'learning_rate': 0.5, 'decay': 0.75, 'eps': 0.25}
+    """
+    if not isinstance(tx.update, Update):
+        raise TypeError(f"settings: tx must be a transformation of this package, got {shown(tx)}")
+    if tx.update.call.state is RetunableState:
+        states = _states(state)
+        if len(states) != 1:
+            raise TypeError(f"settings: state holds {len(states)} of a `retunable`: give one")
+        state = states[0]
+    numbers, found = dict(reversed(_numbers(tx, state))), dict[str, jax.Array]()
+    for place, name in _PLACES.items():
+        if place in numbers:
+            found.setdefault(name, jnp.asarray(numbers[place], jnp.result_type(float)))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settable:
+    """The schedule of a number that may be set."""
+
+    plain: Hyperparameter
+    override: jax.Array
+
+    def __call__(self, count: Any) -> jax.Array:
+        """Return the number that is set, or else that of the call."""
+        plain, value = self.plain, self.override
+        if isinstance(plain, Corrected):  # timm's decay follows the rate in a way of its own
+            value = dataclasses.replace(plain, learning_rate=value)(count)
+        plain = plain(count) if callable(plain) else plain
+        return jnp.where(self.override < 0, jnp.asarray(plain, value.dtype), value)
+
+
+def _mapped(f: Callable[[tuple[str, str], Any], Any], tx: Any) -> Any:
+    """The transformation with `f(place, number)` for every number, wherever it stands in it."""
+    if not isinstance(tx.update, Update):
+        return tx
+    call = tx.update.call
+
+    def argument(name: str, x: Any) -> Any:
+        if name == "links":
+            return tuple(_mapped(f, each) for each in x)
+        if isinstance(x, optax.GradientTransformation):
+            return _mapped(f, x)
+        place = call.factory.__name__, name
+        return x if x is None or place not in _PLACES else f(place, x)
+
+    arguments = {name: argument(name, x) for name, x in call.arguments.items()}
+    call = dataclasses.replace(call, arguments=arguments)
+    return Link(Init(call), Update(call))
+
+
+def _set(tx: Any, overrides: dict[str, jax.Array]) -> Any:
+    """The transformation with its numbers settable."""
+    return _mapped(lambda place, x: _Settable(x, overrides[_PLACES[place]]), tx)
+
+
+def _numbers(tx: Any, state: Any, count: Any = None) -> list[tuple[tuple[str, str], Any]]:
+    """The numbers that each link has at its next step, with their places."""
+    if not isinstance(tx.update, Update):
+        return []
+    call = tx.update.call
+    check_state(call.factory.__name__, state, call.state)
+    if isinstance(call.definition, Leafwise):
+        # A count may be in a box of Flax's; that of a state comes first in it.
+        known = jax.tree.leaves([state if count is None else count])
+        part = call.part(state, known[0] if known else None)
+        return [((part.name, name), x) for name, x in part.numbers.items()]
+    links = call.arguments.get("links")
+    if links is not None:
+        count = count_of(state) if count is None else count
+        pairs = list(zip(links, state, strict=True))
+    elif call.state is RetunableState:
+        overrides = {name: jax.tree.leaves(x)[0] for name, x in state.overrides.items()}
+        pairs = [(_set(call.arguments["inner"], overrides), state.inner_state)]
+    else:
+        inner = [x for x in call.arguments.values() if isinstance(x, optax.GradientTransformation)]
+        pairs = [(each, getattr(state, "inner_state", state)) for each in inner]
+    return [number for each, own in pairs for number in _numbers(each, own, count)]
+
+
+def _states(tree: Any) -> list[RetunableState]:
+    """Every state of a `retunable` in a tree."""
+    found = [x for x in jax.tree.leaves(tree, is_leaf=_is_retunable) if _is_retunable(x)]
+    if not found:
+        raise TypeError(
+            "the state holds none of a `retunable` transformation: wrap it in `retunable`"
+        )
+    return found
+
+
+def _is_retunable(x: Any) -> bool:
+    return isinstance(x, RetunableState)
