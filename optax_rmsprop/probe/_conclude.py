@@ -8,10 +8,10 @@ import numpy as np
 
 from . import _model as model
 from ._calls import Rule, calls
-from ._finish import Finding, members, switches_of
+from ._finish import SWITCHES, Finding, members, switches_of
 from ._fit import fit
 from ._frameworks import rows
-from ._model import LR, NUMBERS, Array, Run
+from ._model import LR, Array, Run
 from ._others import others
 from ._report import Report
 from ._search import LIMIT, Fits, free_numbers, misfit
@@ -83,7 +83,7 @@ def report(
 
 
 def _different(ranked: list[Any]) -> list[Any]:
-    """One of those that are the same but for the place of an ε of 0, or for an ε as good as none."""
+    """One of those that are the same but for an ε as good as none."""
     seen: set[Any] = set()
     kept = []
     for entry in ranked:
@@ -106,13 +106,8 @@ def _same(values: list[Any]) -> bool:
 
 def nothing(contradictions: list[str], unit: float, error: float = float("inf")) -> Report:
     """The report of what is no RMSprop."""
-    names = switches_of(
-        Rule(*[0, False, False, False, False, False, 0, 0, False, True], *[0.0] * len(NUMBERS)),
-        "",
-        True,
-    )
-    rule = dict.fromkeys(names) | {"precision": PRECISIONS[unit]}
-    return Report([], rule, {}, [], contradictions, error)
+    rule: dict[str, Any] = dict.fromkeys(SWITCHES)
+    return Report([], rule | {"precision": PRECISIONS[unit]}, {}, [], contradictions, error)
 
 
 def degenerate(found: Fits, run: Run) -> list[str]:

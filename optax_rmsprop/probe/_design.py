@@ -23,13 +23,11 @@ from ._search import (
     Option,
     best,
     explained,
-    fitted,
     join,
     polished,
     refined,
     search,
     started,
-    weighed,
 )
 
 Step: TypeAlias = Callable[[Array], Array]
@@ -47,7 +45,7 @@ _MOMENTA = (0.0, 0.5, 0.9, 0.99)
 def identify(optimizer: optax.GradientTransformation | Start) -> Report:
     """Name the rule of an optimizer from what it does to designed gradients.
 
-    A sweep over many magnitudes shows where epsilon stands, and where the average starts; parameters
+    A sweep over many magnitudes shows where epsilon stands and where the average starts; parameters
     that are not 0 show weight decay; steps of equal and of different gradients show clipping; a
     longer run measures what is close to 1. All numbers are solved for. Gradients are never 0, and
     never the same twice. A run of other gradients checks what was found.
@@ -264,7 +262,7 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     if sweep.unit == 2.0**-53:
         found = explained(everything, conclude.with_unit(sweep, 2.0**-24))
         if len(found):  # or what is there was not fitted to the end
-            better = fitted(found.rules, weighed(sweep, found.rules.take([0])), 200, found.free)
+            better = polished(polished(join([found, everything]), sweep), sweep)
             exact = explained(better, sweep)
             return (exact, everything, sweep.unit) if len(exact) else (found, everything, 2.0**-24)
     _, more = search(_middle(sweep), _middle(sweep))

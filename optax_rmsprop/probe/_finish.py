@@ -28,6 +28,13 @@ _NAMES = {
 }  # fmt: skip
 
 
+SWITCHES = (
+    "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
+    "nesterov", "centered", "bias_correction", "weight_decay", "weight_decay_kind", "clip_value",
+    "clip_before_decay", "caution", "maximize", "precision",
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """A rule that explains the data, and the numbers that they leave open."""

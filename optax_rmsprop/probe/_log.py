@@ -135,7 +135,7 @@ def _call(rule: Rule) -> str:
 
 
 def _coarser(everything: Fits, run: Run) -> tuple[Fits, float]:
-    """What explains a run of float64 that was computed in float32, and the unit it was judged by."""
+    """What explains a run of float64 that was computed in float32, and the unit of that."""
     from ._search import explained
 
     unit = 2.0**-24
@@ -206,12 +206,12 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
         leaves = {_path(path): _numeric(argument, _path(path), leaf) for path, leaf in flat}
     columns, names = [], []
     for path, values in leaves.items():
+        if np.ndim(values) == 0:
+            raise ValueError(f"identify_log: {argument} needs a leading axis of steps at {path!r}")
         shapes = {np.shape(x) for x in values}
         if len(shapes) > 1:
             raise ValueError(f"identify_log: {argument} has leaf {path!r} in shapes {shapes}")
         array = np.asarray(values, float)
-        if array.ndim == 0:
-            raise ValueError(f"identify_log: {argument} needs a leading axis of steps at {path!r}")
         array = array.reshape(len(array), int(np.prod(array.shape[1:])))
         columns.append(array)
         names += [(path, i) for i in range(array.shape[1])]

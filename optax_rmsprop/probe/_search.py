@@ -355,7 +355,7 @@ def explained(fits: Fits, runs: Runs) -> Fits:
 
 
 def _is_told(rules: Rules, runs: Runs) -> Array:
-    """Whether most changes say something: their rounding is small beside them."""
+    """Whether enough changes say something: their rounding is small beside them."""
     parts = []
     for run in runs if isinstance(runs, tuple) else (runs,):
         _, bounds = model.simulate_bounded(rules, run)
@@ -363,7 +363,7 @@ def _is_told(rules: Rules, runs: Runs) -> Array:
         parts.append((bounds / (size + 1e-300))[:, run.valid & (run.changes != 0)])
     relative = np.concatenate(parts, 1)
     known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * run.unit)
-    return known.mean(1) > 0.5
+    return known.mean(1) > 0.2
 
 
 def _simplest(fits: Fits) -> list[int]:
