@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def unit_of(values: Array) -> float:
 def with_unit(runs: Any, unit: float) -> Any:
     """The runs, whose rounding is judged by this unit."""
     if isinstance(runs, tuple):
-        return tuple(with_unit(run, unit) for run in runs)
+        return tuple(with_unit(run, unit) for run in cast(tuple[Any, ...], runs))
     return dataclasses.replace(runs, unit=unit)
 
 
@@ -85,7 +85,7 @@ def report(
 def _different(ranked: list[Any]) -> list[Any]:
     """One of those that are the same but for an ε as good as none."""
     seen: set[Any] = set()
-    kept = []
+    kept: list[Any] = []
     for entry in ranked:
         rule = entry[3]
         key = dataclasses.replace(rule, denominator=-1) if rule.eps == 0 else rule
@@ -169,7 +169,7 @@ def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
     rules, value, _ = fit(
         lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 25
     )
-    found = []
+    found: list[Array] = []
     for row in np.flatnonzero(value <= max(1e4 * value.min(), 1e-26)):
         solved = rules.take([row])
         rates = model.simulate_rates(solved, run)[1][0]

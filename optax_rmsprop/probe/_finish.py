@@ -76,7 +76,7 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
             if interval:
                 left[name] = interval
     vague = fit.free[0] & (fit.deviation[0] > 1e-3) & np.isfinite(fit.deviation[0])
-    for number in np.flatnonzero(vague):
+    for number in map(int, np.flatnonzero(vague)):
         if number in _NAMES:
             around = _interval(fit.rules.numbers[0, number], 4 * fit.deviation[0, number], number)
             left.setdefault(_NAMES[number], [float(f"{x:.3g}") for x in around])
