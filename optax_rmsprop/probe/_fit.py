@@ -5,7 +5,7 @@ lies between 0 and 1.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -77,7 +77,9 @@ def fit(
         slope = np.einsum("bmi,bm->bi", normal, old[rows])
         eye = np.eye(x.shape[1])
         gram = gram + eye * np.where(seen, damping[rows, None], 1.0)[:, None, :]
-        move: Array = -np.linalg.solve(gram, slope[..., None])[..., 0] / np.where(seen, length, 1)
+        move = -cast(Array, np.linalg.solve(gram, slope[..., None]))[..., 0] / np.where(
+            seen, length, 1
+        )
         move = np.clip(np.where(seen, move, 0.0), -3, 3)
         trial = x.copy()
         trial[rows] = np.clip(x[rows] + move, -690, 690)

@@ -281,7 +281,8 @@ def steps(
     lr, _, _, _, mu, weight, _, box = (x[:, None] for x in rules.numbers.T)
     inside, nesterov = rules.buffer[:, None], rules.nesterov[:, None]
     any_nesterov = rules.nesterov.any()
-    buffer, e_buffer = np.zeros_like(u[:, 0]), np.zeros_like(u[:, 0])
+    buffer: Array = np.zeros_like(u[:, 0])
+    e_buffer: Array = np.zeros_like(u[:, 0])
     changes = np.empty_like(u)
     weights = (run.valid / run.scale) ** 2
     boxed = np.isfinite(rules.numbers[:, BOX])
