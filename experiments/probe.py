@@ -137,7 +137,7 @@ def study(results: Path, workdir: Path, trials: int, arguments: Sequence[str] = 
     rows = run(workdir / "trials.jsonl", trials, lambda text: print(text, flush=True))
     lines = environment.heading(
         "Which rule, from how many steps and in which precision", "experiments.probe", arguments,
-        data=f"{trials} random rules of {len(boxes.names())} dialects, {SIZE} parameters",
+        data=f"random rules, of {len(boxes.names())} dialects in turn; {SIZE} parameters",
         date=time.strftime("%Y-%m-%d"),
     )  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)

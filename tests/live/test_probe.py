@@ -209,7 +209,12 @@ def report_of(framework, setting, dtype):
         if framework.name == "optax":
             return probe.identify(optax.rmsprop(**options))
         start = BOXES[framework.name]
-        return probe.identify(lambda params: start(options, params.astype(dtype)))
+
+        def typed(params):
+            step = start(options, params.astype(dtype))
+            return lambda gradient: step(gradient.astype(dtype))
+
+        return probe.identify(typed)
 
 
 def continued(report, framework, setting):
