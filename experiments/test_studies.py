@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import common, crowded_valley, eps_ladder, five_rules, kills, storage, tuning
+from experiments import probe as probe_study
 
 TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64".split()
 TINY += ["--epochs", "1"]
@@ -69,6 +70,33 @@ def test_five_rules_part_in_an_epoch(tmp_path):
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     (line,) = kills.compare(tmp_path, runs=1, kills=1, seed=0)
     assert line.startswith("| 0 |") and line.endswith("| yes |")
+
+
+def made_up_trial(cell, index):
+    precision, steps = cell
+    known = {"precision": precision, "steps": steps, "index": index, "open": 1, "seconds": 2.0}
+    return known | {"outcome": "right" if steps else "none"}
+
+
+def test_a_killed_probe_goes_on_after_its_last_whole_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe_study, "trial", made_up_trial)
+    probe_study.study(tmp_path, tmp_path, 2)
+    text, file = (tmp_path / "probe.md").read_text(), tmp_path / "trials.jsonl"
+    assert "| float32 | 25 | 2 | 2 | 0 | 0 | 0 | 1.0 | 2.0 (2.0) |" in text
+    assert "| bfloat16 | `identify` | 2 | 0 | 0 | 2 | 0 | – | 2.0 (2.0) |" in text
+    whole = file.read_text()
+    file.write_text(whole[:-5])
+    made = []
+    monkeypatch.setattr(probe_study, "trial", lambda *a: made.append(a) or made_up_trial(*a))
+    probe_study.study(tmp_path, tmp_path, 2)
+    assert made == [(("bfloat16", 50), 1)]
+    assert file.read_text() == whole and (tmp_path / "probe.md").read_text() == text
+
+
+def test_a_trial_of_the_probe_is_judged():
+    for cell in (("float64", 5), ("float32", 5)):
+        row = probe_study.trial(cell, 0)
+        assert row["outcome"] == "right" and row["call"].startswith("dialects.torch(")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,500 @@
+"""The probe names what it is given: every dialect, every switch, as a box and as a log."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optax_rmsprop import dialects, probe, rmsprop
+from tools import boxes
+from tools.boxes import box, continued, draw, evaluate, inputs, played, rule, wrong
+
+SWITCHES = {
+    "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
+    "nesterov", "centered", "bias_correction", "weight_decay", "weight_decay_kind", "clip_value",
+    "clip_before_decay", "caution", "maximize", "precision",
+}  # fmt: skip
+NUMBERS = {"float64": 1e-6, "float32": 1e-3}  # how near a number must be to the truth
+CONTINUED = {"float64": 1e-6, "float32": 1e-2}  # what errors of the numbers make of a longer run
+
+# What the short lane tries of the wide sweep.
+SHORT_LOGS = {("torch", "float64", 0), ("keras", "float64", 1), ("tensorflow1", "float32", 0)}
+SHORT_BOXES = {("rmsprop", "float64", 0), ("timm", "float32", 0)}
+
+
+def sweep(short, dtypes=("float64", "float32"), seeds=2):
+    values = [
+        pytest.param(
+            name, dtype, seed, marks=() if (name, dtype, seed) in short else [pytest.mark.slow]
+        )
+        for name in boxes.names()
+        for dtype in dtypes
+        for seed in range(seeds)
+    ]
+    return pytest.mark.parametrize("name, dtype, seed", values)
+
+
+def log_of(truth, p, grads, dtype="float64", rates=None):
+    return played(box(truth, dtype, rates), p.astype(dtype), grads.astype(dtype))
+
+
+def random_rule(name, seed, dtype="float64"):
+    rng = np.random.default_rng([seed, *name.encode()])
+    p, grads = inputs(rng)
+    p, grads = p.astype(dtype).astype(float), grads.astype(dtype).astype(float)
+    return draw(name, rng, grads), p, grads, rng
+
+
+def check(report, truth, p, grads, dtype="float64", rates=None):
+    """The switches are the truth or open, and a call goes on as the rule does.
+
+    A rate that changes is no number: the report has none.
+    """
+    assert report.calls, report
+    assert set(report.rule) == SWITCHES
+    varied = {"learning_rate": None} if rates is not None and np.ptp(rates) else {}
+    assert not wrong(report, truth.switches | varied, NUMBERS[dtype]), (truth, str(report))
+    expected = played(box(truth, rates=rates), p, grads)
+    size = np.abs(np.diff(expected, axis=0)).max()
+    given = report.learning_rates
+    errors = [
+        np.abs(continued(evaluate(call, given), p, grads) - expected).max() / size
+        for call in report.calls
+    ]
+    assert min(errors) <= CONTINUED[dtype], (errors, truth, str(report))
+
+
+def longer(grads, rng):
+    return np.concatenate([grads, rng.permuted(grads, axis=0)])
+
+
+@pytest.mark.parametrize("seed", [0, *[pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3)]])
+@pytest.mark.parametrize("name", boxes.names())
+def test_the_boxes_are_the_dialects(name, seed):
+    truth, p, grads, _ = random_rule(name, seed)
+    expected = played(box(truth), p, grads[:6])
+    found = continued(truth.transformation(), p, grads[:6])
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=1e-8 * np.abs(np.diff(expected, axis=0)).max()
+    )
+
+
+@sweep(SHORT_LOGS)
+def test_a_log_is_named(name, dtype, seed):
+    truth, p, grads, rng = random_rule(name, seed, dtype)
+    report = probe.identify_log(log_of(truth, p, grads, dtype), grads.astype(dtype))
+    check(report, truth, p, longer(grads, rng), dtype)
+    assert report.rule["precision"] == dtype
+    assert report.error < {"float64": 1e-6, "float32": 1e-2}[dtype]
+
+
+@sweep(SHORT_BOXES)
+def test_a_box_is_named(name, dtype, seed):
+    truth, p, grads, rng = random_rule(name, seed)
+    report = probe.identify(box(truth, dtype))
+    check(report, truth, p, longer(grads, rng), dtype)
+    assert report.rule["precision"] == dtype
+
+
+@sweep({("stable_baselines3", "float64", 0)}, dtypes=["float64"], seeds=1)
+def test_a_transformation_is_named(name, dtype, seed):
+    truth, p, grads, rng = random_rule(name, seed)
+    before = jax.config.jax_enable_x64
+    report = probe.identify(truth.transformation())
+    check(report, truth, p, longer(grads, rng), dtype)
+    assert jax.config.jax_enable_x64 == before
+
+
+BASE = {
+    "denominator": "outside", "eps": 1e-3, "initial_scale": 0.0, "decay": 0.95,
+    "learning_rate": 0.01, "momentum": 0.8, "weight_decay": 0.05, "weight_decay_kind": "l2",
+    "clip_value": 0.75, "clip_before_decay": True,
+}  # fmt: skip
+CHANGES = {
+    "denominator": ["inside", "floor"], "eps": [2e-3], "initial_scale": [1.0, 0.3],
+    "decay": [0.9501], "learning_rate": [0.011], "momentum": [0.0, 0.81], "nesterov": [True],
+    "centered": [True], "bias_correction": [True], "weight_decay": [0.051],
+    "weight_decay_kind": ["none", "decoupled"], "clip_value": [None, 0.8],
+    "clip_before_decay": [False], "caution": [True], "maximize": [True],
+}  # fmt: skip
+EVERY_CHANGE = [(name, value) for name, values in CHANGES.items() for value in values]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["log", "box"])
+@pytest.mark.parametrize("switch, value", EVERY_CHANGE, ids=str)
+def test_one_changed_switch_is_named(switch, value, way):
+    changed = BASE | {switch: value}
+    if changed["weight_decay_kind"] == "none":
+        changed["weight_decay"] = 0.0
+    truth = rule(**changed)
+    rng = np.random.default_rng(3)
+    p, grads = rng.normal(size=30), rng.normal(size=(25, 30))
+    if way == "box":
+        report = probe.identify(box(truth))
+    else:
+        report = probe.identify_log(log_of(truth, p, grads), grads)
+    check(report, truth, p, longer(grads, rng))
+    assert wrong(report, rule(**BASE).switches, 1e-6).keys() >= {switch}
+
+
+EXTREMES = {
+    "momentum .999": {"momentum": 0.999},
+    "decay .9999": {"decay": 0.9999},
+    "eps 1e-16": {"eps": 1e-16},
+    "eps 1e-16 outside": {"eps": 1e-16, "denominator": "outside"},
+    "eps 1": {"eps": 1.0},
+    "eps 1 outside": {"eps": 1.0, "denominator": "outside"},
+    "all": {"momentum": 0.999, "decay": 0.9999, "eps": 1.0, "centered": True},
+    "decay 0.01": {"decay": 0.01},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("way", ["log", "box"])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extreme_numbers(name, way, dtype):
+    truth = rule(**EXTREMES[name])
+    rng = np.random.default_rng(4)
+    p, grads = rng.normal(size=30), rng.normal(size=(25, 30)).astype(dtype).astype(float)
+    if way == "box":
+        report = probe.identify(box(truth, dtype))
+    else:
+        report = probe.identify_log(log_of(truth, p, grads, dtype), grads.astype(dtype))
+    check(report, truth, p, longer(grads, rng), dtype)
+
+
+def in_optax(tx, dtype="float64", steps=25):
+    p, grads = inputs(np.random.default_rng(5), steps)
+    return continued(tx, p.astype(dtype), grads), grads.astype(dtype)
+
+
+OTHERS = {
+    "SGD": optax.sgd(0.1),
+    "SGD with momentum": optax.sgd(0.1, 0.9),
+    "Adam": optax.adam(1e-3),
+    "AdamW": optax.adamw(1e-3, weight_decay=0.1),
+    "Adagrad": optax.adagrad(0.1),
+    "Lion": optax.lion(1e-3),
+    "sign": rmsprop(0.01, decay=0.0, eps=0.0),
+    "SGD by epsilon": rmsprop(0.01, eps=1e18),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "SGD" else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS]
+)
+@pytest.mark.parametrize("way", ["log", pytest.param("box", marks=pytest.mark.slow)])
+def test_what_is_no_rmsprop_has_no_call_and_is_named(name, way):
+    report = (
+        probe.identify(OTHERS[name])
+        if way == "box"
+        else probe.identify_log(*in_optax(OTHERS[name]))
+    )
+    assert not report.calls and report.transformation is None
+    assert set(report.rule) == SWITCHES
+    assert name.split()[0].lower() in report.contradictions[0].lower(), report
+    assert report.contradictions[0] in str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["log", "box"])
+def test_adam_without_its_first_moment_is_a_corrected_rmsprop(way):
+    tx = optax.adam(1e-3, b1=0.0, b2=0.99, eps=1e-5)
+    report = probe.identify(tx) if way == "box" else probe.identify_log(*in_optax(tx))
+    truth = rule(
+        denominator="outside", eps=1e-5, decay=0.99, learning_rate=1e-3, bias_correction=True
+    )
+    check(report, truth, *inputs(np.random.default_rng(6)))
+
+
+RATES = 0.01 / (1 + 0.1 * np.arange(60))
+SCHEDULES = {
+    "array": RATES,
+    "schedule": dialects.InverseTime(0.01, 0.1),
+    "list": list(RATES),
+    "number": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    "given", ["array", *(pytest.param(n, marks=pytest.mark.slow) for n in list(SCHEDULES)[1:])]
+)
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"momentum": 0.8, "rate_in_buffer": True},
+        pytest.param(
+            {"momentum": 0.8, "denominator": "outside", "eps": 1e-3}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"weight_decay": 0.1, "weight_decay_kind": "decoupled"}, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["in the buffer", "after", "decoupled"],
+)
+def test_rates_that_are_given(given, switches):
+    truth, rng = rule(learning_rate=0.01, **switches), np.random.default_rng(7)
+    p, grads = inputs(rng)
+    rates = np.full(60, 0.01) if given == "number" else RATES
+    report = probe.identify_log(log_of(truth, p, grads, rates=rates), grads, SCHEDULES[given])
+    if given == "number":
+        assert "learning_rate" not in report.undetermined
+        assert "lr=0.01" in report.calls[0] or "learning_rate=0.01" in report.calls[0]
+    else:
+        assert "learning_rates" in report.calls[0]
+        if "rate_in_buffer" in switches or switches.get("momentum"):
+            assert "rate_in_buffer" not in report.undetermined
+    check(report, truth, p, longer(grads, rng), rates=rates)
+    assert report.transformation is not None
+
+
+@pytest.mark.slow
+def test_a_geometric_schedule_leaves_the_place_of_the_rate_open():
+    """Steps of rate·qᵗ and momentum μ in the buffer are those of momentum μ/q after it."""
+    truth, (p, grads) = rule(momentum=0.72, rate_in_buffer=True), inputs(np.random.default_rng(7))
+    rates = 0.01 * 0.9 ** np.arange(60)
+    report = probe.identify_log(log_of(truth, p, grads, rates=rates), grads, rates)
+    other = rule(momentum=0.8, rate_in_buffer=False)
+    for possible in (truth, other):
+        assert not wrong(report, possible.switches | {"learning_rate": None}, 1e-6), report
+    assert len(report.calls) == 2
+
+
+@pytest.mark.slow
+def test_a_rate_that_changes_unknown_is_a_contradiction_at_its_step():
+    truth, (p, grads) = rule(momentum=0.8), inputs(np.random.default_rng(8))
+    rates = np.where(np.arange(25) < 11, 0.01, 0.001)
+    report = probe.identify_log(log_of(truth, p, grads, rates=rates), grads)
+    assert not report.calls and "step 11" in " ".join(report.contradictions)
+
+
+@pytest.mark.slow
+def test_other_rates_than_the_runs_are_a_contradiction():
+    truth, (p, grads) = rule(), inputs(np.random.default_rng(8))
+    report = probe.identify_log(log_of(truth, p, grads), grads, 0.02)
+    assert not report.calls and "0.5" in report.contradictions[0]
+
+
+@functools.cache
+def small_report():
+    """A report that many tests read."""
+    truth = rule(momentum=0.8, eps=1e-3)
+    p, grads = inputs(np.random.default_rng(9))
+    return probe.identify_log(log_of(truth, p, grads), grads)
+
+
+def test_a_report_is_a_page():
+    report = small_report()
+    page = str(report)
+    assert all(f"| {name} |" in page for name in report.rule)
+    assert all(call in page for call in report.calls)
+    assert 10 < len(page.splitlines()) < 60 and report.frameworks
+    assert "rate_in_buffer" in report.undetermined
+
+
+def test_calls_hold_python_numbers_and_public_names():
+    report = small_report()
+    for call in report.calls:
+        assert "float64(" not in call and "array(" not in call and "_" != call[0]
+        assert isinstance(evaluate(call), optax.GradientTransformation)
+    for value in report.rule.values():
+        assert value is None or type(value) in (bool, float, str)
+
+
+def test_64_bits_stay_off():
+    assert not jax.config.jax_enable_x64
+    small_report()
+    assert not jax.config.jax_enable_x64
+    with pytest.raises(TypeError):
+        probe.identify(lambda params: lambda gradient: gradient[:1])
+    assert not jax.config.jax_enable_x64
+
+
+def nan_on_constant_gradients(params):
+    """As PyTorch's centred mode: the difference of two roundings may be below 0."""
+    p, nu, mean = params.copy(), np.zeros_like(params), np.zeros_like(params)
+
+    def step(gradient):
+        nonlocal nu, mean, p
+        nu = 0.9 * nu + 0.1 * gradient**2
+        mean = 0.9 * mean + 0.1 * gradient
+        with np.errstate(invalid="ignore", divide="ignore"):
+            p = p - 0.01 * gradient / (np.sqrt(nu - mean**2) + 1e-5)
+        return p
+
+    return step
+
+
+def its_own_memory(params):
+    nu = np.zeros_like(params)
+
+    def step(gradient):
+        nonlocal params
+        gradient *= 1.0
+        nu[:] = 0.9 * nu + 0.1 * gradient**2
+        params -= 0.01 * gradient / (np.sqrt(nu) + 1e-5)
+        gradient[:] = np.nan
+        return params
+
+    return step
+
+
+def float32_from_float64(params):
+    inner = its_own_memory(params)
+    return lambda gradient: inner(gradient).astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [nan_on_constant_gradients, its_own_memory, float32_from_float64])
+def test_boxes_as_people_have_them(start):
+    report = probe.identify(start)
+    truth = rule(
+        denominator="outside", eps=1e-5, decay=0.9, learning_rate=0.01,
+        centered=start is nan_on_constant_gradients,
+    )  # fmt: skip
+    dtype = "float32" if start is float32_from_float64 else "float64"
+    check(report, truth, *inputs(np.random.default_rng(10)), dtype)
+
+
+@pytest.mark.slow
+def test_strict_promotion_and_32_bits_change_nothing():
+    with jax.numpy_dtype_promotion("strict"):
+        strict = probe.identify(dialects.torch(lr=3e-4, alpha=0.95))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = probe.identify(dialects.torch(lr=3e-4, alpha=0.95))
+    assert strict == dataclasses.replace(wide)
+    assert strict.calls[0] == "dialects.torch(lr=0.0003, alpha=0.95, eps=1e-08)"
+
+
+def test_complex_logs_are_refused_by_leaf():
+    p = {"layer": {"w": np.zeros((3, 2), complex), "b": np.zeros((3, 1))}}
+    with pytest.raises(TypeError, match=r"identify_log: params .*'layer/w'"):
+        probe.identify_log(p, jax.tree.map(lambda x: x[1:].real, p))
+    with pytest.raises(TypeError, match=r"identify_log: grads .*'layer/w'"):
+        probe.identify_log(jax.tree.map(np.real, p), jax.tree.map(lambda x: x[1:], p))
+
+
+@pytest.mark.parametrize(
+    "params, grads, rates, words",
+    [
+        (np.zeros((3, 2)), np.zeros((3, 2)), None, "one row more"),
+        (np.zeros((3, 2)), np.zeros((2, 3)), None, "same leaves and shapes"),
+        (np.zeros((1, 2)), np.zeros((0, 2)), None, "at least one"),
+        ([], [], None, "params is empty"),
+        (np.zeros((3, 0)), np.zeros((2, 0)), None, "no numbers"),
+        ({"a": np.zeros((3, 2))}, {"b": np.zeros((2, 2))}, None, "'a'"),
+        ([{"a": np.zeros(2)}, {"b": np.zeros(2)}], [{"a": np.zeros(2)}], None, r"params\[1\]"),
+        (np.zeros((3, 2)), np.ones((2, 2)), np.ones(1), "learning_rates"),
+        (np.zeros((3, 2)), np.ones((2, 2)), np.nan, "learning_rates"),
+        (np.zeros((3, 2)), np.ones((2, 2)), np.array([1.0, -1.0]), "learning_rates"),
+        (np.float64(1.0), np.float64(1.0), None, "leading axis"),
+    ],
+)
+def test_logs_that_do_not_fit(params, grads, rates, words):
+    with pytest.raises(ValueError, match=f"identify_log: .*{words}"):
+        probe.identify_log(params, grads, rates)
+
+
+@pytest.mark.parametrize("optimizer", [3, "torch", None])
+def test_what_is_no_optimizer_is_refused(optimizer):
+    with pytest.raises(TypeError, match="identify: optimizer"):
+        probe.identify(optimizer)
+
+
+def test_parameters_that_never_move():
+    report = probe.identify_log(np.ones((6, 3)), np.ones((5, 3)))
+    assert not report.calls and "do not change" in report.contradictions[0]
+    report = probe.identify(lambda params: lambda gradient: params)
+    assert not report.calls and "do not change" in report.contradictions[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["a column", "a step", "the end", "dead columns"])
+def test_logs_with_gaps(fault):
+    truth, rng = rule(momentum=0.8, eps=1e-3), np.random.default_rng(11)
+    p, grads = inputs(rng)
+    if fault == "dead columns":
+        grads[:, :5] = 0.0
+    log = log_of(truth, p, grads)
+    given = grads.copy()
+    if fault == "a column":
+        given[8, 3] = np.nan
+        log[9:, 3] = np.nan
+    elif fault == "a step":
+        given[12, :20] = np.inf
+        log[13:, :20] = np.nan
+    elif fault == "the end":
+        given[18:] = np.nan
+        log[19:] = np.nan
+    check(probe.identify_log(log, given), truth, p, longer(grads, rng))
+
+
+def as_trees(array, form):
+    """Columns as leaves of a dict: `w` of [5, 4] and `b` of the rest."""
+    trees = {"w": array[:, :20].reshape(-1, 5, 4), "b": array[:, 20:]}
+    return (
+        trees
+        if form == "arrays"
+        else [{k: v[t] for k, v in trees.items()} for t in range(len(array))]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["arrays", "list"])
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_leaves_of_trees_are_told_apart(form, clip):
+    rng = np.random.default_rng(12)
+    p, grads = inputs(rng)
+    bound = float(np.quantile(np.linalg.norm(grads, axis=1), 0.4).round(3))
+    tx = dialects.keras(0.01, 0.95, **{clip: bound})
+    first = {k: v[0] for k, v in as_trees(p[None], "arrays").items()}
+    with jax.enable_x64(True):
+        state, params, trees = tx.init(first), first, [first]
+        for g in as_trees(grads, "list"):
+            updates, state = tx.update(g, state, params)
+            params = jax.tree.map(np.asarray, optax.apply_updates(params, updates))
+            trees.append(params)
+    if form == "arrays":
+        trees = {k: np.stack([tree[k] for tree in trees]) for k in first}
+    report = probe.identify_log(trees, as_trees(grads, form))
+    assert report.calls[0].startswith("dialects.keras(") and f"{clip}=" in report.calls[0], report
+    assert report.rule["clip_value"] is None
+
+
+@pytest.mark.slow
+def test_bfloat16_leaves_are_never_guessed():
+    truth, rng = rule(momentum=0.8, eps=1e-3, learning_rate=0.05), np.random.default_rng(13)
+    p, grads = rng.normal(size=64), rng.normal(size=(50, 64))
+    step, after = box(truth, np.float32)(p), [jnp.asarray(p, jnp.bfloat16)]
+    for g in grads:
+        after.append(jnp.asarray(step(g.astype(np.float32)), jnp.bfloat16))
+    report = probe.identify_log([{"w": x} for x in after], [{"w": g} for g in grads])
+    assert report.rule["precision"] == "bfloat16"
+    assert not report.calls or not wrong(report, truth.switches, 0.05), report
+
+
+@pytest.mark.slow
+def test_one_step_leaves_open_what_it_cannot_show():
+    truth, (p, grads) = rule(eps=1e-3, decay=0.9), inputs(np.random.default_rng(14))
+    report = probe.identify_log(log_of(truth, p, grads[:1]), grads[:1])
+    assert report.calls and not wrong(report, truth.switches, 1e-6)
+    assert {"decay", "learning_rate"} & set(report.undetermined)
+
+
+@pytest.mark.slow
+def test_a_log_and_a_box_are_named_in_seconds():
+    """Three times what they should take, since other programs share the machine."""
+    import time
+
+    truth, p, grads, _ = random_rule("torch", 0)
+    began = time.process_time()
+    probe.identify_log(log_of(truth, p, grads), grads)
+    between = time.process_time()
+    probe.identify(box(truth))
+    assert between - began < 9 and time.process_time() - between < 12
