@@ -7,7 +7,7 @@ gradient is bounded by what a step of ours did to it.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -95,9 +95,9 @@ def _step(
         expected = turn(expected, params)
     apart = [theirs.params[n][k].astype(float) - p for n, p in params.items()]
     with np.errstate(all="ignore"):
-        distance = float(np.linalg.norm([np.linalg.norm(x) for x in apart]))
+        distance = float(np.linalg.norm(cast(Any, [np.linalg.norm(x) for x in apart])))
     distance = distance if np.isfinite(distance) else np.inf
-    scales = {n: np.linalg.norm(_finite(x)) for n, x in expected.items()}
+    scales: dict[str, Any] = {n: np.linalg.norm(_finite(x)) for n, x in expected.items()}
     count = sum(x.size for x in expected.values())
     mean = np.linalg.norm(list(scales.values())) / np.linalg.norm(np.ones(count))
     unit = max(theirs.unit, ours.unit)
@@ -178,7 +178,7 @@ def _norm_clip(theirs: Record, ours: Record, step: _Step, factor: float) -> Rela
     change = Change("clip", text, *_sided(who, bound), step=step.number)
 
     def turn(grads: dict[str, Array], params: Any) -> dict[str, Array]:
-        size = np.linalg.norm([np.linalg.norm(x) for x in grads.values()])
+        size = np.linalg.norm(cast(Any, [np.linalg.norm(x) for x in grads.values()]))
         share = min(1.0, bound / size) if who == "theirs" else factor
         return {name: share * x for name, x in grads.items()}
 

@@ -122,7 +122,7 @@ def _started(theirs: Record, ours: Record, differ: list[str]) -> list[Change]:
     for name in differ:
         a, b = (x.params[name][0].astype(float).ravel() for x in (theirs, ours))
         factor = float(a @ b / (b @ b)) if b.any() else 0.0
-        near = np.linalg.norm(a - factor * b) <= 16 * _unit(theirs, ours) * np.linalg.norm(a)
+        near: Any = np.linalg.norm(a - factor * b) <= 16 * _unit(theirs, ours) * np.linalg.norm(a)
         factors.append(factor if near and a.any() else math.nan)
     count = f"{len(differ)} of {len(ours.names)} leaves"
     names = ", ".join(map(repr, differ[:4])) + (", ..." if len(differ) > 4 else "")
@@ -150,8 +150,9 @@ def _gradient_is_elsewhere(theirs: Record, ours: Record, old: str, new: str, vie
     """Whether the first gradient of a constant leaf is surely another's, of as many numbers."""
 
     def off(a: str, x: View, b: str) -> float:
-        first, second = x(theirs.grads[a][:1])[0].astype(float), ours.grads[b][0].astype(float)
-        sizes = np.linalg.norm(first), np.linalg.norm(second)
+        first: Array = x(theirs.grads[a][:1])[0].astype(float)
+        second: Array = ours.grads[b][0].astype(float)
+        sizes: Any = np.linalg.norm(first), np.linalg.norm(second)
         if first.shape != second.shape or not all(sizes) or not np.isfinite(sizes).all():
             return math.inf
         return float(np.linalg.norm(first / sizes[0] - second / sizes[1]))

@@ -300,7 +300,7 @@ def left_by(one: Rules, other: Rules, both: Both) -> float:
     """The part of the gap that is left on the other when its rule replaces that of the one."""
     run = both.other.run
     with np.errstate(all="ignore"):
-        gaps = [
+        gaps: list[Any] = [
             np.linalg.norm((changes(rule, both.other)[0] - run.changes) * run.valid)
             for rule in (other, one)
         ]

@@ -175,7 +175,7 @@ def paired(theirs: Record, ours: Record, rename: Rename) -> tuple[Record, Record
     """Both with the leaves' names of ours, in the same order, and as many steps."""
     renamed = rename if callable(rename) else _renamed(rename)
     new = {name: renamed(name) for name in theirs.names}
-    if isinstance(rename, Mapping) and (unknown := sorted(rename.keys() - new.keys())):
+    if isinstance(rename, Mapping) and (unknown := sorted(set(rename) - set(new))):
         raise ValueError(f"compare.runs: rename has {unknown[0]!r}, which theirs has not")
     back = {value: key for key, value in new.items()}
     if len(back) < len(new):

@@ -244,7 +244,7 @@ class _Task:
             ratio = misfits(rule, coarse)
             gap = (changes(rule, check)[0] - check.run.changes) * check.run.valid
             along = float(cast(Any, np.vdot(gap, check.run.changes))) / max(
-                np.linalg.norm(gap) * np.linalg.norm(check.run.changes), 1e-300
+                cast(Any, np.linalg.norm(gap)) * np.linalg.norm(check.run.changes), 1e-300
             )
             if ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01:
                 text = f"the optimizer of {self.roles.other} rounds to {name} inside"

@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from .. import _rmsprop, dialects
+from .. import dialects
+from .._rmsprop import rmsprop, rmspropw
 from . import _model as model
 
 
@@ -147,6 +148,7 @@ _MXNET = {
     "lr": "learning_rate", "decay": "gamma1", "momentum": "gamma2", "eps": "epsilon",
     "centered": "centered", "weight": "wd", "bound": "clip_gradient", "box": "clip_weights",
 }  # fmt: skip
+_OURS_BY_NAME = {"rmsprop": rmsprop, "rmspropw": rmspropw}
 _BALL = {"momentum", "centered"}
 
 
@@ -235,7 +237,9 @@ def default_eps(rule: Rule) -> float | None:
         if factory.arguments(rule) is None or "eps" not in factory.names:
             continue
         module, _, name = factory.name.rpartition(".")
-        made: Any = getattr(dialects if module == "dialects" else _rmsprop, name, None)
+        made: Any = (
+            getattr(dialects, name, None) if module == "dialects" else _OURS_BY_NAME.get(name)
+        )
         if made is not None:
             return inspect.signature(made).parameters[factory.names["eps"]].default
     return None

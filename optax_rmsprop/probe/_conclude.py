@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from . import _model as model
 from ._calls import Rule, calls
-from ._finish import Finding, members, switches_of
+from ._finish import SWITCHES, Finding, members, switches_of
 from ._fit import fit
 from ._frameworks import rows
-from ._model import LR, NUMBERS, Array, Run
+from ._model import LR, Array, Run
 from ._others import others
 from ._report import Report
 from ._search import LIMIT, Fits, free_numbers, misfit
@@ -42,7 +42,7 @@ def unit_of(values: Array) -> float:
 def with_unit(runs: Any, unit: float) -> Any:
     """The runs, whose rounding is judged by this unit."""
     if isinstance(runs, tuple):
-        return tuple(with_unit(run, unit) for run in runs)
+        return tuple(with_unit(run, unit) for run in cast(tuple[Any, ...], runs))
     return dataclasses.replace(runs, unit=unit)
 
 
@@ -83,9 +83,9 @@ def report(
 
 
 def _different(ranked: list[Any]) -> list[Any]:
-    """One of those that are the same but for the place of an ε of 0, or for an ε as good as none."""
+    """One of those that are the same but for an ε as good as none."""
     seen: set[Any] = set()
-    kept = []
+    kept: list[Any] = []
     for entry in ranked:
         rule = entry[3]
         key = dataclasses.replace(rule, denominator=-1) if rule.eps == 0 else rule
@@ -106,13 +106,8 @@ def _same(values: list[Any]) -> bool:
 
 def nothing(contradictions: list[str], unit: float, error: float = float("inf")) -> Report:
     """The report of what is no RMSprop."""
-    names = switches_of(
-        Rule(*[0, False, False, False, False, False, 0, 0, False, True], *[0.0] * len(NUMBERS)),
-        "",
-        True,
-    )
-    rule = dict.fromkeys(names) | {"precision": PRECISIONS[unit]}
-    return Report([], rule, {}, [], contradictions, error)
+    rule: dict[str, Any] = dict.fromkeys(SWITCHES)
+    return Report([], rule | {"precision": PRECISIONS[unit]}, {}, [], contradictions, error)
 
 
 def degenerate(found: Fits, run: Run) -> list[str]:
@@ -174,7 +169,7 @@ def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
     rules, value, _ = fit(
         lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 25
     )
-    found = []
+    found: list[Array] = []
     for row in np.flatnonzero(value <= max(1e4 * value.min(), 1e-26)):
         solved = rules.take([row])
         rates = model.simulate_rates(solved, run)[1][0]

@@ -23,13 +23,11 @@ from ._search import (
     Option,
     best,
     explained,
-    fitted,
     join,
     polished,
     refined,
     search,
     started,
-    weighed,
 )
 
 Step: TypeAlias = Callable[[Array], Array]
@@ -47,7 +45,7 @@ _MOMENTA = (0.0, 0.5, 0.9, 0.99)
 def identify(optimizer: optax.GradientTransformation | Start) -> Report:
     """Name the rule of an optimizer from what it does to designed gradients.
 
-    A sweep over many magnitudes shows where epsilon stands, and where the average starts; parameters
+    A sweep over many magnitudes shows where epsilon stands and where the average starts; parameters
     that are not 0 show weight decay; steps of equal and of different gradients show clipping; a
     longer run measures what is close to 1. All numbers are solved for. Gradients are never 0, and
     never the same twice. A run of other gradients checks what was found.
@@ -94,7 +92,7 @@ def _of_transformation(tx: optax.GradientTransformation) -> Play:
         return jax.lax.scan(step, (params, tx.init(params)), gradients)[1]
 
     def play(params: Array, gradients: Array) -> Array:
-        after = np.asarray(run(jnp.asarray(params), jnp.asarray(gradients)), float)
+        after: Array = np.asarray(run(jnp.asarray(params), jnp.asarray(gradients)), float)
         return np.concatenate([params[None], after])
 
     return play
@@ -264,7 +262,7 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     if sweep.unit == 2.0**-53:
         found = explained(everything, conclude.with_unit(sweep, 2.0**-24))
         if len(found):  # or what is there was not fitted to the end
-            better = fitted(found.rules, weighed(sweep, found.rules.take([0])), 200, found.free)
+            better = polished(polished(join([found, everything]), sweep), sweep)
             exact = explained(better, sweep)
             return (exact, everything, sweep.unit) if len(exact) else (found, everything, 2.0**-24)
     _, more = search(_middle(sweep), _middle(sweep))
@@ -288,7 +286,7 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
     held = np.abs(sweep.params[1:][sweep.valid])
     boxed = bool(np.isclose(held, held.max(initial=0), rtol=8 * sweep.unit).sum() > 5)
     clipped = len(_bounds(box)) > 0
-    options = []
+    options: list[Option] = []
     for kind in _decays(sweep):
         signs = (maximize, not maximize) if kind == model.L2 else (maximize,)
         clips = [model.NO_CLIP]
@@ -345,7 +343,7 @@ def _bounds(box: _Box) -> Array:
     gradients = gradients.reshape(2, 3, -1)
     run = box.run(np.zeros(2 * len(sizes)), np.concatenate(list(gradients), 1))
     changes = np.where(run.valid, run.changes, np.nan)
-    same = np.isclose(*np.split(changes, 2, 1), rtol=64 * box.unit, atol=0).all(0)
+    same: Array = np.isclose(*np.split(changes, 2, 1), rtol=64 * box.unit, atol=0).all(0)
     if not same[-1]:
         return np.zeros(0)
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
@@ -358,7 +356,8 @@ def _starts(few: Run, box: _Box, sweep: Run, option: Option) -> tuple[Rules, Arr
     weights = _weights(sweep) if option.kind == model.L2 else np.zeros(1)
     bounds = _bounds(box) if option.clip != model.NO_CLIP else np.ones(1)
     held = np.abs(sweep.params[1:][sweep.valid]).max() if option.boxed else np.inf
-    numbers, switches = [], []
+    numbers: list[Any] = []
+    switches: list[Any] = []
     for shape in RARE if option.rare else SHAPES:
         denominator, centered, corrected, _ = shape
         for keep in _FORGETTING:

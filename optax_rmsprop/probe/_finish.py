@@ -28,6 +28,13 @@ _NAMES = {
 }  # fmt: skip
 
 
+SWITCHES = (
+    "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
+    "nesterov", "centered", "bias_correction", "weight_decay", "weight_decay_kind", "clip_value",
+    "clip_before_decay", "caution", "maximize", "precision",
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """A rule that explains the data, and the numbers that they leave open."""
@@ -69,7 +76,7 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
             if interval:
                 left[name] = interval
     vague = fit.free[0] & (fit.deviation[0] > 1e-3) & np.isfinite(fit.deviation[0])
-    for number in np.flatnonzero(vague):
+    for number in map(int, np.flatnonzero(vague)):
         if number in _NAMES:
             around = _interval(fit.rules.numbers[0, number], 4 * fit.deviation[0, number], number)
             left.setdefault(_NAMES[number], [float(f"{x:.3g}") for x in around])

@@ -77,7 +77,7 @@ def fit(
         slope = np.einsum("bmi,bm->bi", normal, old[rows])
         eye = np.eye(x.shape[1])
         gram = gram + eye * np.where(seen, damping[rows, None], 1.0)[:, None, :]
-        move = -np.linalg.solve(gram, slope[..., None])[..., 0] / np.where(seen, length, 1)
+        move: Array = -np.linalg.solve(gram, slope[..., None])[..., 0] / np.where(seen, length, 1)
         move = np.clip(np.where(seen, move, 0.0), -3, 3)
         trial = x.copy()
         trial[rows] = np.clip(x[rows] + move, -690, 690)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -135,7 +135,7 @@ def _call(rule: Rule) -> str:
 
 
 def _coarser(everything: Fits, run: Run) -> tuple[Fits, float]:
-    """What explains a run of float64 that was computed in float32, and the unit it was judged by."""
+    """What explains a run of float64 that was computed in float32, and the unit of that."""
     from ._search import explained
 
     unit = 2.0**-24
@@ -169,7 +169,7 @@ def _rates(learning_rates: Any, steps: int) -> Array | None:
     if learning_rates is None:
         return None
     if callable(learning_rates):
-        rates = np.array([float(learning_rates(t)) for t in range(steps)])
+        rates = np.array([float(cast(Any, learning_rates(t))) for t in range(steps)])
     else:
         rates = np.asarray(learning_rates, float)
         rates = np.full(steps, rates) if rates.ndim == 0 else rates
@@ -189,29 +189,31 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         if not data:
             raise ValueError(f"identify_log: {argument} is empty")
-        trees = [jax.tree_util.tree_flatten_with_path(tree) for tree in data]
+        flatten = jax.tree_util.tree_flatten_with_path
+        trees: list[Any] = [flatten(tree) for tree in cast(Sequence[Any], data)]
         for i, (_, structure) in enumerate(trees):
             if structure != trees[0][1]:
                 raise ValueError(
                     f"identify_log: {argument}[{i}] is another tree than {argument}[0]"
                 )
-        leaves = {
+        leaves: dict[str, Any] = {
             _path(path): [_numeric(argument, _path(path), flat[j][1]) for flat, _ in trees]
             for j, (path, _) in enumerate(trees[0][0])
         }
         if leaves and all(np.ndim(x[0]) == 0 for x in leaves.values()):  # rows of numbers
             leaves = {"": np.array(list(leaves.values())).T}
     else:
-        flat = jax.tree_util.tree_flatten_with_path(data)[0]
+        flat: Any = jax.tree_util.tree_flatten_with_path(data)[0]
         leaves = {_path(path): _numeric(argument, _path(path), leaf) for path, leaf in flat}
-    columns, names = [], []
+    columns: list[Array] = []
+    names: list[tuple[str, int]] = []
     for path, values in leaves.items():
+        if np.ndim(values) == 0:
+            raise ValueError(f"identify_log: {argument} needs a leading axis of steps at {path!r}")
         shapes = {np.shape(x) for x in values}
         if len(shapes) > 1:
             raise ValueError(f"identify_log: {argument} has leaf {path!r} in shapes {shapes}")
         array = np.asarray(values, float)
-        if array.ndim == 0:
-            raise ValueError(f"identify_log: {argument} needs a leading axis of steps at {path!r}")
         array = array.reshape(len(array), int(np.prod(array.shape[1:])))
         columns.append(array)
         names += [(path, i) for i in range(array.shape[1])]

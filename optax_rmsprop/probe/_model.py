@@ -7,7 +7,8 @@ errors do not add up along a run, and a weight decay sees what it saw.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def run_of(
     params, grads = (np.nan_to_num(x, posinf=0.0, neginf=0.0) for x in (params, grads))
     squares = np.zeros((steps, leaf.max(initial=0) + 1))
     with np.errstate(over="ignore"):
-        np.add.at(squares, (slice(None), leaf), grads**2)
+        np.add.at(squares, cast(Any, (slice(None), leaf)), grads**2)
     return Run(
         params, grads, np.ones(steps) if rates is None else np.asarray(rates, float), leaf, valid,
         np.sqrt(squares)[:, leaf], np.sqrt(squares.sum(1, keepdims=True)), unit,
@@ -152,7 +153,7 @@ def rules(
     switches = (
         np.broadcast_to(np.asarray(x, t), len(numbers)) for x, t in zip(given, types, strict=True)
     )
-    return Rules(*switches, numbers)
+    return Rules(*switches, numbers=numbers)
 
 
 def concatenate(parts: list[Rules]) -> Rules:
@@ -199,12 +200,15 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
     any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
     alone = (rules.alone & rules.centered & rules.corrected)[:, None]
     kinds = [(k, np.flatnonzero(rules.denominator == k)) for k in np.unique(rules.denominator)]
-    square = np.broadcast_to(initial, shape).astype(float)
-    mean, e_square, e_mean = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    square: Array = np.broadcast_to(initial, shape).astype(float)
+    mean: Array = np.zeros(shape)
+    e_g: Array = np.zeros(shape)
+    e_square: Array = np.zeros(shape)
+    e_mean: Array = np.zeros(shape)
     for t in range(g.shape[1]):
         x = g[:, t]
         after, before = 1 - decay ** (t + 1), 1 - decay**t
-        new = decay * square + keep * (x * x)
+        new: Array = decay * square + keep * (x * x)
         if errors:
             e_g = unit * (np.abs(x) + 2 * coupled * np.abs(run.params[t]))
             e_square = decay * e_square + 2 * unit * new + 2 * keep * np.abs(x) * e_g
@@ -217,7 +221,7 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
             if errors:
                 e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
         square = new
-        sq = np.where(corrected, square / after, square) if any_corrected else square
+        sq: Array = np.where(corrected, square / after, square) if any_corrected else square
         if any_corrected and any_centered and t == 0:
             sq = np.where(alone & (sq == 0), x * x, sq)
         root = np.sqrt(sq)
@@ -228,18 +232,18 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
         positive = denominator > 0
         u[:, t] = np.where(positive, x / np.where(positive, denominator, 1), 0.0)
         if errors and error is not None:
-            e_sq = e_square + 2 * unit * square
+            e_sq: Array = e_square + 2 * unit * square
             if any_centered:  # a framework may take the square of the mean from the second moment
                 e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
             e_sq = np.where(corrected, e_sq / after, e_sq)
-            e_root = e_sq / (root + np.sqrt(e_sq) + tiny)
+            e_root: Array = e_sq / (root + np.sqrt(e_sq) + tiny)
             inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
-            e_den = np.where(inside, e_sq / (2 * denominator), e_root) / denominator
+            e_den: Array = np.where(inside, e_sq / (2 * denominator), e_root) / denominator
             relative = 3 * unit + np.where(
                 e_den < 0.5, e_den / (1 - np.minimum(e_den, 0.5)), np.inf
             )
             # Rounding decides whether anything is left to divide by.
-            edge = (rules.denominator == SUBTRACTED)[:, None] & (np.abs(sq - eps) <= 4 * e_sq)
+            edge: Any = (rules.denominator == SUBTRACTED)[:, None] & (np.abs(sq - eps) <= 4 * e_sq)
             bound = np.abs(u[:, t]) * relative + e_g / denominator
             error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
@@ -290,20 +294,22 @@ def steps(
         within = np.where(inside, rate, 1.0)
         into = within * u[:, t]
         buffer = mu * buffer + into
-        step = np.where(nesterov, into + mu * buffer, buffer) if any_nesterov else buffer
+        step: Array = np.where(nesterov, into + mu * buffer, buffer) if any_nesterov else buffer
         if rules.caution.any():
-            taken = step * g[:, t] > 0
+            taken: Array = step * g[:, t] > 0
             share = np.maximum(_leaf_mean(taken, run.leaf), 1e-3)
             step = np.where(rules.caution[:, None] & (mu > 0), step * taken / share, step)
         step = np.where(inside, step, rate * step)
-        change = -step - _decoupled(rules.kind[:, None], rate, weight) * p if decays else -step
+        change: Array = (
+            -step - _decoupled(rules.kind[:, None], rate, weight) * p if decays else -step
+        )
         if boxed.any():
             change = np.where(boxed[:, None], np.clip(p + change, -box, box) - p, change)
         changes[:, t] = change
         if error is not None:
             e_into = np.abs(within) * error[:, t]
             e_buffer = mu * e_buffer + e_into + 2 * run.unit * np.abs(buffer)
-            e_step = np.where(nesterov, e_into + mu * e_buffer, e_buffer)
+            e_step: Array = np.where(nesterov, e_into + mu * e_buffer, e_buffer)
             e_step = np.where(inside, 1.0, np.abs(rate)) * e_step + 2 * run.unit * np.abs(change)
             changes[:, t] = e_step + run.unit * (np.abs(p) + np.abs(run.params[t + 1]))
     return changes
@@ -320,7 +326,7 @@ def _rate(rules: Rules, observed: Array, weight: Array, u: Array, buffer: Array)
     return np.nan_to_num(along / (free * free * weight).sum(1, keepdims=True))
 
 
-_DENOMINATORS = {
+_DENOMINATORS: dict[int, Callable[[Array, Array, Array], Array]] = {
     INSIDE: lambda root, square, eps: np.sqrt(square + eps),
     OUTSIDE: lambda root, square, eps: root + eps,
     FLOOR: lambda root, square, eps: np.maximum(root, eps),
@@ -340,5 +346,5 @@ def _decoupled(kind: Array, rate: Array, weight: Array) -> Array:
 
 def _leaf_mean(values: Array, leaf: Array) -> Array:
     sums = np.zeros((len(values), leaf.max() + 1))
-    np.add.at(sums, (slice(None), leaf), values)
+    np.add.at(sums, cast(Any, (slice(None), leaf)), values)
     return (sums / np.bincount(leaf))[:, leaf]

@@ -131,7 +131,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
         )
         if (inside or varied) and not (nesterov and option.caution)
     ]
-    parts = []
+    parts: list[Rules] = []
     weights, bounds, box = _weights(run, option), _bounds(run, option), _box(run, option)
     values = (grid.forgetting, grid.heights, grid.scales, weights, bounds)
     keep, height, first, weight, bound = np.array(list(itertools.product(*values))).T
@@ -170,7 +170,8 @@ def started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
         weight = (run.valid / run.scale) ** 2
         observed, size = run.changes, run.grads.size
         plain = rules.replace(kind=model.NO_DECAY)
-        found, costs = [], []
+        found: list[Rules] = []
+        costs: list[Array] = []
         for inside, nesterov, momentum in buffers:
             numbers = rules.numbers.copy()
             numbers[:, MOMENTUM] = momentum
@@ -331,7 +332,7 @@ def stages(run: Run, varied: bool) -> list[list[Option]]:
 
 def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     """The largest residual, and their root mean square, in units of what rounding may do."""
-    parts = []
+    parts: list[Array] = []
     for run in runs if isinstance(runs, tuple) else (runs,):
         changes, bounds = model.simulate_bounded(rules, run)
         ratio = np.abs(changes - run.changes) / (bounds + 1e-300)
@@ -355,15 +356,16 @@ def explained(fits: Fits, runs: Runs) -> Fits:
 
 
 def _is_told(rules: Rules, runs: Runs) -> Array:
-    """Whether most changes say something: their rounding is small beside them."""
-    parts = []
-    for run in runs if isinstance(runs, tuple) else (runs,):
+    """Whether enough changes say something: their rounding is small beside them."""
+    parts: list[Array] = []
+    every = runs if isinstance(runs, tuple) else (runs,)
+    for run in every:
         _, bounds = model.simulate_bounded(rules, run)
         size = np.abs(run.changes) + 4 * run.unit * np.abs(run.params[1:])
         parts.append((bounds / (size + 1e-300))[:, run.valid & (run.changes != 0)])
     relative = np.concatenate(parts, 1)
-    known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * run.unit)
-    return known.mean(1) > 0.5
+    known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * every[-1].unit)
+    return known.mean(1) > 0.2
 
 
 def _simplest(fits: Fits) -> list[int]:
