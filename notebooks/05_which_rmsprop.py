@@ -30,6 +30,8 @@ if importlib.util.find_spec("optax_rmsprop") is None:
 # %%
 import os
 
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -38,8 +40,6 @@ from sklearn.datasets import load_digits
 
 from optax_rmsprop import compare, dialects, probe
 from optax_rmsprop.recording import Run, record
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # %% [markdown]
 # ## Ask a package
