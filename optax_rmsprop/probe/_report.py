@@ -17,11 +17,11 @@ class Report:
     """Which RMSprop a box or a log is. `print` it: it is a page to paste into an issue."""
 
     calls: list[str]
-    """Calls that reproduce it, best first: one for each class that the data cannot tell apart."""
+    """Calls that reproduce it, best first, one for each class that the data cannot tell apart."""
     rule: Mapping[str, Any]
     """The switches of the first call, and their values; None where one does not apply."""
     undetermined: Mapping[str, list[Any]]
-    """Switches that the data leave open: the values that remain, or the ends of an interval."""
+    """Switches that the data leave open, with the values that remain or the ends of an interval."""
     frameworks: list[str]
     """The rows of the truth table that agree."""
     contradictions: list[str]
