@@ -109,7 +109,7 @@ def _precision(theirs: Record, ours: Record) -> list[Change]:
 def _causes(start: list[Change], found: Found, explanation: Explanation) -> tuple[Cause, ...]:
     """All that explains everything, the smallest first; then what explains a part."""
     common = (*start, *found.changes)
-    sets = [(*common, *alternative) for alternative in explanation.alternatives]
+    sets = [_once((*common, *alternative)) for alternative in explanation.alternatives]
     if explanation.unexplained:
         sets = []
     causes = [Cause(changes) for changes in dict.fromkeys(map(tuple, sets)) if changes]
@@ -122,6 +122,11 @@ def _causes(start: list[Change], found: Found, explanation: Explanation) -> tupl
                 for changes, left in explanation.partial]  # fmt: skip
     partial = [c for c in partial if c.left > 0 and c.changes not in {x.changes for x in causes}]
     return (*causes, *sorted(partial, key=lambda c: c.left))
+
+
+def _once(changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    """Each change once: what the files show, the rules show too."""
+    return tuple({change.text: change for change in changes}.values())
 
 
 def _first(

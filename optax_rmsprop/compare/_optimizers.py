@@ -63,7 +63,10 @@ def _transformed(tx: Any, tree: Any, start: list[Array], grads: list[Array]) -> 
     """The parameters of a transformation, with 64 bits where the parameters have them."""
     wide = any(x.dtype == np.float64 for x in start)
     tx = optax.with_extra_args_support(tx)
-    with cast(Any, jax).enable_x64(wide or bool(cast(Any, jax.config).jax_enable_x64)):
+    with (
+        cast(Any, jax).enable_x64(wide or bool(cast(Any, jax.config).jax_enable_x64)),
+        jax.numpy_dtype_promotion("standard"),
+    ):
         p: Any = tree.unflatten([jnp.asarray(x) for x in start])
         state: Any = tx.init(p)
         rows = [start]

@@ -161,7 +161,7 @@ def _shortened(fit: Fits, runs: Runs) -> Fits:
             free[0, number] = False
             tried = fitted(fit.rules.of(numbers), runs, 4, free)
             new_largest, new_mean = misfit(tried.rules, runs)
-            if new_largest <= max(largest, LIMIT) and new_mean <= max(1.5 * mean, 0.3):
+            if new_largest <= max(largest, LIMIT) and new_mean <= max(1.5 * mean, 0.6):
                 fit = tried
                 break
     return fit
