@@ -29,13 +29,13 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is slow, unless it was asked for."""
+    """Leave out what is slow, and the proofs, unless they were asked for."""
     for item in items:
         if isinstance(item, pytest.DoctestItem):
             item.add_marker(pytest.mark.api)
-    if _asked_for(config):
-        return
-    slow = {item for item in items if item.get_closest_marker("slow")}
+    out = {"slow", "proof"} - ({"slow"} if _asked_for(config) else set())
+    out -= {name for name in out if name in (config.option.markexpr or "")}
+    slow = {item for item in items if any(item.get_closest_marker(name) for name in out)}
     config.hook.pytest_deselected(items=[item for item in items if item in slow])
     items[:] = [item for item in items if item not in slow]
 

@@ -23,13 +23,13 @@ CONTINUED = {"float64": 1e-6, "float32": 1e-2}  # what errors of the numbers mak
 
 # What the short lane tries of the wide sweep.
 SHORT_LOGS = {("torch", "float64", 0), ("keras", "float64", 1), ("tensorflow1", "float32", 0)}
-SHORT_BOXES = {("rmsprop", "float64", 0), ("timm", "float32", 0)}
+SHORT_BOXES = {("rmsprop", "float64", 0)}
 
 
 def sweep(short, dtypes=("float64", "float32"), seeds=2):
     values = [
         pytest.param(
-            name, dtype, seed, marks=() if (name, dtype, seed) in short else [pytest.mark.slow]
+            name, dtype, seed, marks=() if (name, dtype, seed) in short else [pytest.mark.proof]
         )
         for name in boxes.names()
         for dtype in dtypes
@@ -72,7 +72,9 @@ def longer(grads, rng):
     return np.concatenate([grads, rng.permuted(grads, axis=0)])
 
 
-@pytest.mark.parametrize("seed", [0, *[pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3)]])
+@pytest.mark.parametrize(
+    "seed", [0, *[pytest.param(s, marks=pytest.mark.proof) for s in (1, 2, 3)]]
+)
 @pytest.mark.parametrize("name", boxes.names())
 def test_the_boxes_are_the_dialects(name, seed):
     truth, p, grads, _ = random_rule(name, seed)
@@ -100,7 +102,7 @@ def test_a_box_is_named(name, dtype, seed):
     assert report.rule["precision"] == dtype
 
 
-@sweep({("stable_baselines3", "float64", 0)}, dtypes=["float64"], seeds=1)
+@sweep({("torchopt", "float64", 0)}, dtypes=["float64"], seeds=1)
 def test_a_transformation_is_named(name, dtype, seed):
     truth, p, grads, rng = random_rule(name, seed)
     before = jax.config.jax_enable_x64
@@ -124,7 +126,7 @@ CHANGES = {
 EVERY_CHANGE = [(name, value) for name, values in CHANGES.items() for value in values]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("way", ["log", "box"])
 @pytest.mark.parametrize("switch, value", EVERY_CHANGE, ids=str)
 def test_one_changed_switch_is_named(switch, value, way):
@@ -154,7 +156,7 @@ EXTREMES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("way", ["log", "box"])
 @pytest.mark.parametrize("name", EXTREMES)
@@ -187,9 +189,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "SGD" else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS]
+    "name", [n if n == "SGD" else pytest.param(n, marks=pytest.mark.proof) for n in OTHERS]
 )
-@pytest.mark.parametrize("way", ["log", pytest.param("box", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["log", pytest.param("box", marks=pytest.mark.proof)])
 def test_what_is_no_rmsprop_has_no_call_and_is_named(name, way):
     report = (
         probe.identify(OTHERS[name])
@@ -202,7 +204,7 @@ def test_what_is_no_rmsprop_has_no_call_and_is_named(name, way):
     assert report.contradictions[0] in str(report)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("way", ["log", "box"])
 def test_adam_without_its_first_moment_is_a_corrected_rmsprop(way):
     tx = optax.adam(1e-3, b1=0.0, b2=0.99, eps=1e-5)
@@ -223,17 +225,17 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(
-    "given", ["array", *(pytest.param(n, marks=pytest.mark.slow) for n in list(SCHEDULES)[1:])]
+    "given", ["array", *(pytest.param(n, marks=pytest.mark.proof) for n in list(SCHEDULES)[1:])]
 )
 @pytest.mark.parametrize(
     "switches",
     [
         {"momentum": 0.8, "rate_in_buffer": True},
         pytest.param(
-            {"momentum": 0.8, "denominator": "outside", "eps": 1e-3}, marks=pytest.mark.slow
+            {"momentum": 0.8, "denominator": "outside", "eps": 1e-3}, marks=pytest.mark.proof
         ),
         pytest.param(
-            {"weight_decay": 0.1, "weight_decay_kind": "decoupled"}, marks=pytest.mark.slow
+            {"weight_decay": 0.1, "weight_decay_kind": "decoupled"}, marks=pytest.mark.proof
         ),
     ],
     ids=["in the buffer", "after", "decoupled"],
@@ -254,7 +256,7 @@ def test_rates_that_are_given(given, switches):
     assert report.transformation is not None
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_geometric_schedule_leaves_the_place_of_the_rate_open():
     """Steps of rate·qᵗ and momentum μ in the buffer are those of momentum μ/q after it."""
     truth, (p, grads) = rule(momentum=0.72, rate_in_buffer=True), inputs(np.random.default_rng(7))
@@ -266,7 +268,7 @@ def test_a_geometric_schedule_leaves_the_place_of_the_rate_open():
     assert len(report.calls) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_rate_that_changes_unknown_is_a_contradiction_at_its_step():
     truth, (p, grads) = rule(momentum=0.8), inputs(np.random.default_rng(8))
     rates = np.where(np.arange(25) < 11, 0.01, 0.001)
@@ -274,7 +276,7 @@ def test_a_rate_that_changes_unknown_is_a_contradiction_at_its_step():
     assert not report.calls and "step 11" in " ".join(report.contradictions)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_other_rates_than_the_runs_are_a_contradiction():
     truth, (p, grads) = rule(), inputs(np.random.default_rng(8))
     report = probe.identify_log(log_of(truth, p, grads), grads, 0.02)
@@ -350,7 +352,7 @@ def float32_from_float64(params):
     return lambda gradient: inner(gradient).astype(np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("start", [nan_on_constant_gradients, its_own_memory, float32_from_float64])
 def test_boxes_as_people_have_them(start):
     report = probe.identify(start)
@@ -362,7 +364,7 @@ def test_boxes_as_people_have_them(start):
     check(report, truth, *inputs(np.random.default_rng(10)), dtype)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_strict_promotion_and_32_bits_change_nothing():
     with jax.numpy_dtype_promotion("strict"):
         strict = probe.identify(dialects.torch(lr=3e-4, alpha=0.95))
@@ -414,7 +416,7 @@ def test_parameters_that_never_move():
     assert not report.calls and "do not change" in report.contradictions[0]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("fault", ["a column", "a step", "the end", "dead columns"])
 def test_logs_with_gaps(fault):
     truth, rng = rule(momentum=0.8, eps=1e-3), np.random.default_rng(11)
@@ -445,7 +447,7 @@ def as_trees(array, form):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("form", ["arrays", "list"])
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
 def test_leaves_of_trees_are_told_apart(form, clip):
@@ -467,7 +469,7 @@ def test_leaves_of_trees_are_told_apart(form, clip):
     assert report.rule["clip_value"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_bfloat16_leaves_are_never_guessed():
     truth, rng = rule(momentum=0.8, eps=1e-3, learning_rate=0.05), np.random.default_rng(13)
     p, grads = rng.normal(size=64), rng.normal(size=(50, 64))
@@ -479,7 +481,7 @@ def test_bfloat16_leaves_are_never_guessed():
     assert not report.calls or not wrong(report, truth.switches, 0.05), report
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_one_step_leaves_open_what_it_cannot_show():
     truth, (p, grads) = rule(eps=1e-3, decay=0.9), inputs(np.random.default_rng(14))
     report = probe.identify_log(log_of(truth, p, grads[:1]), grads[:1])
@@ -487,7 +489,7 @@ def test_one_step_leaves_open_what_it_cannot_show():
     assert {"decay", "learning_rate"} & set(report.undetermined)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_log_and_a_box_are_named_in_seconds():
     """Three times what they should take, since other programs share the machine."""
     import time

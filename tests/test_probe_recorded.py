@@ -78,7 +78,7 @@ def named(report, run):
     return bool(report.calls) and not wrong(report, rule_of(run).switches, relative)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_RULE and n not in COMPLEX])
 def test_a_recorded_run_is_named(name):
     run, params, grads, rates = log_of(name)
@@ -86,7 +86,7 @@ def test_a_recorded_run_is_named(name):
     assert named(report, run), (name, str(report))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", NO_RULE)
 def test_what_has_no_rule_has_no_call(name):
     run, params, grads, rates = log_of(name)

@@ -274,7 +274,9 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
         )  # fmt: skip
         best.setdefault((move.names, found.other.switches(0)), found)
     # Gradients that agree are rather the optimizer's than scaled within it.
-    return sorted(best.values(), key=lambda e: (len(e.names), e.free, "factor" in e.names, e.spread))
+    return sorted(
+        best.values(), key=lambda e: (len(e.names), e.free, "factor" in e.names, e.spread)
+    )
 
 
 def _own(move: _Move, fits: Pairs, row: int) -> int:

@@ -228,7 +228,7 @@ def continued(report, framework, setting):
     return min(np.abs(run - expected).max() for run in runs) / size
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.proof)])
 @pytest.mark.parametrize("framework, setting", CASES, ids=[f"{f.name}-{s}" for f, s in CASES])
 def test_a_framework_is_named(framework, setting, dtype):
     needed(*framework.modules)
