@@ -6,12 +6,13 @@ gradient is bounded by what a step of ours did to it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._records import UNITS, Array, Record, held
+from ._records import UNITS, Array, Record, held, norm
 from ._report import Change
 
 Turn: TypeAlias = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
@@ -95,7 +96,7 @@ def _step(
         expected = turn(expected, params)
     apart = [theirs.params[n][k].astype(float) - p for n, p in params.items()]
     with np.errstate(all="ignore"):
-        distance = float(np.linalg.norm(cast(Any, [np.linalg.norm(x) for x in apart])))
+        distance = math.hypot(*(norm(x) for x in apart))
     distance = distance if np.isfinite(distance) else np.inf
     scales: dict[str, Any] = {n: np.linalg.norm(_finite(x)) for n, x in expected.items()}
     count = sum(x.size for x in expected.values())
@@ -178,7 +179,7 @@ def _norm_clip(theirs: Record, ours: Record, step: _Step, factor: float) -> Rela
     change = Change("clip", text, *_sided(who, bound), step=step.number)
 
     def turn(grads: dict[str, Array], params: Any) -> dict[str, Array]:
-        size = np.linalg.norm(cast(Any, [np.linalg.norm(x) for x in grads.values()]))
+        size = math.hypot(*(norm(x) for x in grads.values()))
         share = min(1.0, bound / size) if who == "theirs" else factor
         return {name: share * x for name, x in grads.items()}
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._records import Array, Record
+from ._records import Array, Record, norm
 from ._report import Change
 
 # Rows of a parameter and of its gradient, as ours has them: the first axis counts steps.
@@ -122,7 +122,7 @@ def _started(theirs: Record, ours: Record, differ: list[str]) -> list[Change]:
     for name in differ:
         a, b = (x.params[name][0].astype(float).ravel() for x in (theirs, ours))
         factor = float(a @ b / (b @ b)) if b.any() else 0.0
-        near: Any = np.linalg.norm(a - factor * b) <= 16 * _unit(theirs, ours) * np.linalg.norm(a)
+        near = norm(a - factor * b) <= 16 * _unit(theirs, ours) * norm(a)
         factors.append(factor if near and a.any() else math.nan)
     count = f"{len(differ)} of {len(ours.names)} leaves"
     names = ", ".join(map(repr, differ[:4])) + (", ..." if len(differ) > 4 else "")
@@ -152,10 +152,10 @@ def _gradient_is_elsewhere(theirs: Record, ours: Record, old: str, new: str, vie
     def off(a: str, x: View, b: str) -> float:
         first: Array = x(theirs.grads[a][:1])[0].astype(float)
         second: Array = ours.grads[b][0].astype(float)
-        sizes: Any = np.linalg.norm(first), np.linalg.norm(second)
+        sizes = norm(first), norm(second)
         if first.shape != second.shape or not all(sizes) or not np.isfinite(sizes).all():
             return math.inf
-        return float(np.linalg.norm(first / sizes[0] - second / sizes[1]))
+        return norm(first / sizes[0] - second / sizes[1])
 
     here, noise = off(old, view, new), _noise(theirs, ours)
     if here <= 0.1 or not math.isfinite(here):

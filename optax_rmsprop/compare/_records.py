@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -171,11 +171,18 @@ def _renamed(names: Mapping[str, str] | None) -> Callable[[str], str]:
     return lambda name: given.get(name, name)
 
 
+def norm(x: Any) -> float:
+    """The Euclidean norm of all numbers."""
+    return float(cast(Any, np.linalg).norm(x))
+
+
 def paired(theirs: Record, ours: Record, rename: Rename) -> tuple[Record, Record]:
     """Both with the leaves' names of ours, in the same order, and as many steps."""
     renamed = rename if callable(rename) else _renamed(rename)
     new = {name: renamed(name) for name in theirs.names}
-    if isinstance(rename, Mapping) and (unknown := sorted(set(rename) - set(new))):
+    if isinstance(rename, Mapping) and (
+        unknown := sorted(set(cast(Mapping[str, str], rename)) - set(new))
+    ):
         raise ValueError(f"compare.runs: rename has {unknown[0]!r}, which theirs has not")
     back = {value: key for key, value in new.items()}
     if len(back) < len(new):

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,9 @@ def _of_transformation(tx: optax.GradientTransformation) -> Play:
         return jax.lax.scan(step, (params, tx.init(params)), gradients)[1]
 
     def play(params: Array, gradients: Array) -> Array:
-        after: Array = np.asarray(run(jnp.asarray(params), jnp.asarray(gradients)), float)
+        after: Array = np.asarray(
+            cast(Any, run)(jnp.asarray(params), jnp.asarray(gradients)), float
+        )
         return np.concatenate([params[None], after])
 
     return play
@@ -343,7 +345,7 @@ def _bounds(box: _Box) -> Array:
     gradients = gradients.reshape(2, 3, -1)
     run = box.run(np.zeros(2 * len(sizes)), np.concatenate(list(gradients), 1))
     changes = np.where(run.valid, run.changes, np.nan)
-    same: Array = np.isclose(*np.split(changes, 2, 1), rtol=64 * box.unit, atol=0).all(0)
+    same: Any = np.isclose(*np.split(changes, 2, 1), rtol=64 * box.unit, atol=0).all(0)
     if not same[-1]:
         return np.zeros(0)
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0

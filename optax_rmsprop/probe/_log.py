@@ -1,6 +1,7 @@
 """The rule of a recorded run."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -189,7 +190,7 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         if not data:
             raise ValueError(f"identify_log: {argument} is empty")
-        flatten = jax.tree_util.tree_flatten_with_path
+        flatten = cast(Any, jax.tree_util).tree_flatten_with_path
         trees: list[Any] = [flatten(tree) for tree in cast(Sequence[Any], data)]
         for i, (_, structure) in enumerate(trees):
             if structure != trees[0][1]:
@@ -203,7 +204,7 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
         if leaves and all(np.ndim(x[0]) == 0 for x in leaves.values()):  # rows of numbers
             leaves = {"": np.array(list(leaves.values())).T}
     else:
-        flat: Any = jax.tree_util.tree_flatten_with_path(data)[0]
+        flat = cast(Any, jax.tree_util).tree_flatten_with_path(data)[0]
         leaves = {_path(path): _numeric(argument, _path(path), leaf) for path, leaf in flat}
     columns: list[Array] = []
     names: list[tuple[str, int]] = []
@@ -214,7 +215,7 @@ def _columns(argument: str, data: Any) -> tuple[Array, list[tuple[str, int]]]:
         if len(shapes) > 1:
             raise ValueError(f"identify_log: {argument} has leaf {path!r} in shapes {shapes}")
         array = np.asarray(values, float)
-        array = array.reshape(len(array), int(np.prod(array.shape[1:])))
+        array = array.reshape(len(array), int(math.prod(array.shape[1:])))
         columns.append(array)
         names += [(path, i) for i in range(array.shape[1])]
     if not names:
