@@ -96,7 +96,7 @@ def test_a_killed_probe_goes_on_after_its_last_whole_line(tmp_path, monkeypatch)
 def test_a_trial_of_the_probe_is_judged():
     for cell in (("float64", 5), ("float32", 5)):
         row = probe_study.trial(cell, 0)
-        assert row["outcome"] == "right" and row["call"].startswith("dialects.torch(")
+        assert row["outcome"] in ("right", "alike") and row["call"].startswith("dialects.torch(")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def runs(theirs: Any, ours: Any, rename: Rename = None) -> Difference:
         >>> theirs = dialects.torch(0.01, eps=0.1)
         >>> ours = dialects.keras(0.01, rho=0.99, epsilon=0.1)
         >>> print(compare.steps(theirs, ours, np.ones(4), grads).causes[0])
-        epsilon is outside the root in theirs and inside it in ours (leaves rounding alone)
+        epsilon is outside the root in theirs and inside the root in ours (leaves rounding alone)
     """
     given = (read("theirs", theirs), read("ours", ours))
     return _difference(*paired(*given, rename))

@@ -53,13 +53,13 @@ def finish(fits: Fits, runs: Runs) -> list[Finding]:
 
 
 def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
-    """The hypotheses, and the same without each of their numbers that may be 0 or infinite."""
-    for number, absent in ((SCALE, 0.0), (MOMENTUM, 0.0), (BOX, np.inf)):
+    """The hypotheses, and the same with each number that may be as usual: 0, 1 or infinite."""
+    for number, usual in ((SCALE, 0.0), (SCALE, 1.0), (MOMENTUM, 0.0), (BOX, np.inf)):
         rows = np.flatnonzero(fits.free[:, number])
         if len(rows):
-            numbers = fits.rules.numbers[rows].copy()
-            numbers[:, number] = absent
-            fits = join([fits, fitted(fits.rules.take(rows).of(numbers), runs, 30)])
+            numbers, free = fits.rules.numbers[rows].copy(), fits.free[rows].copy()
+            numbers[:, number], free[:, number] = usual, False
+            fits = join([fits, fitted(fits.rules.take(rows).of(numbers), runs, 30, free)])
     for switch, absent in (("kind", model.NO_DECAY), ("clip", model.NO_CLIP)):
         rows = np.flatnonzero(getattr(fits.rules, switch) != absent)
         if len(rows):
