@@ -51,7 +51,7 @@ class Dataset:
     def label(self) -> str:
         """The name that every result carries."""
         if self.unverified:
-            return f"{self.name} (UNVERIFIED: {', '.join(self.unverified)})"
+            return f"{self.name} (not the official files: {', '.join(self.unverified)})"
         return self.name
 
 
