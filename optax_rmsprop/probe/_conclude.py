@@ -24,6 +24,8 @@ _FORMATS = {
 }
 # A memory this short is none: what is divided by is the gradient's own size.
 _LEAST_DECAY = 1e-6
+# The largest error of a rule that is named, relative to the largest change of a coordinate.
+_EXPLAINS = 0.1
 # Rates that differ by less are one.
 _CONSTANT = 1e-6
 
@@ -197,7 +199,9 @@ def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> 
 def fits_all(finding: Finding, run: Run) -> bool:
     """Whether a rule explains the steps that it was not fitted to as well."""
     # Errors of the fitted numbers add to those of rounding.
-    return bool(misfit(finding.rules, run)[0][0] <= 2 * LIMIT)
+    near = misfit(finding.rules, run)[0][0] <= 2 * LIMIT
+    # A rule that rounding could make anything of explains nothing.
+    return bool(near) and check_error(finding, (run,)) < _EXPLAINS
 
 
 def first_misfit(finding: Finding, run: Run) -> int:
