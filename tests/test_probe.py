@@ -111,6 +111,14 @@ def test_a_transformation_is_named(name, dtype, seed):
     assert jax.config.jax_enable_x64 == before
 
 
+@pytest.mark.parametrize("name", ["optax.rmsprop", "rmsprop"])
+def test_the_first_step_of_a_centred_and_corrected_log_tells_whose_it_is(name):
+    p, grads = inputs(np.random.default_rng(3))
+    call = f"{name}(learning_rate=0.01, decay=0.9, eps=0.0001, centered=True, bias_correction=True)"
+    log = continued(evaluate(call), p, grads)
+    assert probe.identify_log(log, grads).calls == [call]
+
+
 BASE = {
     "denominator": "outside", "eps": 1e-3, "initial_scale": 0.0, "decay": 0.95,
     "learning_rate": 0.01, "momentum": 0.8, "weight_decay": 0.05, "weight_decay_kind": "l2",

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _model as model
 from ._calls import Rule, calls
-from ._finish import SWITCHES, Finding, members, switches_of
+from ._finish import SWITCHES, Finding, members, rule_of, switches_of
 from ._fit import fit
 from ._frameworks import rows
 from ._model import LR, Array, Run
@@ -56,7 +56,6 @@ def report(
     ratio: float | None = 1.0,
     written: Callable[[Rule], Rule] | None = None,
     learning_rates: Any = None,
-    contradictions: list[str] | None = None,
 ) -> Report:
     """The report of the rules that explain the data."""
     ranked: list[tuple[int, int, str, Rule, Finding]] = []
@@ -79,7 +78,7 @@ def report(
             left[name] = [min([*others, *interval]), max([*others, *interval])]
     listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
     return Report(
-        listed, every[0], left, rows(every[0], left), contradictions or [],
+        listed, every[0], left, rows(every[0], left), [],
         error(ranked[0][-1]), learning_rates,
     )  # fmt: skip
 
@@ -150,8 +149,6 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
     ratio = np.where(run.valid, np.abs(changes - run.changes) / (bound[0] + 1e-300), 0.0)
     step = int(np.argmax((ratio > LIMIT).any(1)))
     column = int(np.argmax(ratio[step]))
-    from ._finish import rule_of
-
     _, call = next(calls(rule_of(best.rules)))
     return [
         f"the nearest rule, {call}, changes {names(column)} by {changes[step, column]:.6g} at step "

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import _model as model
 from ._calls import Rule, default_eps
-from ._fit import Runs
+from ._fit import Runs, each
 from ._model import (
     BOUND,
     BOX,
@@ -19,7 +19,7 @@ from ._model import (
     SCALE,
     Array,
     Rules,
-)  # fmt: skip
+)
 from ._search import LIMIT, Fits, explained, fitted, join, misfit, weighed
 
 _NAMES = {
@@ -141,7 +141,7 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
         return odds / (1 + odds)
     if number != EPS:
         return value * np.logspace(-8, 8, 65)
-    size = max(float(np.abs(r.grads[r.valid]).max(initial=0)) for r in _all(runs)) or 1.0
+    size = max(float(np.abs(r.grads[r.valid]).max(initial=0)) for r in each(runs)) or 1.0
     squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
     grid = (size * np.logspace(-16, 1, 52)) ** (2 if squared else 1)
     return np.sort(np.concatenate([[0.0, value], grid]))
@@ -156,7 +156,7 @@ def _shortened(fit: Fits, runs: Runs) -> Fits:
         value, sure = fit.rules.numbers[0, number], fit.deviation[0, number]
         for room in (256, 32, 4):
             numbers, free = fit.rules.numbers.copy(), fit.free.copy()
-            width = room * (sure + _all(runs)[0].unit)
+            width = room * (sure + each(runs)[0].unit)
             numbers[0, number] = shortest(value, *_interval(value, width, number))
             free[0, number] = False
             tried = fitted(fit.rules.of(numbers), runs, 4, free)
@@ -184,10 +184,6 @@ def shortest(value: float, low: float, high: float) -> float:
         if low <= short <= high:
             return short
     return float(value)
-
-
-def _all(runs: Runs) -> tuple[Any, ...]:
-    return runs if isinstance(runs, tuple) else (runs,)
 
 
 def switches_of(rule: Rule, precision: str) -> dict[str, Any]:

@@ -21,6 +21,11 @@ Runs: TypeAlias = Run | tuple[Run, ...]
 _LEAST_STEP, _LARGEST_STEP, _CHANGE = 1e-7, 0.1, 1e-10
 
 
+def each(runs: Runs) -> tuple[Run, ...]:
+    """One run or several, as several."""
+    return runs if isinstance(runs, tuple) else (runs,)
+
+
 def residuals(simulate: Simulate, rules: Any, run: Runs) -> Array:
     """What is left of each change [B, T * N], in parts of the change and its rounding.
 
@@ -28,7 +33,7 @@ def residuals(simulate: Simulate, rules: Any, run: Runs) -> Array:
     """
     parts = [
         ((simulate(rules, r) - r.changes) * (r.valid / r.scale)).reshape(len(rules.numbers), -1)
-        for r in (run if isinstance(run, tuple) else (run,))
+        for r in each(run)
     ]
     left = np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
     return np.nan_to_num(left, nan=1e3, posinf=1e3, neginf=-1e3)
@@ -36,9 +41,7 @@ def residuals(simulate: Simulate, rules: Any, run: Runs) -> Array:
 
 def cost(simulate: Simulate, rules: Any, run: Runs, chunk: int = 2_000_000) -> Array:
     """The mean square of the residuals of each hypothesis."""
-    count = max(
-        1, chunk // max(sum(r.grads.size for r in (run if isinstance(run, tuple) else (run,))), 1)
-    )
+    count = max(1, chunk // max(sum(r.grads.size for r in each(run)), 1))
     parts = [
         np.mean(np.minimum(residuals(simulate, rules.take(slice(i, i + count)), run) ** 2, 1e6), 1)
         for i in range(0, len(rules.numbers), count)
@@ -51,7 +54,8 @@ def fit(
 ) -> tuple[Any, Array, Array]:
     """The hypotheses with the numbers that `free` [B, n] marks fitted, their costs, and errors.
 
-    The errors [B, n] are standard deviations of the free numbers, on the scale of `to_free`.
+    The errors [B, n] are standard deviations of the free numbers, on the scale where each may take
+    any value.
     """
     logits = [DECAY, MOMENTUM] if logits is None else logits
     numbers, free = rules.numbers.copy(), np.asarray(free, bool)
@@ -69,40 +73,39 @@ def fit(
         jacobian = _jacobian(
             simulate, rules.take(rows), x[rows], old[rows], run, free[rows], logits, step[rows]
         )
-        length = np.sqrt((jacobian**2).sum(1))
         step[rows] = _steps(jacobian)
-        seen = length > 0
-        normal = jacobian / np.where(seen, length, 1)[:, None, :]
-        gram = np.einsum("bmi,bmj->bij", normal, normal)
-        slope = np.einsum("bmi,bm->bi", normal, old[rows])
-        eye = np.eye(x.shape[1])
-        gram = gram + eye * np.where(seen, damping[rows, None], 1.0)[:, None, :]
-        move = -cast(Array, np.linalg.solve(gram, slope[..., None]))[..., 0] / np.where(
-            seen, length, 1
-        )
-        move = np.clip(np.where(seen, move, 0.0), -3, 3)
-        trial = x.copy()
-        trial[rows] = np.clip(x[rows] + move, -690, 690)
-        tried = rules.take(rows).of(_of_free(numbers[rows], trial[rows], free[rows], logits))
+        move = _move(jacobian, old[rows], damping[rows])
+        trial = np.clip(x[rows] + move, -690, 690)
+        tried = rules.take(rows).of(_of_free(numbers[rows], trial, free[rows], logits))
         new = residuals(simulate, tried, run)
         new_value = (new**2).mean(1)
         better = new_value < value[rows]
         accepted = rows[better]
-        x[accepted], old[accepted], value[accepted] = (
-            trial[accepted],
-            new[better],
-            new_value[better],
-        )
+        x[accepted], old[accepted] = trial[better], new[better]
+        value[accepted] = new_value[better]
         eased = np.maximum(damping[rows] / 8, 1e-12)
         damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
         small = np.abs(move).max(1) < 1e-13
         alive[rows] &= ~(small | (value[rows] == 0) | (~better & (damping[rows] > 1e6)))
-    numbers = _of_free(numbers, x, free, logits)
-    rules = rules.of(numbers)
+    rules = rules.of(_of_free(numbers, x, free, logits))
     jacobian = _jacobian(simulate, rules, x, old, run, free, logits, step)
     for b in range(len(x)):
         deviation[b] = _deviation(jacobian[b], value[b], free[b])
     return rules, value, deviation
+
+
+def _move(jacobian: Array, left: Array, damping: Array) -> Array:
+    """The damped step [B, n] of Gauss and Newton; 0 where the data do not see a number."""
+    length = np.sqrt((jacobian**2).sum(1))
+    seen = length > 0
+    length = np.where(seen, length, 1)
+    normal = jacobian / length[:, None, :]
+    gram = np.einsum("bmi,bmj->bij", normal, normal)
+    slope = np.einsum("bmi,bm->bi", normal, left)
+    damped = np.where(seen, damping[:, None], 1.0)[:, None, :]
+    gram = gram + np.eye(jacobian.shape[2]) * damped
+    move = -cast(Array, np.linalg.solve(gram, slope[..., None]))[..., 0] / length
+    return np.clip(np.where(seen, move, 0.0), -3, 3)
 
 
 def _deviation(jacobian: Array, value: float, free: Array) -> Array:

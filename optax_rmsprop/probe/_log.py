@@ -10,11 +10,11 @@ import numpy as np
 
 from . import _conclude as conclude
 from . import _model as model
-from ._calls import Rule
+from ._calls import Rule, calls
 from ._finish import finish
 from ._model import Array, Run
 from ._report import Report
-from ._search import Fits, search
+from ._search import Fits, explained, search
 
 # What is searched; everything that is recorded is checked.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
@@ -74,74 +74,65 @@ def identify_log(params: Any, grads: Any, learning_rates: Any = None) -> Report:
     return _identified(run, learning_rates, lambda column: _named(names[column]))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Searched:
+    """What explains a part of a run, all that was tried, and the part."""
+
+    found: Fits
+    everything: Fits
+    part: Run  # a part of the steps and columns
+    columns: Array  # of the run, that the part has
+    unit: float  # by which it was judged
+
+
+def _searched(run: Run, seen: Run) -> _Searched:
+    """Search a part of the steps that are seen; judge caution, which needs it, on whole leaves."""
+    columns, leaves = _chosen(seen), _small_leaves(seen)
+    part, unit = seen.columns(columns), run.unit
+    whole = seen.columns(leaves) if len(leaves) else None
+    found, everything = search(part, whole, lambda: conclude.is_another(part))
+    if not len(found) and unit == 2.0**-53:  # it may have been computed in float32
+        found = explained(everything, conclude.with_unit(part, 2.0**-24))
+        unit = 2.0**-24 if len(found) else unit
+    if whole is not None and found.rules.caution.any():
+        part, columns = whole, leaves
+    return _Searched(found, everything, conclude.with_unit(part, unit), columns, unit)
+
+
 def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Report:
-    unit = run.unit
     if not (run.valid & (run.changes != 0)).any():
-        return conclude.nothing(["the parameters do not change"], unit)
-    held = len(run.grads) // 5 if len(run.grads) >= 5 else 0
-    seen = run.steps(min(len(run.grads) - held, _STEPS))
-    columns = _chosen(seen)
-    small = seen.columns(columns)
-    leaves = _small_leaves(seen)
-    whole = run.columns(leaves) if len(leaves) else None
-    found, everything = search(
-        small, seen.columns(leaves) if len(leaves) else None, lambda: conclude.is_another(small)
-    )
-    runs = run.steps(min(len(run.grads), 8 * _STEPS)).columns(columns)
-    if not len(found) and unit == 2.0**-53:
-        found, coarse = _coarser(everything, small)
-        unit = coarse if len(found) else unit
-    if whole is not None and found.rules.caution.any():  # which depends on all of a leaf
-        small, runs = (whole.steps(len(r.grads)) for r in (small, runs))
-        columns = leaves
-    small, runs = (conclude.with_unit(r, unit) for r in (small, runs))
-    nothing = conclude.degenerate(found, small) if len(found) else []
-    if nothing or not len(found):
-        reasons = nothing or conclude.unexplained(
-            everything, small, lambda column: name(int(columns[column]))
+        return conclude.nothing(["the parameters do not change"], run.unit)
+    steps = len(run.grads)
+    seen = run.steps(min(steps - (steps // 5 if steps >= 5 else 0), _STEPS))
+    searched = _searched(run, seen)
+    found, part, unit = searched.found, searched.part, searched.unit
+    reasons = conclude.degenerate(found, part) if len(found) else []
+    findings = finish(found, part) if len(found) and not reasons else []
+    if not findings:
+        tried = found if len(found) else searched.everything
+        reasons = reasons or conclude.unexplained(
+            tried, part, lambda column: name(int(searched.columns[column]))
         )
         return conclude.nothing(reasons, unit)
-    findings = finish(found, small)
-    if not findings:
-        reasons = conclude.unexplained(found, small, lambda c: name(int(columns[c])))
-        return conclude.nothing(reasons, unit)
-    checked = [f for f in findings if conclude.fits_all(f, runs)]
-    start = len(seen.grads) if held and len(seen.grads) < len(runs.grads) else 0
+    every = run.steps(min(steps, 8 * _STEPS)).columns(searched.columns)
+    every = conclude.with_unit(every, unit)
+    checked = [finding for finding in findings if conclude.fits_all(finding, every)]
+    start = len(seen.grads) if len(seen.grads) < len(every.grads) else 0
     if not checked:
-        late = conclude.first_misfit(findings[0], runs)
-        return conclude.nothing(
-            [f"{_call(findings[0].rule)} explains the steps before step {late}, and not that one"],
-            unit, conclude.check_error(findings[0], (runs,), start),
-        )  # fmt: skip
+        late, call = conclude.first_misfit(findings[0], every), next(calls(findings[0].rule))[1]
+        text = f"{call} explains the steps before step {late}, and not that one"
+        return conclude.nothing([text], unit, conclude.check_error(findings[0], (every,), start))
     given = learning_rates is not None
-    if given:
-        scale = checked[0].rule.lr
-        if abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:
-            return conclude.nothing(
-                [f"the steps are those of {scale:.6g} times the learning_rates that are given"],
-                unit,
-            )
+    scale = checked[0].rule.lr
+    if given and abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:
+        text = f"the steps are those of {scale:.6g} times the learning_rates that are given"
+        return conclude.nothing([text], unit)
     return conclude.report(
-        checked, unit, lambda finding: conclude.check_error(finding, (runs,), start),
+        checked, unit, lambda finding: conclude.check_error(finding, (every,), start),
         ratio=_ratio(run.rates),
         written=(lambda rule: _written(rule, learning_rates, run)) if given else None,
         learning_rates=learning_rates,
     )  # fmt: skip
-
-
-def _call(rule: Rule) -> str:
-    from ._calls import calls
-
-    return next(calls(rule))[1]
-
-
-def _coarser(everything: Fits, run: Run) -> tuple[Fits, float]:
-    """What explains a run of float64 that was computed in float32, and the unit of that."""
-    from ._search import explained
-
-    unit = 2.0**-24
-    found = explained(everything, conclude.with_unit(run, unit))
-    return found, unit if len(found) else run.unit
 
 
 def _ratio(rates: Array) -> float | None:

@@ -192,14 +192,13 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
     """
     _, decay, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
-    keep, unit, tiny = 1 - decay, run.unit, np.finfo(float).tiny
+    keep, unit = 1 - decay, run.unit
     g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None
     centered, corrected = rules.centered[:, None], rules.corrected[:, None]
     any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
     alone = (rules.alone & rules.centered & rules.corrected)[:, None]
-    kinds = [(k, np.flatnonzero(rules.denominator == k)) for k in np.unique(rules.denominator)]
     square: Array = np.broadcast_to(initial, shape).astype(float)
     mean: Array = np.zeros(shape)
     e_g: Array = np.zeros(shape)
@@ -224,29 +223,39 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
         sq: Array = np.where(corrected, square / after, square) if any_corrected else square
         if any_corrected and any_centered and t == 0:
             sq = np.where(alone & (sq == 0), x * x, sq)
-        root = np.sqrt(sq)
-        denominator = np.empty(shape)
-        for k, rows in kinds:
-            every = slice(None) if len(rows) == len(rules) else rows
-            denominator[every] = _DENOMINATORS[k](root[every], sq[every], eps[every])
-        positive = denominator > 0
-        u[:, t] = np.where(positive, x / np.where(positive, denominator, 1), 0.0)
+        divisor = _divisor(rules, sq, eps)
+        positive = divisor > 0
+        u[:, t] = np.where(positive, x / np.where(positive, divisor, 1), 0.0)
         if errors and error is not None:
             e_sq: Array = e_square + 2 * unit * square
             if any_centered:  # a framework may take the square of the mean from the second moment
                 e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
             e_sq = np.where(corrected, e_sq / after, e_sq)
-            e_root: Array = e_sq / (root + np.sqrt(e_sq) + tiny)
-            inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
-            e_den: Array = np.where(inside, e_sq / (2 * denominator), e_root) / denominator
-            relative = 3 * unit + np.where(
-                e_den < 0.5, e_den / (1 - np.minimum(e_den, 0.5)), np.inf
-            )
-            # Rounding decides whether anything is left to divide by.
-            edge: Any = (rules.denominator == SUBTRACTED)[:, None] & (np.abs(sq - eps) <= 4 * e_sq)
-            bound = np.abs(u[:, t]) * relative + e_g / denominator
+            relative = 3 * unit + _rounding(rules, sq, divisor, e_sq)
+            bound = np.abs(u[:, t]) * relative + e_g / divisor
+            # Infinite where rounding decides whether anything is left to divide by.
+            edge = np.abs(sq - eps) <= 4 * e_sq
+            edge &= (rules.denominator == SUBTRACTED)[:, None]
             error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
+
+
+def _divisor(rules: Rules, square: Array, eps: Array) -> Array:
+    """What each hypothesis divides by [B, N]."""
+    root, divisor = np.sqrt(square), np.empty(square.shape)
+    for kind in np.unique(rules.denominator):
+        rows = np.flatnonzero(rules.denominator == kind)
+        every = slice(None) if len(rows) == len(rules) else rows
+        divisor[every] = _DENOMINATORS[kind](root[every], square[every], eps[every])
+    return divisor
+
+
+def _rounding(rules: Rules, square: Array, divisor: Array, error: Array) -> Array:
+    """A bound of the relative error [B, N] of a divisor, from that of the second moment."""
+    of_root = error / (np.sqrt(square) + np.sqrt(error) + np.finfo(float).tiny)
+    inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
+    relative = np.where(inside, error / (2 * divisor), of_root) / divisor
+    return np.where(relative < 0.5, relative / (1 - np.minimum(relative, 0.5)), np.inf)
 
 
 def _gradients(rules: Rules, run: Run, bound: Array) -> tuple[Array, Array]:

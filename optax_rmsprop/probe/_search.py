@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import _model as model
-from ._fit import Runs, cost, fit
+from ._fit import Runs, cost, each, fit
 from ._model import (
     BOUND,
     BOX,
@@ -26,7 +26,7 @@ from ._model import (
     Rules,
     Run,
     concatenate,
-)  # fmt: skip
+)
 
 _DENOMINATORS = (model.INSIDE, model.OUTSIDE, model.FLOOR)
 # Denominator, centred, bias-corrected, and whether a first gradient alone is divided by itself.
@@ -135,7 +135,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
     weights, bounds, box = _weights(run, option), _bounds(run, option), _box(run, option)
     values = (grid.forgetting, grid.heights, grid.scales, weights, bounds)
     keep, height, first, weight, bound = np.array(list(itertools.product(*values))).T
-    for denominator, centered, corrected, _alone in RARE if option.rare else SHAPES:
+    for denominator, centered, corrected, alone in RARE if option.rare else SHAPES:
         amplitude = size * height * (1 if corrected else np.sqrt(1 - (1 - keep) ** 5))
         squared = denominator in (model.INSIDE, model.SUBTRACTED)
         numbers = np.zeros((len(keep), len(model.NUMBERS)))
@@ -153,6 +153,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
                 kind=option.kind,
                 clip=option.clip,
                 caution=option.caution,
+                alone=alone,
             )
         )
     rules = concatenate(parts)
@@ -333,7 +334,7 @@ def stages(run: Run, varied: bool) -> list[list[Option]]:
 def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     """The largest residual, and their root mean square, in units of what rounding may do."""
     parts: list[Array] = []
-    for run in runs if isinstance(runs, tuple) else (runs,):
+    for run in each(runs):
         changes, bounds = model.simulate_bounded(rules, run)
         ratio = np.abs(changes - run.changes) / (bounds + 1e-300)
         ratio = np.where(run.valid, ratio, 0.0).reshape(len(rules), -1)
@@ -349,7 +350,7 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     good = (largest <= LIMIT) & _is_told(fits.rules, runs)
     if not good.any():
         return fits.take(np.zeros(0, int))
-    if sum(run.valid.sum() for run in (runs if isinstance(runs, tuple) else (runs,))) > 50:
+    if sum(run.valid.sum() for run in each(runs)) > 50:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
@@ -358,13 +359,12 @@ def explained(fits: Fits, runs: Runs) -> Fits:
 def _is_told(rules: Rules, runs: Runs) -> Array:
     """Whether enough changes say something: their rounding is small beside them."""
     parts: list[Array] = []
-    every = runs if isinstance(runs, tuple) else (runs,)
-    for run in every:
+    for run in each(runs):
         _, bounds = model.simulate_bounded(rules, run)
         size = np.abs(run.changes) + 4 * run.unit * np.abs(run.params[1:])
         parts.append((bounds / (size + 1e-300))[:, run.valid & (run.changes != 0)])
     relative = np.concatenate(parts, 1)
-    known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * every[-1].unit)
+    known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * each(runs)[-1].unit)
     return known.mean(1) > 0.2
 
 
@@ -385,6 +385,8 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
     rules = fits.rules
     if not fits.free[simple, MOMENTUM]:
         idle |= {_SWITCHES.index("buffer"), _SWITCHES.index("nesterov")}
+    if fits.free[other, SCALE]:  # what has an initial value divides no gradient by itself
+        idle.add(_SWITCHES.index("alone"))
     if rules.kind[simple] == model.NO_DECAY:
         idle.add(_SWITCHES.index("kind"))
     if rules.clip[simple] == model.NO_CLIP:
@@ -428,8 +430,8 @@ def search(
             alone[option] = float(fits.cost.min())
             if len(found):
                 return found, join(everything)
-    everything_joined = join(everything)
-    return everything_joined.take(np.zeros(0, int)), everything_joined
+    tried = join(everything)
+    return tried.take(np.zeros(0, int)), tried
 
 
 def _promise(option: Option, alone: dict[Option, float]) -> float:
