@@ -226,13 +226,7 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
     if (steps := found.scalar("count")) is not None:
         saved.steps = dict.fromkeys(saved.names, int(steps))
     if not config:
-        rate = found.scalar("learning_rate")
-        names = ("learning_rate", "rho", "momentum", "epsilon", "centered")
-        arguments = {name: cast(Any, ...) for name in names}
-        arguments["learning_rate"] = ... if rate is None else rate
-        each = len({quantity for quantity, name in found.roles.values() if name})
-        if each == 1 and saved.format != "Keras, HDF5":
-            arguments |= {"momentum": 0.0, "centered": False}
+        arguments = _arguments_of_arrays(found, saved.format != "Keras, HDF5")
     if saved.settings.get("use_ema") is True:
         saved.notes.append("the averaged weights of use_ema are not carried")
     if isinstance(schedule := config.get("learning_rate"), Mapping):
@@ -242,6 +236,18 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
     call = Call(dialect, arguments)
     saved.rules = narrowed([[Group(call, saved.names)]], options)
     saved.optimizer = saved.rules[0][0].call.framework.optimizer
+
+
+def _arguments_of_arrays(found: Any, all_are_there: bool) -> dict[str, Any]:
+    """What the arrays tell of the call where no config does; the rest is to be asked for."""
+    names = ("learning_rate", "rho", "momentum", "epsilon", "centered")
+    arguments: dict[str, Any] = dict.fromkeys(names, ...)
+    if (rate := found.scalar("learning_rate")) is not None:
+        arguments["learning_rate"] = rate
+    quantities = {quantity for quantity, name in found.roles.values() if name}
+    if len(quantities) == 1 and all_are_there:
+        arguments |= {"momentum": 0.0, "centered": False}
+    return arguments
 
 
 def _arguments(path: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:

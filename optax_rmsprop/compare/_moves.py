@@ -147,79 +147,111 @@ def _is_of_switch(switches: list[str], number: int) -> bool:
     return any(_NUMBER_OF[s][0] == number for s in switches if s in _NUMBER_OF)
 
 
-def _moves(one: Rules, both: Both) -> list[_Move]:
-    """All single changes, those with a number from several values on."""
-    now, n = one.numbers[0], both.other.run
-    g = np.abs(n.grads[n.valid & (n.grads != 0)])
-    p = np.abs(n.params[:-1][n.valid & (n.params[:-1] != 0)])
-    size, length = (float(np.median(x)) if x.size else 1.0 for x in (g, p))
-    found = list[_Move]()
+@dataclasses.dataclass(frozen=True)
+class _From:
+    """A rule, and the changes of it that were made."""
 
-    def add(name: str, new: Rules, number: int | None = None, values: Any = (None,),
-            factor: float | None = None) -> None:  # fmt: skip
+    one: Rules
+    found: list[_Move] = dataclasses.field(default_factory=list[_Move])
+
+    @property
+    def now(self) -> Array:
+        """The numbers of the rule."""
+        return self.one.numbers[0]
+
+    def add(self, name: str, number: int, values: Any, **switches: Any) -> None:
+        """A number from several values on, with some switches set."""
+        new = self.one.replace(**switches)
         for value in values:
             tied, numbers = np.ones(COUNT, bool), new.numbers.copy()
-            if number is not None:
-                tied[number], numbers[0, number] = False, value
-            found.append(
-                _Move(frozenset({name}), one, new.of(numbers), tied, int(number is not None),
-                      factor)
-            )  # fmt: skip
+            tied[number], numbers[0, number] = False, value
+            self.found.append(_Move(frozenset({name}), self.one, new.of(numbers), tied, 1, None))
 
+    def set(self, name: str, factor: float | None = None, **switches: Any) -> None:
+        """Some switches, or a factor of the gradients, and no number."""
+        new, tied = self.one.replace(**switches), np.ones(COUNT, bool)
+        new = new.of(new.numbers.copy())
+        self.found.append(_Move(frozenset({name}), self.one, new, tied, 0, factor))
+
+
+def _moves(one: Rules, both: Both) -> list[_Move]:
+    """All single changes, those with a number from several values on."""
+    run, moves = both.other.run, _From(one)
+    g = np.abs(run.grads[run.valid & (run.grads != 0)])
+    p = np.abs(run.params[:-1][run.valid & (run.params[:-1] != 0)])
+    size, length = (float(np.median(x)) if x.size else 1.0 for x in (g, p))
+    _switches(moves)
+    _numbers(moves, size, both.other.solved)
+    _decays(moves, size / length)
+    _clips(moves, g, run)
+    now = moves.now
+    if now[EPS] or now[SCALE] or one.kind[0] == model.L2 or one.clip[0] != model.NO_CLIP:
+        for factor in np.logspace(-4, 4, 9):
+            moves.set("factor", float(factor))
+    return moves.found
+
+
+def _switches(moves: _From) -> None:
+    one, now = moves.one, moves.now
     for kind in (model.INSIDE, model.OUTSIDE, model.FLOOR, model.SUBTRACTED, model.BOTH):
-        if kind != one.denominator[0] and now[EPS]:
-            rare = kind == model.SUBTRACTED and not one.centered[0]
-            if not rare:
-                add("denominator", one.replace(denominator=kind))
-    for switch in ("centered", "corrected", "maximize", "caution"):
-        if switch != "caution" or now[MOMENTUM]:
-            add(switch, one.replace(**{switch: not getattr(one, switch)[0]}))
-    if now[MOMENTUM]:
-        for switch in ("buffer", "nesterov"):
-            add(switch, one.replace(**{switch: not getattr(one, switch)[0]}))
-    if not both.other.solved:
-        add("lr", one, LR, now[LR] * np.logspace(-3, 3, 7))
-    add("decay", one, DECAY, 1 - np.array((0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)))
+        rare = kind == model.SUBTRACTED and not one.centered[0]
+        if kind != one.denominator[0] and now[EPS] and not rare:
+            moves.set("denominator", denominator=kind)
+    for switch in ("centered", "corrected", "maximize", "caution", "buffer", "nesterov"):
+        if switch in ("centered", "corrected", "maximize") or now[MOMENTUM]:
+            moves.set(switch, **{switch: not getattr(one, switch)[0]})
+
+
+def _numbers(moves: _From, size: float, solved: bool) -> None:
+    one, now = moves.one, moves.now
+    if not solved:
+        moves.add("lr", LR, now[LR] * np.logspace(-3, 3, 7))
+    moves.add("decay", DECAY, 1 - np.array((0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)))
     heights = size * np.logspace(-10, 4, 15)
     squared = one.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    add("eps", one, EPS, [0.0, *(heights**2 if squared else heights)])
-    add("scale", one, SCALE, [0.0, 1.0, *(size**2 * np.logspace(-2, 2, 5))])
+    moves.add("eps", EPS, [0.0, *(heights**2 if squared else heights)])
+    moves.add("scale", SCALE, [0.0, 1.0, *(size**2 * np.logspace(-2, 2, 5))])
     if now[MOMENTUM]:
-        add("momentum", one, MOMENTUM, (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.99))
-    else:
-        for buffer, nesterov in itertools.product((True, False), (False, True)):
-            add("momentum", one.replace(buffer=buffer, nesterov=nesterov), MOMENTUM,
-                (0.3, 0.6, 0.9, 0.97))  # fmt: skip
+        moves.add("momentum", MOMENTUM, (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.99))
+        return
+    for buffer, nesterov in itertools.product((True, False), (False, True)):
+        values = (0.3, 0.6, 0.9, 0.97)
+        moves.add("momentum", MOMENTUM, values, buffer=buffer, nesterov=nesterov)
+
+
+def _decays(moves: _From, share: float) -> None:
+    one, now = moves.one, moves.now
     rate = max(abs(now[LR]), 1e-300)
-    weights = {model.L2: size / length * np.logspace(-3, 2, 6),
-               model.DECOUPLED: np.logspace(-6, -1, 6) / rate,
-               model.DECOUPLED_UNSCALED: np.logspace(-6, -1, 6),
-               model.DECOUPLED_SQUARED: np.logspace(-6, -1, 6) / rate**2}  # fmt: skip
+    weights = {
+        model.L2: share * np.logspace(-3, 2, 6),
+        model.DECOUPLED: np.logspace(-6, -1, 6) / rate,
+        model.DECOUPLED_UNSCALED: np.logspace(-6, -1, 6),
+        model.DECOUPLED_SQUARED: np.logspace(-6, -1, 6) / rate**2,
+    }
     for kind in (model.NO_DECAY, *weights):
-        new = one.replace(kind=kind)
         if one.kind[0] == model.NO_DECAY and kind != model.NO_DECAY:
-            add("kind", new, LAMBDA, weights[kind])
+            moves.add("kind", LAMBDA, weights[kind], kind=kind)
         elif kind != one.kind[0]:
-            add("kind", new)
+            moves.set("kind", kind=kind)
     if one.kind[0] != model.NO_DECAY:
-        add("lambda", one, LAMBDA, [*weights[int(one.kind[0])], now[LAMBDA]])
-    limits = np.quantile(g, (0.2, 0.5, 0.8, 0.95, 0.99)) if g.size else (1.0,)
-    sizes = {model.CLIP_LEAF: n.leaf_norm, model.CLIP_ALL: n.norm}
-    for kind in (model.NO_CLIP, model.CLIP_BEFORE, model.CLIP_AFTER, model.CLIP_LEAF,
-                 model.CLIP_ALL):  # fmt: skip
+        moves.add("lambda", LAMBDA, [*weights[int(one.kind[0])], now[LAMBDA]])
+
+
+def _clips(moves: _From, g: Array, run: model.Run) -> None:
+    one, now = moves.one, moves.now
+    limits = np.quantile(g, (0.2, 0.5, 0.8, 0.95, 0.99)) if g.size else np.ones(1)
+    sizes = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}
+    kinds = (model.NO_CLIP, model.CLIP_BEFORE, model.CLIP_AFTER, *sizes)
+    for kind in kinds:
         if kind == model.CLIP_AFTER and one.kind[0] != model.L2:
             continue
         values = np.quantile(sizes[kind], (0.1, 0.4, 0.7, 0.9)) if kind in sizes else limits
         if one.clip[0] == model.NO_CLIP and kind != model.NO_CLIP:
-            add("clip", one.replace(clip=kind), BOUND, np.maximum(values, 1e-300))
+            moves.add("clip", BOUND, np.maximum(values, 1e-300), clip=kind)
         elif kind != one.clip[0]:
-            add("clip", one.replace(clip=kind))
+            moves.set("clip", clip=kind)
     if one.clip[0] != model.NO_CLIP:
-        add("bound", one, BOUND, [*np.maximum(limits, 1e-300), now[BOUND]])
-    if now[EPS] or now[SCALE] or one.kind[0] == model.L2 or one.clip[0] != model.NO_CLIP:
-        for factor in np.logspace(-4, 4, 9):
-            add("factor", one, factor=float(factor))
-    return found
+        moves.add("bound", BOUND, [*np.maximum(limits, 1e-300), now[BOUND]])
 
 
 def _explained(moves: list[_Move], both: Both) -> list[Explained]:

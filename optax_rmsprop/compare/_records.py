@@ -105,15 +105,7 @@ def read(argument: str, run: Any) -> Record:
         raise ValueError(f"compare.runs: {argument}.params is empty")
     if differ := sorted(params.keys() ^ grads.keys()):
         raise ValueError(f"compare.runs: {argument} has {differ[0]!r} in params or grads alone")
-    first = next(iter(grads.values()))
-    steps = getattr(run, "steps", None)
-    steps = np.arange(len(first)) if steps is None else np.asarray(steps)
-    if not len(steps) or steps[0] != 0:
-        raise ValueError(
-            f"compare.runs: {argument} must have the first step, 0, as the state of an optimizer "
-            f"is known there alone; its steps are {list(map(int, steps[:3]))}"
-        )
-    whole = int(np.argmax(steps != np.arange(len(steps)))) or len(steps)
+    steps, whole = _steps(argument, getattr(run, "steps", None), next(iter(grads.values())))
     settings = dict(getattr(run, "settings", None) or {})
     for name in params:
         for field, x, least in (("params", params, whole + 1), ("grads", grads, whole)):
@@ -128,19 +120,36 @@ def read(argument: str, run: Any) -> Record:
                     f"compare.runs: {argument}.{field}[{name!r}] has shape {x[name].shape}, "
                     f"{least} rows are needed"
                 )
-    rates = getattr(run, "learning_rates", None)
-    rates = None if rates is None else np.asarray(rates, float)
-    if rates is not None and (rates.shape != (len(steps),) or not np.isfinite(rates).all()):
-        raise ValueError(
-            f"compare.runs: {argument}.learning_rates must be {len(steps)} finite numbers, "
-            f"got an array of shape {rates.shape}"
-        )
+    rates = _rates(argument, getattr(run, "learning_rates", None), steps)
     stored = {str(x.dtype) for x in params.values()} | {
         value for key, value in settings.items() if key.startswith("dtype/")
     }
     stored = {name for name in stored if name in UNITS} or {"float32"}
     record = Record(params, grads, rates, max(stored, key=lambda name: UNITS[name])).steps(whole)
     return dataclasses.replace(record, precision=_precision(record))
+
+
+def _steps(argument: str, given: Any, first: Array) -> tuple[int, int]:
+    """How many steps were recorded, and how many of them follow each other from the first on."""
+    steps = np.arange(len(first)) if given is None else np.asarray(given)
+    if not len(steps) or steps[0] != 0:
+        raise ValueError(
+            f"compare.runs: {argument} must have the first step, 0, as the state of an optimizer "
+            f"is known there alone; its steps are {list(map(int, steps[:3]))}"
+        )
+    return len(steps), int(np.argmax(steps != np.arange(len(steps)))) or len(steps)
+
+
+def _rates(argument: str, given: Any, steps: int) -> Array | None:
+    if given is None:
+        return None
+    rates = np.asarray(given, float)
+    if rates.shape != (steps,) or not np.isfinite(rates).all():
+        raise ValueError(
+            f"compare.runs: {argument}.learning_rates must be {steps} finite numbers, got an array "
+            f"of shape {rates.shape}"
+        )
+    return rates
 
 
 def _precision(record: Record) -> str:
