@@ -78,8 +78,18 @@ def named(report, run):
     return bool(report.calls) and not wrong(report, rule_of(run).switches, relative)
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in NO_RULE and n not in COMPLEX])
+# Of the lanes, each for a switch of its own; the rest is a proof.
+ALWAYS = {"timm/sched_cwd", "optax/bc_cent"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in ALWAYS else pytest.mark.proof)
+        for n in NAMES
+        if n not in NO_RULE and n not in COMPLEX
+    ],
+)
 def test_a_recorded_run_is_named(name):
     run, params, grads, rates = log_of(name)
     report = probe.identify_log(params, grads, rates)

@@ -54,6 +54,15 @@ class Rule:
         return {name for name, value in has.items() if value}
 
     @property
+    def weight_decay(self) -> float:
+        """The weight decay in a call: timm's corrected one is relative to its largest rate."""
+        if self.kind == model.NO_DECAY:
+            return 0.0
+        if self.kind != model.DECOUPLED_SQUARED:
+            return self.weight
+        return float(f"{self.weight * (self.largest_rate or self.lr):.12g}")
+
+    @property
     def rate_text(self) -> str:
         """The learning rate in a call."""
         return self.rate or repr(self.lr)
@@ -81,8 +90,8 @@ class Factory:
         if rule.momentum > 0 and self.buffer not in (None, rule.buffer):
             return None
         numbers = {
-            "decay": rule.decay, "eps": rule.eps, "momentum": rule.momentum, "weight": rule.weight,
-            "bound": rule.bound, "box": rule.box, "scale": rule.scale,
+            "decay": rule.decay, "eps": rule.eps, "momentum": rule.momentum,
+            "weight": rule.weight_decay, "bound": rule.bound, "box": rule.box, "scale": rule.scale,
         }  # fmt: skip
         needed = {
             "decay": True, "eps": "eps" in self.names, "momentum": rule.momentum > 0,
@@ -115,7 +124,6 @@ def _special(name: str, rule: Rule) -> dict[str, str]:
         if rule.kind == model.DECOUPLED_SQUARED:
             largest = rule.largest_rate or rule.lr
             extra["corrected_weight_decay"] = "True"
-            extra["weight_decay"] = repr(float(f"{rule.weight * largest:.12g}"))
             if rule.rate:
                 extra["lr_max"] = repr(largest)
     if name == "dialects.keras" and rule.clip != model.NO_CLIP:
@@ -289,7 +297,7 @@ def chain_of(rule: Rule) -> str:
         model.DECOUPLED: [f"add_decayed_weights({rule.weight!r}, {rule.rate_text})"],
         model.DECOUPLED_UNSCALED: [f"optax.add_decayed_weights({-rule.weight!r})"],
         model.DECOUPLED_SQUARED: [
-            f"add_decayed_weights({float(f'{rule.weight * largest:.12g}')!r}, "
+            f"add_decayed_weights({rule.weight_decay!r}, "
             f"dialects.Corrected({rule.rate_text}, {largest!r}))"
         ],
     }.get(rule.kind, [])

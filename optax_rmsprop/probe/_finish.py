@@ -192,7 +192,6 @@ def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
     clips = rule.clip in (model.CLIP_BEFORE, model.CLIP_AFTER)
     kinds = {model.NO_DECAY: "none", model.L2: "l2"}
     names = {model.INSIDE: "inside", model.OUTSIDE: "outside", model.FLOOR: "floor"}
-    weight = rule.weight if rule.kind != model.NO_DECAY else 0.0
     return {
         "denominator": names.get(rule.denominator, "other"),
         "eps": rule.eps,
@@ -204,7 +203,7 @@ def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
         "nesterov": rule.nesterov if momentum else None,
         "centered": rule.centered,
         "bias_correction": rule.corrected,
-        "weight_decay": weight,
+        "weight_decay": rule.weight_decay,
         "weight_decay_kind": kinds.get(rule.kind, "decoupled"),
         "clip_value": rule.bound if clips else None,
         "clip_before_decay": (
