@@ -3,6 +3,7 @@
 The repository is the source folder, so that a link leads to the same file here and on the site.
 """
 
+import os
 import pathlib
 import re
 import sys
@@ -36,6 +37,13 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "navbar_persistent": [],  # One field to search is enough: that of the sidebar.
 }
+if repository := os.environ.get("GITHUB_REPOSITORY"):  # GitHub's workflows set it: owner/name.
+    html_theme_options |= {
+        "repository_url": f"https://github.com/{repository}",
+        "repository_branch": "main",
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
 copybutton_exclude = ".linenos, .gp, .go"
 
 

@@ -3,6 +3,7 @@
 import html.parser
 import itertools
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -45,19 +46,34 @@ class Page(html.parser.HTMLParser):
             self.loads += [attrs[name] for name in ("src", "href", "srcset") if name in attrs]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def build(out, **variables):
     """Every warning of the build is an error, and so is a reference that leads nowhere."""
-    out = tmp_path_factory.mktemp("site")
+    environment = {k: v for k, v in os.environ.items() if k != "GITHUB_REPOSITORY"} | variables
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-c", "docs", ".", str(out)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return out
 
 
 @pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
 def pages(site):
     return {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
+
+
+def test_a_workflow_gives_each_notebook_a_link_to_colab(tmp_path, pages):
+    colab = "https://colab.research.google.com/"
+    assert not [link for page in pages.values() for link in page.links if link.startswith(colab)]
+    built = build(tmp_path, GITHUB_REPOSITORY="someone/optax-rmsprop")
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        page = Page(built / "notebooks" / f"{notebook.stem}.html")
+        link = f"{colab}github/someone/optax-rmsprop/blob/main/notebooks/{notebook.name}"
+        assert [target for target in page.links if target.startswith(colab)] == [link]
+    assert not [target for target in page.loads if is_remote(target)]
 
 
 def is_remote(target):
