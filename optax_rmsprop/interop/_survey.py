@@ -60,7 +60,8 @@ _ROLES: dict[str, dict[str, str]] = {  # of the fields of a class, named by its 
 # Optax's links for a rate leave one of these two, and so do many others.
 _PERHAPS_RATES = {"optax.EmptyState", "optax.ScaleByScheduleState"}
 _NO_RATES = {
-    "optax.EmaState", "optax.AddNoiseState", "optax.ReduceLROnPlateauState", "optax.ZeroNansState",
+    "optax_rmsprop.EmaState", "optax.EmaState", "optax.AddNoiseState",
+    "optax.ReduceLROnPlateauState", "optax.ZeroNansState",
 }  # fmt: skip
 _RATE_NAMES = ("learning_rate", "lr", "step_size")
 
