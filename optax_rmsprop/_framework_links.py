@@ -102,9 +102,12 @@ def adaptive_clip_by_norm(clipping: float, eps: float = 1e-3) -> Treewise:
             raise ValueError("adaptive_clip_by_norm: needs update(grads, state, params)")
 
         def leaf(g: jax.Array, p: jax.Array) -> jax.Array:
-            length, unit = rule.norm([rule.finite(widen(jnp.asarray(p)))])
-            g = rule.finite(widen(g))
-            return _shortened(g, rule.norm([g]), clipping * jnp.maximum(length / unit, eps))
+            g, (length, unit) = (
+                rule.finite(widen(g)),
+                rule.norm([rule.finite(widen(jnp.asarray(p)))]),
+            )
+            length = jnp.minimum(length / unit, jnp.finfo(length.dtype).max)
+            return _shortened(g, rule.norm([g]), clipping * jnp.maximum(length, eps))
 
         return map_leaves("adaptive_clip_by_norm", leaf, updates, params), state
 

@@ -16,7 +16,7 @@ import optax
 from jax.typing import ArrayLike
 
 from ._jax import is_traced
-from ._link import Hyperparameter, shown
+from ._link import Hyperparameter, scalar, shown
 
 
 class _Schedule:
@@ -81,6 +81,11 @@ class Staircase(_Schedule):
     least: float = 0.0
     _where = "recipes"
 
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "every", "unit"):
+            _positive("Staircase", name, getattr(self, name))
+        _positive("Staircase", "factor", self.factor, below=1.0)
+
     @functools.cached_property
     def _rates(self) -> np.ndarray[Any, Any]:
         least = max(self.least, float(np.finfo(np.float32).tiny)) / self.learning_rate
@@ -144,6 +149,9 @@ class Linear(_Schedule):
     unit: int = 1
     _where = "recipes"
 
+    def __post_init__(self) -> None:
+        _positive("Linear", "steps", self.steps)
+
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the rate at a step."""
         end = self.steps if self.end is None else self.end
@@ -164,6 +172,10 @@ class Ramp(_Schedule):
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the decay after a number of updates."""
         return jnp.minimum(self.decay, (1 + _steps(count)) / (10 + _steps(count)))
+
+
+def _positive(function: str, name: str, value: Any, below: float = math.inf) -> None:
+    scalar(function, name, value, above=0.0, below=below, schedule=False)
 
 
 def _first_steps(at: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

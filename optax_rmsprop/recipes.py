@@ -361,7 +361,7 @@ def inception_v4_tpu(batch_size: float = 256, steps_per_epoch: float | None = No
 def amoebanet_d_tpu(
     steps_per_epoch: float = _IMAGENET // 256,
     learning_rate: float = 0.64,
-    factor: float = 0.9,
+    epoch_factor: float = 0.9,
     warmup_epochs: float = 3.0,
 ) -> Recipe:
     """AmoebaNet-D on TPUs, with the flags of the main program, which are not the paper's.
@@ -369,11 +369,11 @@ def amoebanet_d_tpu(
     Args:
         steps_per_epoch: Rounded down. None of the numbers follows the batch, 256.
         learning_rate: Before it falls; 2.56 in the README's fast run, with a batch of 1024.
-        factor: Of an epoch; 0.88 in the fast run.
+        epoch_factor: Of the rate, < 1; 0.88 in the fast run.
         warmup_epochs: 0.35 in the fast run.
     """
     epoch, least = int(steps_per_epoch), 1e-4 * learning_rate
-    rate = Staircase(learning_rate, factor, epoch, least=least)
+    rate = Staircase(learning_rate, epoch_factor, epoch, least=least)
     return Recipe(
         "tensorflow1", WarmUp(rate, int(warmup_epochs * epoch), least=least), decay=0.9, eps=1.0,
         momentum=0.9, weight_decay=4e-5, mask=_MATRICES, average=Ramp(0.9999),

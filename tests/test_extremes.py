@@ -141,6 +141,33 @@ def test_a_gradient_of_any_length_is_shortened_to_the_norm(argument, g, dtype, x
     chex.assert_tree_all_finite((update, state))
 
 
+PARAMETERS = {
+    "plain": [3.0, 4.0, 0.0],
+    "zeros": [0.0, 0.0, 0.0],
+    "tiny": [1e-30, 0.0, 0.0],
+    "huge": [1e30, -1e30, 1.0],
+    "largest": [3.4e38, -3.4e38, 3.4e38],
+    "infinite": [np.inf, 1.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", PARAMETERS.values(), ids=PARAMETERS)
+@pytest.mark.parametrize("g", LONG.values(), ids=LONG)
+def test_a_gradient_of_any_length_is_shortened_to_a_share_of_any_parameters(g, p, dtype, x64):
+    g, p = (jnp.asarray(x).astype(dtype) for x in (g, p))
+    tx = dialects.adaptive_clip_by_norm(0.25, 1e-3)
+    clipped, _ = jax.jit(tx.update)(g, tx.init(p), p)
+    width = np.float64 if dtype == jnp.float64 else np.float32
+    largest = float(np.finfo(width).max)
+    x, w = (np.clip(np.float64(x), -largest, largest).astype(np.longdouble) for x in (g, p))
+    most = 0.25 * np.clip(np.sqrt((w**2).sum()), np.longdouble(1e-3), largest)
+    expected = np.float64(x * (most / max(np.sqrt((x**2).sum()), most)))
+    limit = float(jnp.finfo(dtype).max)
+    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
+    np.testing.assert_allclose(np.float64(clipped), np.clip(expected, -limit, limit), 4 * eps, tiny)
+
+
 @pytest.mark.parametrize("eps", [1e-8, 1e-20, 1e-30])
 @pytest.mark.parametrize("rate", [0.0, 1e-3])
 def test_a_huge_steady_gradient_without_variance_gives_a_finite_step(eps, rate):
