@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from . import _rule as rule
@@ -102,11 +103,9 @@ def adaptive_clip_by_norm(clipping: float, eps: float = 1e-3) -> Treewise:
             raise ValueError("adaptive_clip_by_norm: needs update(grads, state, params)")
 
         def leaf(g: jax.Array, p: jax.Array) -> jax.Array:
-            g, (length, unit) = (
-                rule.finite(widen(g)),
-                rule.norm([rule.finite(widen(jnp.asarray(p)))]),
-            )
-            length = jnp.minimum(length / unit, jnp.finfo(length.dtype).max)
+            g, p = rule.finite(widen(g)), rule.finite(widen(jnp.asarray(p)))
+            length, unit = rule.norm([p])
+            length = jnp.minimum(length / unit, np.finfo(length.dtype).max)
             return _shortened(g, rule.norm([g]), clipping * jnp.maximum(length, eps))
 
         return map_leaves("adaptive_clip_by_norm", leaf, updates, params), state
@@ -118,7 +117,7 @@ def _shortened(g: jax.Array, norm: tuple[jax.Array, jax.Array], most: Any) -> ja
     """A gradient, or a part of one, whose norm in a unit is this, at most so long."""
     length, unit = norm
     # A bound that overflows bounds nothing, and is not to divide another.
-    most = jnp.minimum(jnp.asarray(most, length.dtype), jnp.finfo(length.dtype).max)
+    most = jnp.minimum(jnp.asarray(most, length.dtype), np.finfo(length.dtype).max)
     return rule.scale(rule.scale(g, unit), most / jnp.maximum(length, unit * most))
 
 

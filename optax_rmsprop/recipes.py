@@ -70,7 +70,7 @@ class Decays:
     """A mask by axes and names: True for a leaf of enough axes whose path has no such word."""
 
     axes: int = 0
-    but: str = "^$"  # a regular expression, in any case
+    but: str = ""  # a regular expression, in any case
 
     def __repr__(self) -> str:
         return f"recipes.Decays(axes={self.axes!r}, but={self.but!r})"
@@ -80,7 +80,8 @@ class Decays:
 
         def decays(path: Any, p: Any) -> bool:
             name = jax.tree_util.keystr(path)
-            return np.ndim(p) >= self.axes and not re.search(self.but, name, re.IGNORECASE)
+            left_out = self.but and re.search(self.but, name, re.IGNORECASE)
+            return np.ndim(p) >= self.axes and not left_out
 
         return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -96,7 +97,7 @@ class Recipe:
     momentum: float = 0.0
     centered: bool = False  # as an argument; `graves` always is
     weight_decay: float = 0.0  # coupled: a part of the gradient
-    mask: Mask | None = None  # where weights decay
+    mask: Mask | None = None  # where weights decay, as in `rmspropw`
     clip: optax.GradientTransformation | None = None  # of the gradients, before RMSprop
     average: float | Ramp | None = None  # the decay of the average of weights that is evaluated
     loss: Literal["mean", "sum"] = "mean"  # over a batch
@@ -151,12 +152,11 @@ def build(recipe: Recipe) -> _Transformation:
     rule, names = _RULES[recipe.dialect]
     numbers = recipe.learning_rate, recipe.decay, recipe.momentum or None, recipe.eps
     options = {"centered": True} if recipe.centered else {}
-    links = [rule(**dict(zip(names, numbers, strict=True)), **options)]
-    if recipe.clip is not None:
-        links.insert(0, recipe.clip)
-    if recipe.weight_decay:
-        links.insert(0, add_decayed_weights(recipe.weight_decay, mask=recipe.mask))
-    return chain(*links) if len(links) > 1 else links[0]
+    step = rule(**dict(zip(names, numbers, strict=True)), **options)
+    weight_decay, mask = recipe.weight_decay, recipe.mask
+    decay = add_decayed_weights(weight_decay, mask=mask) if weight_decay else None
+    before = [link for link in (decay, recipe.clip) if link is not None]
+    return chain(*before, step) if before else step
 
 
 def _laprop(
@@ -237,7 +237,7 @@ _DNC = "google-deepmind/dnc", "f5981c66ac6fe27978014c314c4aba39f1962ee3"
 _CAPTIONS = "kelvinxu/arctic-captions", "f4565bfeba9098f54ce9c2495c55aa411fba39b0"
 
 _MATRICES = Decays(axes=2)  # the weights of convolutions and dense layers
-_BUT_BATCH_NORM = Decays(but=r"batch_?norm|(?<![a-z])bn(?![a-z])")  # biases decay
+_BUT_BATCH_NORM = Decays(but=r"batch_?norm|(?<![a-z])(bn|norm)(?![a-z])")  # biases decay
 
 
 # Vision
@@ -248,8 +248,8 @@ def efficientnet(batch_size: float = 2048, steps_per_epoch: float | None = None)
     """EfficientNet B0 to B7, as Google trained them on TPUs.
 
     The first update has a rate of 0, and the rate jumps where the warm-up ends: it has fallen twice
-    by then. Biases decay, batch normalization does not: it is known by "BatchNorm", "batch_norm" or
-    "bn" in a leaf's path.
+    by then. Biases decay, batch normalization does not: it is known by "BatchNorm", "batch_norm",
+    "norm" or "bn" in a leaf's path.
 
     Args:
         batch_size: The rate is proportional to it.

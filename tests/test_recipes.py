@@ -56,7 +56,7 @@ everyone = pytest.mark.parametrize("name", PUBLIC)
 
 
 # The optimizers as the sources call them, by the words of their lines; the rates are below.
-def tpu(eps, *, weight_decay=None, but="^$", axes=0):
+def tpu(eps, *, weight_decay=None, but="", axes=0):
     """tf.train.RMSPropOptimizer(learning_rate, RMSPROP_DECAY, momentum=..., epsilon=...)"""
 
     def make(rate):
@@ -81,7 +81,7 @@ def timm(rate):
     )
 
 
-BATCH_NORM = r"batch_?norm|(?<![a-z])bn(?![a-z])"
+BATCH_NORM = r"batch_?norm|(?<![a-z])(bn|norm)(?![a-z])"
 EFFICIENTNET = tpu(0.001, weight_decay=1e-5, but=BATCH_NORM)
 INCEPTION = tpu(1.0, weight_decay=0.00004, axes=2)
 TPU, TIMM = ("tensorflow/tpu", "7dc921f8"), ("huggingface/pytorch-image-models", "aa4b5850")
@@ -520,11 +520,33 @@ def test_what_a_recipe_decays(name):
     [
         ("batch_normalization_3", False), ("BatchNorm_0", False), ("bn1", False),
         ("stem_bn", False), ("batchnorm", False), ("batch_norm", False), ("conv", True),
-        ("abnormal", True), ("subnet", True), ("bias", True),
+        ("norm", False), ("Norm2", False), ("abnormal", True), ("normal", True), ("subnet", True),
+        ("bias", True),
     ],
 )  # fmt: skip
 def test_batch_normalization_is_known_by_its_name(path, decays):
     assert recorded("efficientnet").mask({path: np.ones(2)}) == {path: decays}
+
+
+def test_a_leaf_without_a_path_decays():
+    assert recorded("efficientnet").mask(np.ones(2)) is True
+    assert recorded("inception_v3_tpu").mask(np.ones((2, 2))) is True
+    assert recorded("inception_v3_tpu").mask({"a": None, "b": np.ones(2)}) == {
+        "a": None,
+        "b": False,
+    }
+
+
+def test_a_population_of_rates_is_trained_at_once():
+    g = jnp.ones((2, 3))
+
+    def last(rate):
+        tx = recipes.torchbeast(learning_rate=rate, total_steps=3000)
+        step = lambda state, _: tx.update(g, state, g)[::-1]  # noqa: E731
+        return jax.lax.scan(step, tx.init(g), length=3)[1][-1]
+
+    together = jax.vmap(last)(jnp.array([1e-3, 2e-3]))
+    np.testing.assert_allclose(together, jnp.stack([last(1e-3), last(2e-3)]), rtol=1e-6)
 
 
 def shortened(g, p, clip):
