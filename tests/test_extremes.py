@@ -224,6 +224,8 @@ def test_a_decay_that_is_not_a_number_is_shown_and_forgotten():
     [
         ([ours.trace(0.9), ours.scale_by_rms()], -np.inf),  # not kept, so it must show
         ([ours.trace(0.9)], np.inf),
+        ([ours.ema(0.9), ours.scale_by_rms()], -np.inf),
+        ([ours.ema(0.9)], np.inf),
         ([ours.scale_by_rms(eps_in_sqrt=lambda root, nu, eps: nu * jnp.nan), ours.trace(0.9)], 1.0),
     ],
 )
@@ -232,7 +234,8 @@ def test_what_a_buffer_does_not_keep_it_shows(links, g):
     g = jnp.array([g, 1.0])
     update, state = tx.update(g, tx.init(g))
     assert np.isnan(update[0])
-    chex.assert_tree_all_finite(optax.tree.get(state, "trace"))
+    buffers = [optax.tree.get(state, name, None) for name in ("trace", "ema")]
+    chex.assert_tree_all_finite([buffer for buffer in buffers if buffer is not None])
 
 
 def _nu(state):

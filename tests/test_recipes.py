@@ -262,7 +262,8 @@ def char_rnn(epoch):
 
 
 E = Fraction(IMAGENET, 2048), Fraction(IMAGENET, 4096), Fraction(IMAGENET, 1024)
-ODD = Fraction(626), Fraction(5, 2), Fraction(97)
+# Of 7.4 steps in an epoch some multiples are whole, and in floating point a little more.
+ODD = Fraction(626), Fraction(5, 2), Fraction(97), Fraction(37, 5)
 RATES = {
     "efficientnet": ("efficientnet", {}, google(0.016, 0.97, "2.4", 2048, E[0], 5)),
     "efficientnet-4096": (
@@ -276,15 +277,19 @@ RATES = {
         "efficientnet", {"batch_size": 256, "steps_per_epoch": 2.5},
         google(0.016, 0.97, "2.4", 256, ODD[1], 5),
     ),
+    "efficientnet-off": (
+        "efficientnet", {"batch_size": 256, "steps_per_epoch": 7.4},
+        google(0.016, 0.97, "2.4", 256, ODD[3], 5),
+    ),
     "mnasnet": ("mnasnet", {}, google(0.016, 0.97, "2.4", 1024, E[2], 5)),
     "mixnet": ("mixnet", {}, google(0.016, 0.97, "2.4", 1024, E[2], 5)),
     "mobilenet_v1_tpu": ("mobilenet_v1_tpu", {}, inception(1024, 3 * (IMAGENET // 1024))),
-    "mobilenet_v1_tpu-768": (  # where it is not int(3 · 1281167 / 768)
-        "mobilenet_v1_tpu", {"batch_size": 768}, inception(768, 3 * (IMAGENET // 768)),
+    "mobilenet_v1_tpu-640": (  # where it is not int(3 · 1281167 / 640)
+        "mobilenet_v1_tpu", {"batch_size": 640}, inception(640, 3 * (IMAGENET // 640)),
     ),
     "inception_v2_tpu": ("inception_v2_tpu", {}, inception(1024, int(3 * IMAGENET / 1024))),
-    "inception_v3_tpu-768": (
-        "inception_v3_tpu", {"batch_size": 768}, inception(768, int(3 * IMAGENET / 768)),
+    "inception_v3_tpu-640": (
+        "inception_v3_tpu", {"batch_size": 640}, inception(640, int(3 * IMAGENET / 640)),
     ),
     "inception_v3_tpu": ("inception_v3_tpu", {}, inception(1024, int(3 * IMAGENET / 1024))),
     "inception_v4_tpu": ("inception_v4_tpu", {}, inception_v4(256, Fraction(IMAGENET, 256))),
@@ -306,6 +311,9 @@ RATES = {
     "timm_efficientnet_es": (
         "timm_efficientnet_es", {"steps_per_epoch": 2.5, "warmup_epochs": 5},
         by_epochs(0.064, 0.97, ODD[1], 5),
+    ),
+    "timm_mixnet_xl-off": (
+        "timm_mixnet_xl", {"steps_per_epoch": 7.4}, by_epochs(0.016, 0.969, ODD[3], 3),
     ),
     "timm_mixnet_xl": (
         "timm_mixnet_xl", {"steps_per_epoch": 97}, by_epochs(0.016, 0.969, ODD[2], 3),
@@ -665,6 +673,14 @@ def test_a_record_can_be_changed():
     mine = {"kernel": True, "bias": False}
     tx = recipes.build(dataclasses.replace(recorded("efficientnet"), mask=mine))
     assert f"mask={mine}" in repr(tx)
+
+
+def test_the_decay_is_a_part_of_the_gradient_that_is_clipped():
+    recipe = dataclasses.replace(recorded("a2c_sb3"), weight_decay=2.0, learning_rate=1.0)
+    tx, p = recipes.build(recipe), jnp.array([3.0, 4.0])
+    update, _ = tx.update(jnp.zeros(2), tx.init(p), p)  # 2p, shortened to 0.5
+    nu = 0.01 * np.array([0.3, 0.4]) ** 2
+    np.testing.assert_allclose(update, -np.array([0.3, 0.4]) / (np.sqrt(nu) + 1e-5), rtol=1e-6)
 
 
 @everyone
