@@ -262,8 +262,8 @@ def char_rnn(epoch):
 
 
 E = Fraction(IMAGENET, 2048), Fraction(IMAGENET, 4096), Fraction(IMAGENET, 1024)
-# Of 7.4 steps in an epoch some multiples are whole, and in floating point a little more.
-ODD = Fraction(626), Fraction(5, 2), Fraction(97), Fraction(37, 5)
+# Of 7.4 and 8.3 steps in an epoch some multiples are whole, and in floating point a little more.
+ODD = Fraction(626), Fraction(5, 2), Fraction(97), Fraction(37, 5), Fraction(83, 10)
 RATES = {
     "efficientnet": ("efficientnet", {}, google(0.016, 0.97, "2.4", 2048, E[0], 5)),
     "efficientnet-4096": (
@@ -311,6 +311,9 @@ RATES = {
     "timm_efficientnet_es": (
         "timm_efficientnet_es", {"steps_per_epoch": 2.5, "warmup_epochs": 5},
         by_epochs(0.064, 0.97, ODD[1], 5),
+    ),
+    "timm_efficientnet_b2-off": (
+        "timm_efficientnet_b2", {"steps_per_epoch": 8.3}, by_epochs(0.016, 0.97, ODD[4], 3),
     ),
     "timm_mixnet_xl-off": (
         "timm_mixnet_xl", {"steps_per_epoch": 7.4}, by_epochs(0.016, 0.969, ODD[3], 3),
