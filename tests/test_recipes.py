@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import optax_rmsprop as ours
-from optax_rmsprop import dialects, recipes
+from optax_rmsprop import dialects, interop, recipes, storage
 from optax_rmsprop.recipes import Linear, Ramp, Stages, Staircase, WarmUp
 from tests import reference
 from tools.recipes import GROUPS, PAGE, page
@@ -700,6 +700,29 @@ def test_half_precision_and_one_compilation(name):
         chex.assert_trees_all_equal_dtypes(updates, p)
         chex.assert_tree_all_finite((updates, after))
         state = after
+
+
+def test_the_state_of_an_average_is_carried_stored_and_not_exported():
+    tx, g = recipes.dreamer_v3(), {"w": jnp.full((64, 64), 0.5)}
+    state = tx.init(g)
+    for _ in range(2):
+        _, state = tx.update(g, state, g)
+    carried, unfilled, unused = interop.transfer(state, tx.init(g))
+    chex.assert_trees_all_equal(carried, state)
+    assert not unfilled and not unused
+    stored = storage.stored_as(tx, storage.uint16())
+    moved, _, unused = interop.transfer(state, stored.init(g))
+    assert not unused
+    pair = stored.update(g, moved, g)[0], tx.update(g, state, g)[0]
+    chex.assert_trees_all_close(*pair, rtol=2**-8)
+    fresh = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    with pytest.raises(ValueError, match=r"no RMSprop of another framework has a place for .*ema"):
+        interop.to_torch(state, fresh, dict, names=["w"])
+    torch = dialects.torch(0.1)
+    _, source = torch.update(g, torch.init(g), g)
+    theirs = interop.to_torch(source, fresh, dict, names=["w"])
+    with pytest.raises(ValueError, match=r"^from_torch: the source has no average of steps for "):
+        interop.from_torch(theirs, tx.init(g), dict, names=["w"])
 
 
 # Words.
