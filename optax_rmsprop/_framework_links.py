@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from . import _rule as rule
@@ -74,12 +75,50 @@ def clip_by_norm(norm: float, together: bool) -> Treewise:
 
         def leaf(g: jax.Array) -> jax.Array:
             g = rule.finite(widen(g))
-            length, unit = rule.norm([g]) if whole is None else whole
-            return rule.scale(rule.scale(g, unit), norm / jnp.maximum(length, unit * norm))
+            return _shortened(g, rule.norm([g]) if whole is None else whole, norm)
 
         return map_leaves("clip_by_norm", leaf, updates), state
 
     return Treewise(_init, update)
+
+
+@link(optax.EmptyState, "dialects")
+def adaptive_clip_by_norm(clipping: float, eps: float = 1e-3) -> Treewise:
+    """Shorten each gradient to at most a share of the length of its parameter.
+
+    returns g · c / max(‖g‖, c),    c = clipping · max(‖p‖, ε)
+
+    The lengths are of whole leaves, as DreamerV3 has them; `optax.adaptive_grad_clip` takes those
+    of the units of a layer. A leaf of zeros may get gradients as long as clipping · ε.
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        del extra_args
+        if params is None:
+            raise ValueError("adaptive_clip_by_norm: needs update(grads, state, params)")
+
+        def leaf(g: jax.Array, p: jax.Array) -> jax.Array:
+            g, p = rule.finite(widen(g)), rule.finite(widen(jnp.asarray(p)))
+            length, unit = rule.norm([p])
+            length = jnp.minimum(length / unit, np.finfo(length.dtype).max)
+            return _shortened(g, rule.norm([g]), clipping * jnp.maximum(length, eps))
+
+        return map_leaves("adaptive_clip_by_norm", leaf, updates, params), state
+
+    return Treewise(_init, update)
+
+
+def _shortened(g: jax.Array, norm: tuple[jax.Array, jax.Array], most: Any) -> jax.Array:
+    """A gradient, or a part of one, whose norm in a unit is this, at most so long."""
+    length, unit = norm
+    # A bound that overflows bounds nothing, and is not to divide another.
+    most = jnp.minimum(jnp.asarray(most, length.dtype), np.finfo(length.dtype).max)
+    return rule.scale(rule.scale(g, unit), most / jnp.maximum(length, unit * most))
 
 
 @link(tuple, "dialects")

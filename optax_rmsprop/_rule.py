@@ -53,8 +53,12 @@ def variance(
 
 def momentum(buffer: jax.Array, u: jax.Array, decay: ArrayLike) -> jax.Array:
     """μ·b + u, or the old buffer where that is not finite."""
-    new = u + scale(buffer, decay)
-    return jax.lax.select(jnp.isfinite(new), new, buffer)
+    return finite_or(buffer, u + scale(buffer, decay))
+
+
+def finite_or(old: jax.Array, new: jax.Array) -> jax.Array:
+    """The new value, or the old one where that is not finite."""
+    return jax.lax.select(jnp.isfinite(new), new, old)
 
 
 def eps_inside(root: Root, square: jax.Array, eps: jax.Array) -> jax.Array:

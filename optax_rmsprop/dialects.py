@@ -40,6 +40,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from ._framework_links import adaptive_clip_by_norm as adaptive_clip_by_norm
 from ._framework_links import cautious as cautious
 from ._framework_links import clip as clip
 from ._framework_links import clip_by_norm as clip_by_norm

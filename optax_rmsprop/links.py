@@ -1,7 +1,8 @@
 """The links of a chain, and `chain` itself.
 
 scale_by_rms, scale_by_stddev    divide by the root of a second moment
-trace                            momentum
+trace                            momentum: a sum of past steps
+ema                              momentum: a mean of past steps
 scale_by_learning_rate           the step
 add_decayed_weights              weight decay, coupled or decoupled
 """
@@ -48,6 +49,13 @@ class TraceState(NamedTuple):
 
     trace_count: jax.Array  # int32 []: updates made so far
     trace: optax.Updates  # >= float32, like the parameters: the momentum buffer
+
+
+class EmaState(NamedTuple):
+    """The state of `ema`."""
+
+    ema_count: jax.Array  # int32 []: updates made so far
+    ema: optax.Updates  # >= float32, like the parameters: average of what came in, not corrected
 
 
 class ScaleByLearningRateState(NamedTuple):
@@ -239,6 +247,58 @@ def trace(decay: Hyperparameter, nesterov: bool = False) -> Leafwise:
         return Rule(step, trace=buffer)
 
     return Leafwise(init, update, signed=True, reuses=nesterov, hides=not nesterov)
+
+
+@link(EmaState)
+def ema(decay: Hyperparameter, debias: bool = True) -> Leafwise:
+    """Average past updates with decaying weights: momentum of unit gain.
+
+        m ← β·m + (1−β)·u,    returns m / (1−βᵗ),    or without `debias`    m
+
+    After `scale_by_rms` with bias correction it is LaProp, DreamerV3's optimizer; after
+    `scale_by_stddev` it is MVN-Grad. A lasting direction is not amplified, as it is by `trace`.
+
+    Args:
+        decay: β in [0, 1), the weight of the past. A number or a schedule; the correction is that
+            of the current one.
+        debias: Divide by 1−βᵗ, the weight that the updates have: the first one is returned as it
+            came in.
+
+    Returns:
+        A transformation with the state `EmaState(ema_count, ema)`. Updates have the dtypes of what
+        comes in; `ema` is at least float32, complex for complex parameters. What is not finite is
+        not kept, and the update shows it, as with `trace`.
+
+    Raises:
+        ValueError, TypeError: as `scale_by_rms`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax_rmsprop
+        >>> tx = optax_rmsprop.ema(0.5)
+        >>> update, state = tx.update(jnp.array(8.0), tx.init(jnp.array(0.0)))
+        >>> update, state = tx.update(jnp.array(2.0), state)
+        >>> print(update, state.ema)  # (8/4 + 2/2) / (1 - 0.5²)
+        4.0 3.0
+
+    Source: Ziyin, Wang & Ueda, LaProp: Separating momentum and adaptivity in Adam, 2020.
+    """
+
+    def init(params: optax.Params) -> EmaState:
+        return EmaState(zero(), accumulators_like(params))
+
+    def update(at: Any) -> Rule:
+        factor = 1 / rule.correction(at.decay, increment(at.count)) if debias else 1.0
+
+        def average(u: jax.Array, ema: jax.Array) -> jax.Array:
+            return rule.finite_or(ema, rule.average(ema, u, at.decay))
+
+        def step(u: jax.Array, ema: jax.Array) -> jax.Array:
+            del u
+            return rule.scale(ema, factor)
+
+        return Rule(step, ema=average)
+
+    return Leafwise(init, update, signed=True, hides=True)
 
 
 @link(ScaleByLearningRateState)

@@ -11,7 +11,7 @@ names are the same for every rule, whatever a dialect calls its arguments:
     learning_rate    η >= 0, of the step and of a decoupled weight decay
     decay            in [0, 1), the weight of the past in the averages of g and g²
     eps              ε >= 0
-    momentum         μ in [0, 1), the weight of the past in the momentum buffer
+    momentum         μ in [0, 1), the weight of the past in the momentum buffer, a sum or a mean
     weight_decay     λ >= 0
 """
 
@@ -42,6 +42,7 @@ _PLACES = {
     ("scale_by_rms", "eps"): "eps",
     ("scale_by_stddev", "eps"): "eps",
     ("trace", "decay"): "momentum",
+    ("ema", "decay"): "momentum",
     ("add_decayed_weights", "weight_decay"): "weight_decay",
 }
 _BELOW_ONE = {"decay", "momentum"}

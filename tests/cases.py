@@ -104,6 +104,10 @@ def _trace(momentum, nesterov=False):
     return ours.trace(momentum, nesterov)
 
 
+def _ema(momentum, debias=False):
+    return ours.ema(momentum, debias)
+
+
 def _row(name, factory, hyper, divides=True, signed=True, **options):
     traits = {"centered": options.get("centered", False) or factory is ours.scale_by_stddev}
     traits["decays_weights"] = "weight_decay" in hyper
@@ -149,6 +153,13 @@ CASES = [
     ),
     _row("trace", _trace, BUFFER, divides=False, signed=False),
     _row("trace-nesterov", _trace, BUFFER, divides=False, signed=False, nesterov=True),
+    dataclasses.replace(
+        _row("ema", _ema, BUFFER, divides=False, signed=False), reference={"average": True},
+    ),
+    dataclasses.replace(
+        _row("ema-debiased", _ema, BUFFER, divides=False, signed=False, debias=True),
+        reference={"average": True, "debias": True},
+    ),
     _row("scale_by_learning_rate", ours.scale_by_learning_rate, {"learning_rate": 0.125}, False),
     dataclasses.replace(
         _row("add_decayed_weights", ours.add_decayed_weights, {"weight_decay": 0.01}, False, False),
@@ -210,8 +221,9 @@ CASES = [
 
 # Every link, both wrappers, and momentum, decay and mask are in these.
 ESSENTIAL = {
-    "scale_by_rms", "scale_by_stddev-corrected", "trace-nesterov", "scale_by_learning_rate",
-    "rmsprop-everything", "rmspropw-masked", "stored-uint8", "dialect-torch",
+    "scale_by_rms", "scale_by_stddev-corrected", "trace-nesterov", "ema-debiased",
+    "scale_by_learning_rate", "rmsprop-everything", "rmspropw-masked", "stored-uint8",
+    "dialect-torch",
 }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ def updates(
     centered=False,
     momentum=None,
     nesterov=False,
+    average=False,
+    debias=False,
     bias_correction=False,
     weight_decay=0.0,
     mask=None,
@@ -32,7 +34,8 @@ def updates(
     """The updates for gradients [steps, ...]; a hyperparameter is a number or one a step.
 
     Other frameworks have the decay in the gradient (`coupled`), the rate after the momentum buffer
-    (`rate_after`), or ε as the least denominator (`floor`).
+    (`rate_after`), or ε as the least denominator (`floor`). The buffer may be an average, and that
+    be divided by the weight that its updates have (`debias`).
     """
     steps = len(grads)
     rates, eps, momenta, weight_decays = (
@@ -63,8 +66,9 @@ def updates(
         before, after = (1.0, rates[t]) if rate_after else (rates[t], 1.0)
         u = sign * before * u
         if momentum is not None:
-            buffer = momenta[t] * buffer + u
+            buffer = momenta[t] * buffer + (1 - momenta[t] if average else 1) * u
             u = u + momenta[t] * buffer if nesterov else buffer
+            u = u / (1 - momenta[t] ** (t + 1)) if debias else u
         u = after * u
         if shrinks and not coupled:
             u = u - rates[t] * weight_decays[t] * params

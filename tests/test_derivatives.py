@@ -159,6 +159,16 @@ def test_the_derivatives_of_a_norm_are_those_of_its_formula(clip, x64):
     check_grads(clipped, (grads,), 2, ["fwd", "rev"])
 
 
+def test_the_derivatives_of_a_share_of_a_norm_are_those_of_its_formula(x64):
+    grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.03 + 0.04j])}
+    tx = dialects.adaptive_clip_by_norm(0.25)
+    clipped = lambda g, p: tx.update(g, tx.init(p), p)[0]  # noqa: E731
+    check_grads(clipped, (grads, jax.tree.map(lambda g: 0.5 * g, grads)), 2, ["fwd", "rev"])
+    dead = jax.jacrev(clipped, argnums=(0, 1))(jnp.zeros(2), jnp.zeros(2))
+    np.testing.assert_array_equal(dead[0], jnp.eye(2))  # shorter than the bound
+    np.testing.assert_array_equal(dead[1], jnp.zeros((2, 2)))
+
+
 @pytest.mark.parametrize("eps_in_sqrt", [True, *slow(False)])
 @pytest.mark.parametrize("theta", ["learning_rate", "decay", "eps", "momentum"])
 def test_hypergradients_follow_their_own_recursion(theta, eps_in_sqrt, x64):

@@ -66,9 +66,9 @@ def out_of_range(name: str) -> list[float]:
 
 
 def spoken(case, name: str) -> str:
-    """What the user wrote: `trace` is called with a decay, everything else with the row's name."""
+    """What the user wrote: a buffer by itself is called with a decay."""
     if list(case.hyper) == ["momentum"]:
-        return "trace: decay"
+        return f"{case.make.func.__name__.lstrip('_')}: decay"
     return f"{_argument(case, name)} must be in [0, "
 
 
@@ -210,7 +210,8 @@ def test_static_mistakes_are_told_at_construction(bad):
 def test_a_schedule_that_returns_no_number_is_refused_by_name(case):
     for name in case.hyper:
         # What rmsprop calls momentum is the decay of its trace, and the link is named.
-        words = "trace: decay" if name == "momentum" else name
+        alone = list(case.hyper) == ["momentum"]
+        words = spoken(case, name) if alone else "trace: decay" if name == "momentum" else name
         for wrong in [np.ones(3), jnp.ones(3), [0.5, 0.5], None, "0.5"]:
             with pytest.raises((ValueError, TypeError)) as caught:
                 tx = case(**{name: lambda count, wrong=wrong: wrong})

@@ -141,6 +141,33 @@ def test_a_gradient_of_any_length_is_shortened_to_the_norm(argument, g, dtype, x
     chex.assert_tree_all_finite((update, state))
 
 
+PARAMETERS = {
+    "plain": [3.0, 4.0, 0.0],
+    "zeros": [0.0, 0.0, 0.0],
+    "tiny": [1e-30, 0.0, 0.0],
+    "huge": [1e30, -1e30, 1.0],
+    "largest": [3.4e38, -3.4e38, 3.4e38],
+    "infinite": [np.inf, 1.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", PARAMETERS.values(), ids=PARAMETERS)
+@pytest.mark.parametrize("g", LONG.values(), ids=LONG)
+def test_a_gradient_of_any_length_is_shortened_to_a_share_of_any_parameters(g, p, dtype, x64):
+    g, p = (jnp.asarray(x).astype(dtype) for x in (g, p))
+    tx = dialects.adaptive_clip_by_norm(0.25, 1e-3)
+    clipped, _ = jax.jit(tx.update)(g, tx.init(p), p)
+    width = np.float64 if dtype == jnp.float64 else np.float32
+    largest = float(np.finfo(width).max)
+    x, w = (np.clip(np.float64(x), -largest, largest).astype(np.longdouble) for x in (g, p))
+    most = 0.25 * np.clip(np.sqrt((w**2).sum()), np.longdouble(1e-3), largest)
+    expected = np.float64(x * (most / max(np.sqrt((x**2).sum()), most)))
+    limit = float(jnp.finfo(dtype).max)
+    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
+    np.testing.assert_allclose(np.float64(clipped), np.clip(expected, -limit, limit), 4 * eps, tiny)
+
+
 @pytest.mark.parametrize("eps", [1e-8, 1e-20, 1e-30])
 @pytest.mark.parametrize("rate", [0.0, 1e-3])
 def test_a_huge_steady_gradient_without_variance_gives_a_finite_step(eps, rate):
@@ -197,6 +224,8 @@ def test_a_decay_that_is_not_a_number_is_shown_and_forgotten():
     [
         ([ours.trace(0.9), ours.scale_by_rms()], -np.inf),  # not kept, so it must show
         ([ours.trace(0.9)], np.inf),
+        ([ours.ema(0.9), ours.scale_by_rms()], -np.inf),
+        ([ours.ema(0.9)], np.inf),
         ([ours.scale_by_rms(eps_in_sqrt=lambda root, nu, eps: nu * jnp.nan), ours.trace(0.9)], 1.0),
     ],
 )
@@ -205,7 +234,8 @@ def test_what_a_buffer_does_not_keep_it_shows(links, g):
     g = jnp.array([g, 1.0])
     update, state = tx.update(g, tx.init(g))
     assert np.isnan(update[0])
-    chex.assert_tree_all_finite(optax.tree.get(state, "trace"))
+    buffers = [optax.tree.get(state, name, None) for name in ("trace", "ema")]
+    chex.assert_tree_all_finite([buffer for buffer in buffers if buffer is not None])
 
 
 def _nu(state):

@@ -64,6 +64,7 @@ FLOORS = {
     "interop.torch": 9,
     "interop.transfer": 9,
     "interop": 10,
+    "recipes": 11,
     "recording": 11,
     "retuning": 11,
     "probe._model": 11,

@@ -132,6 +132,14 @@ def test_an_eager_update_keeps_the_shardings(case, mesh):
 
 
 @pytest.mark.device
+def test_a_share_of_a_sharded_norm_is_that_of_the_whole(mesh):
+    tx = optax_rmsprop.chain(dialects.adaptive_clip_by_norm(0.125), optax_rmsprop.ema(0.5))
+    alone = run(tx, values(), values(0.5), values(0.25))
+    sharded = run(tx, *(placed(values(scale), mesh) for scale in (1.0, 0.5, 0.25)))
+    assert_close(jax.device_get(sharded), jax.device_get(alone))
+
+
+@pytest.mark.device
 @chains_on_meshes
 def test_a_sharded_run_equals_the_run_on_one_device(case, mesh):
     tx = case()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import optax_rmsprop
-from optax_rmsprop import denominators, dialects, interop, sharding, storage
+from optax_rmsprop import denominators, dialects, interop, recipes, sharding, storage
 from tests.test_goldens import allowed
 from tools import recorded, screenshots
 from tools import site as truth
@@ -111,7 +111,7 @@ def test_the_notebooks_are_shown_with_their_pictures(site, pages):
         assert 0 < drawn <= sum("_images/" in target for target in page.loads), path.stem
 
 
-PUBLIC = [optax_rmsprop, dialects, denominators, interop, sharding, storage]
+PUBLIC = [optax_rmsprop, dialects, denominators, interop, recipes, sharding, storage]
 # Of use to other modules of the package alone.
 INTERNAL = {f"optax_rmsprop.storage.{n}" for n in ("encoded_like", "second_moments", "shown")}
 

@@ -914,6 +914,7 @@ WITHOUT = {
     "lion": optax.lion(0.1),
     "ema": optax.ema(0.9),
     "TraceState": ours.trace(0.9),
+    "EmaState": ours.ema(0.9),
     "SophiaState": optax.contrib.sophia(0.1),
 }
 

@@ -23,9 +23,14 @@ from ._survey import (
 
 Values: TypeAlias = Mapping[str, Mapping[Path, Any]]  # quantity -> leaf -> array, () of all leaves
 
-WORDS = dict(nu="second moment", mu="mean (it is not centred)", **dict.fromkeys(FORMS, "momentum"))
+WORDS = dict(
+    nu="second moment",
+    mu="mean (it is not centred)",
+    **dict.fromkeys(FORMS, "momentum"),
+    ema="average of steps",
+)
 NO_RATE = "no learning rate to move in or out of the momentum"
-_MOMENTS = {"nu", "mu", "momentum"}
+_MOMENTS = {"nu", "mu", "momentum", "ema"}
 
 
 class Contents(NamedTuple):
@@ -200,7 +205,7 @@ def _check_place(found: Survey, slot: Slot) -> None:
     """Refuse a leaf without a value, and one with a value that no framework has a place for."""
     if slot.quantity in SCALARS:
         found.scalar(slot)
-    elif slot.quantity:
+    elif slot.quantity and slot.quantity != "ema":
         found.check(slot)
     elif np.ndim(slot.value) and not is_idle(slot.value):
         if np.any(array_of(f"{found.function}: {slot}", slot.value)):

@@ -34,13 +34,14 @@ Order: TypeAlias = tuple[int | str, ...]  # numbers where one link comes after a
 
 FORMS = {"step", "direction"}
 SCALARS = {"count", "learning_rate"}
-TREES = {"nu", "mu", "var", "trace"}
+TREES = {"nu", "mu", "var", "trace", "ema"}
 
 _RMS, _STDDEV = {"count": "count", "nu": "nu"}, {"count": "count", "mu": "mu", "nu": "nu"}
 _ROLES: dict[str, dict[str, str]] = {  # of the fields of a class, named by its package
     "optax_rmsprop.ScaleByRmsState": _RMS,
     "optax_rmsprop.ScaleByStddevState": {"count": "count", "mu": "mu", "var": "var"},
     "optax_rmsprop.TraceState": {"trace_count": "count", "trace": "trace"},
+    "optax_rmsprop.EmaState": {"ema_count": "count", "ema": "ema"},
     "optax_rmsprop.ScaleByLearningRateState": {
         "rate_count": "count", "last_learning_rate": "learning_rate",
     },

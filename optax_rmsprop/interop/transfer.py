@@ -142,7 +142,7 @@ class _Source:
 
     def _moment(self, here: Survey, slot: Slot) -> tuple[Any, list[Slot]]:
         """An accumulator by what it holds, and the leaves that it is made of."""
-        by = {q: self.slots.get((q, slot.at), []) for q in ("nu", "mu", "var", "trace")}
+        by = {q: self.slots.get((q, slot.at), []) for q in TREES}
         sole = [x for x in here.of("division") if slot.at in x.leaves]
         if len(by["nu"] + by["var"]) != 1 or len(sole) != 1 or slot.quantity not in by:
             return None, []  # of two none is the one
