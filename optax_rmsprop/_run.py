@@ -272,7 +272,7 @@ def _is_fine(entered: jax.Array, saturated: bool, arrays: list[dict[str, Any]]) 
     """
     fine = entered == entered if saturated else jnp.isfinite(entered)
     numbers = [x for each in arrays for k, x in each.items() if k not in ("count", "rounding")]
-    return functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers), fine)
+    return functools.reduce(jnp.logical_and, map(jnp.isfinite, map(jnp.asarray, numbers)), fine)
 
 
 def _dtype(cell: Any) -> Any:

@@ -62,9 +62,10 @@ def everything(**options):
     return ours.rmspropw(**OLD, **options)
 
 
-def run_injected(factory, **arguments):
-    """A run whose numbers are arrays that the compiler does not know, as those that are set."""
-    tx = optax.inject_hyperparams(factory)(**arguments)
+def run_injected(factory, names, **arguments):
+    """A run in which these numbers are arrays that the compiler does not know, as if set."""
+    static = tuple(name for name in arguments if name not in names)
+    tx = optax.inject_hyperparams(factory, static_args=static)(**arguments)
     p, state = run(tx)
     return p, state.inner_state
 
@@ -153,8 +154,9 @@ def test_in_a_scan_no_state_changes_and_no_update_but_by_its_rounding(tx):
 def test_a_state_with_numbers_set_is_updated_as_by_the_call_with_them_injected(form):
     tx = retunable(everything(**form))
     p, state = run(tx, retuned(tx.init(params()), **NEW))
-    expected = run_injected(ours.rmspropw, **NEW, **form)
-    chex.assert_trees_all_equal((p, state.inner_state), expected)
+    expected = run_injected(ours.rmspropw, NEW, **NEW, **form)
+    # Of two programs the compiler may round a product and a sum at once in one: a last bit a step.
+    chex.assert_trees_all_close((p, state.inner_state), expected, rtol=2.0**-21, atol=2.0**-21)
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -162,7 +164,7 @@ def test_one_number_is_set_and_the_others_stay(name):
     tx = retunable(everything())
     state = retuned(tx.init(params()), **{name: NEW[name]})
     p, new_state = run(tx, state)
-    expected = run_injected(ours.rmspropw, **OLD | {name: NEW[name]})
+    expected = run_injected(ours.rmspropw, [name], **OLD | {name: NEW[name]})
     chex.assert_trees_all_equal((p, new_state.inner_state), expected)
     assert not np.allclose(p["w"], run(everything())[0]["w"], rtol=0, atol=4e-5)
     found = {name: float(np.float32(x)) for name, x in (OLD | {name: NEW[name]}).items()}
@@ -197,7 +199,7 @@ def test_the_names_are_the_same_for_every_dialect(name, argument_of):
     old, new = ({own[k]: x[k] for k in own} for x in (OLD, OLD | {argument_of: NEW[argument_of]}))
     tx = retunable(factory(**old, **options))
     state = retuned(tx.init(params()), **{argument_of: NEW[argument_of]})
-    expected, _ = run_injected(factory, **new, **options)
+    expected, _ = run_injected(factory, [own[argument_of]], **new, **options)
     # Betas are not injected, and 1 - β is then rounded from double precision.
     atol = 2e-6 if name == "heavyball" else 0
     chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=atol)
@@ -439,7 +441,7 @@ def test_the_table_has_rows_of_every_kind():
     assert {name for case in CASES for name in case.hyper} == set(OLD) and set(BALL) < set(OLD)
 
 
-def test_a_step_needs_memory_for_the_updates_and_is_in_place():
+def test_a_step_needs_no_temporary_memory_and_is_in_place():
     if jax.default_backend() != "cpu":
         pytest.skip("a claim about programs for a CPU")
 
@@ -453,9 +455,7 @@ def test_a_step_needs_memory_for_the_updates_and_is_in_place():
         jitted = jax.jit(functools.partial(step, tx), donate_argnums=(0, 1))
         memory = jitted.lower(p, tx.init(p), p).compile().memory_analysis()
         wide = [x.nbytes for x in jax.tree.leaves(tx.init(p)) if x.ndim]
-        # An older compiler copies the accumulators for the branches.
-        copies = 0 if jax.__version_info__ >= (0, 12) else sum(wide)
-        assert memory.temp_size_in_bytes < p["w"].nbytes + copies + 2000
+        assert memory.temp_size_in_bytes < 2000
         assert memory.alias_size_in_bytes >= p["w"].nbytes + sum(wide)
 
 
