@@ -47,7 +47,11 @@ class Settable:
 
     __neg__ = of_both(operator.neg)
     __mul__ = __rmul__ = of_both(operator.mul)
-    __rsub__ = of_both(lambda x, y: y - x)
-    __rtruediv__ = of_both(lambda x, y: y / x)
     __ge__ = of_both(operator.ge)
     __eq__ = of_both(operator.eq)  # pyright: ignore[reportAssignmentType]
+
+    def __rsub__(self, other: Any) -> Any:
+        return of_both(operator.sub)(other, self)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return of_both(operator.truediv)(other, self)

@@ -78,8 +78,7 @@ def retunable(inner: optax.GradientTransformation) -> Treewise:
 
     Args:
         inner: A transformation of this package: a dialect, a link, `optax_rmsprop.chain` or
-            `storage.stored_as` of them, which is not to be outside: it would not see the links.
-            In a wrapper of Optax it is the part to wrap, as in
+            `storage.stored_as` of them. In a wrapper of Optax it is the part to wrap, as in
             `optax.chain(optax.clip(1.0), retunable(rmsprop(1e-3)))`.
 
     Returns:

@@ -205,6 +205,40 @@ def test_the_names_are_the_same_for_every_dialect(name, argument_of):
     chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.3])
+@pytest.mark.parametrize("form", [{}, {"centered": True}, {"bias_correction": True}])
+def test_a_whole_step_in_which_nothing_is_set_is_bit_equal(form, decay):
+    tx = ours.rmspropw(0.1, decay, momentum=0.93, weight_decay=0.013, **form)
+
+    def steps(tx):
+        @jax.jit
+        def step(p, state, g):
+            updates, state = tx.update(g, state, p)
+            return optax.apply_updates(p, updates), state
+
+        p, state = params(), tx.init(params())
+        for g in gradients(4):
+            p, state = step(p, state, g)
+        return p, state
+
+    p, state = steps(retunable(tx))
+    chex.assert_trees_all_equal((p, state.inner_state), steps(tx))
+
+
+def test_what_is_not_set_keeps_its_precision():
+    tx = retunable(ours.scale_by_rms(decay=0.9999))
+    _, state = tx.update(params(), retuned(tx.init(params()), eps=0.5))
+    expected = ours.scale_by_rms(decay=0.9999).update(params(), tx.init(params()).inner_state)[1]
+    chex.assert_trees_all_equal(state.inner_state, expected)
+
+
+def test_a_decay_of_0_forgets_at_once():
+    tx = retunable(ours.scale_by_rms(decay=0.99))
+    _, state = tx.update(jnp.float32(1e8), tx.init(jnp.float32(0)))
+    _, state = jax.jit(tx.update)(jnp.float32(3), retuned(state, decay=0.0))
+    assert state.inner_state.nu == 9
+
+
 def test_a_decoupled_decay_follows_the_set_rate():
     zeros = jax.tree.map(jnp.zeros_like, params())
     corrected = {"decoupled_decay": True, "corrected_weight_decay": True, "lr_max": 0.5}
@@ -333,6 +367,10 @@ def test_stored_moments_and_the_numbers_within(codec):
     state = retuned(tx.init(params()), decay=0.5, eps=1e-3)
     expected, _ = run(stored(0.1, 0.5, 1e-3))
     chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=1e-6)
+    outside = storage.stored_as(retunable(ours.rmsprop(0.1)), Everywhere(codec))
+    p, state = run(outside)
+    chex.assert_trees_all_equal(p, run(stored(0.1))[0])
+    assert settings(retunable(ours.rmsprop(0.1)), state)["decay"] == np.float32(0.9)
 
 
 def test_groups_have_numbers_of_their_own():
