@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,4 +54,4 @@ class Settable:
         return of_both(operator.sub)(other, self)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return of_both(operator.truediv)(other, self)
+        return of_both(cast(Any, operator.truediv))(other, self)
