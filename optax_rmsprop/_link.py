@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 from ._jax import is_traced
 from ._rule import DENOMINATORS, Denominator
 from ._run import Leafwise, Part, run
+from ._settable import Settable
 
 Hyperparameter: TypeAlias = ArrayLike | optax.Schedule
 Static: TypeAlias = float | optax.Schedule
@@ -353,6 +354,8 @@ def number(link: str, name: str, value: Any, count: Any) -> Any:
     """
     if callable(value):
         value = cast(Any, value(count))
+        if isinstance(value, Settable):
+            return value
         if not _is_real_scalar(value):
             got = f"shape {value.shape}" if hasattr(value, "shape") else repr(value)
             raise TypeError(f"{link}: {name} must be a real scalar, its schedule returned {got}")

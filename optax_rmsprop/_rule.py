@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from ._settable import of_both
+
 Root: TypeAlias = Callable[[jax.Array], jax.Array]
 Denominator: TypeAlias = Callable[[Root, jax.Array, jax.Array], jax.Array]
 
@@ -28,17 +30,14 @@ Denominator: TypeAlias = Callable[[Root, jax.Array, jax.Array], jax.Array]
 def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
     """β·old + (1−β)·new, or the old average where the new value, or β, is NaN.
 
-    It is a step from the one that weighs more, so that the weights add up to 1 exactly. Rounded
-    apart, β and 1−β do not, and a long average is off by their difference over 1−β.
+    From β = 1/2 on it is a step from the old average, so that the weights add up to 1 exactly.
+    Rounded apart, β and 1−β do not, and a long average is off by their difference over 1−β.
     """
-    change = new - old
-    from_old, from_new = old + scale(change, 1 - decay), new - scale(change, decay)
-    if isinstance(decay, float):
-        step = from_old if decay >= 0.5 else from_new
-    else:
-        step = jnp.where(decay >= 0.5, from_old, from_new)
+    is_step = decay >= 0.5
+    change = new - jnp.where(is_step, old, jnp.zeros_like(old))
+    average = jnp.where(is_step, old, scale(old, decay)) + scale(change, 1 - decay)
     # The change is NaN where the new value is, and sharded as the average is.
-    return jax.lax.select((change == change) & (decay == decay), step, old)
+    return jax.lax.select((change == change) & (decay == decay), average, old)
 
 
 def variance(
@@ -126,6 +125,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     return root, tangents[0] * jnp.where(zero, 0, 0.5 / jnp.where(zero, 1, root))
 
 
+@of_both
 def correction(decay: Any, count: jax.Array) -> jax.Array:
     """1 - decay**count, without the cancellation when decay is near 1."""
     steps = jnp.maximum(count, 1).astype(jnp.result_type(float))
@@ -142,6 +142,7 @@ def correction(decay: Any, count: jax.Array) -> jax.Array:
     return jnp.where(count == 0, 0.0, value)
 
 
+@of_both
 def inverse(decay: Any) -> Any:
     """1/β, or 0 where β is so small that β·(g − μ) is lost in the rounding of μ."""
     least = 2.0**-20

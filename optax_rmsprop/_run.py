@@ -271,7 +271,8 @@ def _is_fine(entered: jax.Array, saturated: bool, arrays: list[dict[str, Any]]) 
     It refuses a gradient that is not finite, unless that was saturated, and a number of a schedule.
     """
     fine = entered == entered if saturated else jnp.isfinite(entered)
-    numbers = [x for each in arrays for k, x in each.items() if k not in ("count", "rounding")]
+    counts = ("count", "rounding")
+    numbers = [jnp.asarray(x) for each in arrays for k, x in each.items() if k not in counts]
     return functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers), fine)
 
 

@@ -190,8 +190,8 @@ def scale_by_stddev(
             del mu
             square = rule.scale(var, factor)
             if bias_correction:
-                alone = (first & (square == 0)).astype(square.dtype)
-                square = square + alone * rule.abs_sq(g)
+                alone = square + rule.abs_sq(g)  # g may be sharded as no accumulator is
+                square = jnp.where(first & (square == 0), alone, square)
             return rule.divide(g, square, at.eps, eps_in_sqrt)
 
         return Rule(step, mu=mu, var=var)
@@ -392,10 +392,13 @@ def add_decayed_weights(
         return params, _mask(mask, params)
 
     def update(at: Any) -> Rule:
-        share = at.weight_decay if coupled else -at.weight_decay * at.learning_rate
+        share = at.weight_decay if coupled else at.weight_decay * at.learning_rate
 
         def step(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
-            return u + rule.scale(widen(p, u.dtype), share) if decays else u
+            if not decays:
+                return u
+            decay = rule.scale(widen(p, u.dtype), share)
+            return u + decay if coupled else u - decay
 
         return Rule(step)
 

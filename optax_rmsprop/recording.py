@@ -52,6 +52,8 @@ from .interop._arrays import flatten as leaves_with_keys
 
 Array = np.ndarray[Any, Any]
 
+_LARGEST = 2**24  # steps to keep: more are a slip, which would end when the memory does
+
 
 class RecordState(NamedTuple):
     """The state of `record`."""
@@ -237,6 +239,7 @@ class Run:
         Raises:
             ValueError: if there is not one `record` in the state, or it has no step yet, or two
                 parameters have the same path.
+            TypeError: if the state is of several runs, or its values are not known.
         """
 
         def is_record(x: Any) -> bool:
@@ -246,8 +249,14 @@ class Run:
         if len(found) != 1:
             raise ValueError(f"Run.of: state must hold one RecordState, it holds {len(found)}")
         kept: RecordState = found[0]
-        steps = np.asarray(kept.steps)
-        steps = steps[steps < int(kept.record_count)]
+        try:
+            count, steps = int(kept.record_count), np.asarray(kept.steps)
+        except TypeError as error:
+            raise TypeError(
+                "Run.of: state must be that of one run, with values that are known; of many runs "
+                "take one, as in jax.tree.map(lambda x: x[0], state)"
+            ) from error
+        steps = steps[steps < count]
         if not steps.size:
             raise ValueError("Run.of: no step is recorded yet")
         rates = kept.kept_rates
@@ -367,7 +376,9 @@ def _put(buffer: jax.Array, rows: Sequence[jax.Array], first: jax.Array) -> jax.
 def _numbers(steps: Any) -> Array:
     """The numbers of the steps."""
     if _is_integer(steps):
-        steps = range(int(steps))
+        steps = range(min(int(steps), _LARGEST + 1))
+    if isinstance(steps, Sequence) and len(cast(Sequence[Any], steps)) > _LARGEST:
+        raise ValueError(f"record: steps must be {_LARGEST} or fewer: all are kept in memory")
     if not isinstance(steps, Sequence) or not all(map(_is_integer, cast(Sequence[Any], steps))):
         raise TypeError(f"record: steps must be an integer or a sequence of them, got {steps!r}")
     numbers = np.asarray(cast(Any, steps), np.int64)

@@ -17,16 +17,28 @@ names are the same for every rule, whatever a dialect calls its arguments:
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ._jax import is_traced
-from ._link import Hyperparameter, Init, Link, Treewise, Update, check_state, link, scalar
-from ._run import Leafwise
+from ._link import (
+    Hyperparameter,
+    Init,
+    Link,
+    Treewise,
+    Update,
+    check_state,
+    link,
+    number,
+    parts_of,
+    scalar,
+    whole_of,
+)
+from ._run import Leafwise, Part
+from ._settable import Settable
 from .dialects import Corrected
 from .links import _count as count_of  # pyright: ignore[reportPrivateUsage]
 from .storage import shown
@@ -59,22 +71,15 @@ class RetunableState(NamedTuple):
 def retunable(inner: optax.GradientTransformation) -> Treewise:
     """Let the numbers of a transformation be set in its state.
 
-    A step has two branches, and the state decides which one runs: `inner` as it was called, or, if
-    any number is set, `inner` with float32 arrays for numbers, as `optax.inject_hyperparams` has
-    them. There 1 − decay is as exact as float32 has the decay: 0.0002 of it is lost at 0.9999.
-    Under a `vmap` over states both run.
-
-    The updates are written to memory between the branches and `optax.apply_updates`. They are the
-    temporary memory of a step, which has none without `retunable`; JAX before 0.12 has a copy of
-    the accumulators too. On a CPU a step takes 1.1 to 2 times as long, with few large leaves most,
-    and 2 to 3 times as long to compile. An update, or the parameter that it is added to, may
-    differ in its last bit from one without `retunable`, where the compiler would have fused its
-    last product with the addition that follows, and rounded once.
+    A number that is set is a float32 array to a step, as one of `optax.inject_hyperparams` is:
+    1 − decay is then as exact as float32 has the decay, and 0.0002 of it is lost at 0.9999. Those
+    that are not set keep their precision. A step needs no more memory than without `retunable`, and
+    as much time. An update within a larger program, such as a `scan`, may differ in its last bit
+    from one without `retunable`, where the compiler rounds a product and a sum at once.
 
     Args:
         inner: A transformation of this package: a dialect, a link, `optax_rmsprop.chain` or
-            `storage.stored_as` of them, which is not to be outside: it would not see the links.
-            In a wrapper of Optax it is the part to wrap, as in
+            `storage.stored_as` of them. In a wrapper of Optax it is the part to wrap, as in
             `optax.chain(optax.clip(1.0), retunable(rmsprop(1e-3)))`.
 
     Returns:
@@ -107,32 +112,23 @@ def retunable(inner: optax.GradientTransformation) -> Treewise:
         unset = {name: jnp.asarray(-1.0, jnp.result_type(float)) for name in names}
         return RetunableState(unset, inner.init(params))
 
+    def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
+        return parts_of(_set(inner, state).update, updates, state.inner_state, count)
+
+    def whole(state: RetunableState, states: Iterator[Any]) -> RetunableState:
+        return state._replace(inner_state=whole_of(inner.update, state.inner_state, states))
+
     def update(
         updates: optax.Updates,
         state: RetunableState,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, RetunableState]:
-        check_state("retunable", state, RetunableState)
-        overrides, inner_state = state
+        tx = _set(inner, state)
+        updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
+        return updates, state._replace(inner_state=inner_state)
 
-        def updated(tx: Any) -> Any:
-            return tx.update(updates, inner_state, params, **extra_args)
-
-        def as_called() -> Any:
-            return updated(inner)
-
-        def as_set() -> Any:
-            return updated(_set(inner, overrides))
-
-        is_unset = functools.reduce(jnp.logical_and, [x < 0 for x in overrides.values()])
-        if is_traced(is_unset):
-            updates, inner_state = cast(Any, jax.lax.cond(is_unset, as_called, as_set))
-        else:
-            updates, inner_state = as_called() if is_unset else as_set()
-        return updates, RetunableState(overrides, inner_state)
-
-    return Treewise(init, update)
+    return Treewise(init, update, parts, whole)
 
 
 def retuned(state: State, **values: Any) -> State:
@@ -218,19 +214,20 @@ def settings(tx: optax.GradientTransformation, state: optax.OptState) -> dict[st
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settable:
+class _Schedule:
     """The schedule of a number that may be set."""
 
+    place: tuple[str, str]
     plain: Hyperparameter
     override: jax.Array
 
-    def __call__(self, count: Any) -> jax.Array:
+    def __call__(self, count: Any) -> Any:
         """Return the number that is set, or else that of the call."""
-        plain, value = self.plain, self.override
-        if isinstance(plain, Corrected):  # timm's decay follows the rate in a way of its own
-            value = dataclasses.replace(plain, learning_rate=value)(count)
-        plain = plain(count) if callable(plain) else plain
-        return jnp.where(self.override < 0, jnp.asarray(plain, value.dtype), value)
+        plain, value = number(*self.place, self.plain, count), self.override
+        if isinstance(self.plain, Corrected):  # timm's decay follows the rate in a way of its own
+            value = dataclasses.replace(self.plain, learning_rate=value)(count)
+        settable = Settable(plain, value, ~(self.override < 0))
+        return settable if isinstance(plain, float) else jnp.asarray(settable)
 
 
 def _mapped(f: Callable[[tuple[str, str], Any], Any], tx: Any) -> Any:
@@ -252,9 +249,12 @@ def _mapped(f: Callable[[tuple[str, str], Any], Any], tx: Any) -> Any:
     return Link(Init(call), Update(call))
 
 
-def _set(tx: Any, overrides: dict[str, jax.Array]) -> Any:
-    """The transformation with its numbers settable."""
-    return _mapped(lambda place, x: _Settable(x, overrides[_PLACES[place]]), tx)
+def _set(tx: Any, state: Any) -> Any:
+    """The transformation with the numbers that its state may set."""
+    check_state("retunable", state, RetunableState)
+    # A number may be in a box of Flax's.
+    overrides = {name: jax.tree.leaves(x)[0] for name, x in state.overrides.items()}
+    return _mapped(lambda place, x: _Schedule(place, x, overrides[_PLACES[place]]), tx)
 
 
 def _numbers(tx: Any, state: Any, count: Any = None) -> list[tuple[tuple[str, str], Any]]:
@@ -273,8 +273,7 @@ def _numbers(tx: Any, state: Any, count: Any = None) -> list[tuple[tuple[str, st
         count = count_of(state) if count is None else count
         pairs = list(zip(links, state, strict=True))
     elif call.state is RetunableState:
-        overrides = {name: jax.tree.leaves(x)[0] for name, x in state.overrides.items()}
-        pairs = [(_set(call.arguments["inner"], overrides), state.inner_state)]
+        pairs = [(_set(call.arguments["inner"], state), state.inner_state)]
     else:
         inner = [x for x in call.arguments.values() if isinstance(x, optax.GradientTransformation)]
         pairs = [(each, getattr(state, "inner_state", state)) for each in inner]

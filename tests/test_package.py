@@ -38,6 +38,7 @@ MODULES = {
 
 # A module imports only from floors below its own. Every module has one.
 FLOORS = {
+    "_settable": -1,
     "_jax": 0,
     "_rule": 0,
     "_formats": 1,

@@ -212,6 +212,7 @@ def test_its_errors():
     for steps, error in [
         (0, ValueError), (-1, ValueError), ([], ValueError), ([1, 1], ValueError),
         ([2, 1], ValueError), ([-1, 0], ValueError), ([2**31], ValueError), (True, TypeError),
+        (10**9, ValueError), (2**70, ValueError), (range(10**9), ValueError),
         (1.0, TypeError), ([0.5], TypeError), ("12", TypeError), (np.arange(3), TypeError),
     ]:  # fmt: skip
         with pytest.raises(error, match="record: steps must be"):
@@ -225,6 +226,12 @@ def test_its_errors():
         recorded.update(w, tx.init(w), w)
     with pytest.raises(ValueError, match="no step is recorded yet"):
         Run.of(state)
+    several = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    for unknown in (several, jax.eval_shape(recorded.init, w)):
+        with pytest.raises(TypeError, match=r"Run\.of: state must be that of one run"):
+            Run.of(unknown)
+    with pytest.raises(TypeError, match=r"Run\.of: state must be that of one run"):
+        jax.jit(Run.of)(state)
     with pytest.raises(ValueError, match="it holds 0"):
         Run.of(tx.init(w))
     clash = {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}

@@ -62,9 +62,10 @@ def everything(**options):
     return ours.rmspropw(**OLD, **options)
 
 
-def run_injected(factory, **arguments):
-    """A run whose numbers are arrays that the compiler does not know, as those that are set."""
-    tx = optax.inject_hyperparams(factory)(**arguments)
+def run_injected(factory, names, **arguments):
+    """A run in which these numbers are arrays that the compiler does not know, as if set."""
+    static = tuple(name for name in arguments if name not in names)
+    tx = optax.inject_hyperparams(factory, static_args=static)(**arguments)
     p, state = run(tx)
     return p, state.inner_state
 
@@ -153,8 +154,9 @@ def test_in_a_scan_no_state_changes_and_no_update_but_by_its_rounding(tx):
 def test_a_state_with_numbers_set_is_updated_as_by_the_call_with_them_injected(form):
     tx = retunable(everything(**form))
     p, state = run(tx, retuned(tx.init(params()), **NEW))
-    expected = run_injected(ours.rmspropw, **NEW, **form)
-    chex.assert_trees_all_equal((p, state.inner_state), expected)
+    expected = run_injected(ours.rmspropw, NEW, **NEW, **form)
+    # Of two programs the compiler may round a product and a sum at once in one: a last bit a step.
+    chex.assert_trees_all_close((p, state.inner_state), expected, rtol=2.0**-21, atol=2.0**-21)
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -162,7 +164,7 @@ def test_one_number_is_set_and_the_others_stay(name):
     tx = retunable(everything())
     state = retuned(tx.init(params()), **{name: NEW[name]})
     p, new_state = run(tx, state)
-    expected = run_injected(ours.rmspropw, **OLD | {name: NEW[name]})
+    expected = run_injected(ours.rmspropw, [name], **OLD | {name: NEW[name]})
     chex.assert_trees_all_equal((p, new_state.inner_state), expected)
     assert not np.allclose(p["w"], run(everything())[0]["w"], rtol=0, atol=4e-5)
     found = {name: float(np.float32(x)) for name, x in (OLD | {name: NEW[name]}).items()}
@@ -197,10 +199,44 @@ def test_the_names_are_the_same_for_every_dialect(name, argument_of):
     old, new = ({own[k]: x[k] for k in own} for x in (OLD, OLD | {argument_of: NEW[argument_of]}))
     tx = retunable(factory(**old, **options))
     state = retuned(tx.init(params()), **{argument_of: NEW[argument_of]})
-    expected, _ = run_injected(factory, **new, **options)
+    expected, _ = run_injected(factory, [own[argument_of]], **new, **options)
     # Betas are not injected, and 1 - β is then rounded from double precision.
     atol = 2e-6 if name == "heavyball" else 0
     chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.3])
+@pytest.mark.parametrize("form", [{}, {"centered": True}, {"bias_correction": True}])
+def test_a_whole_step_in_which_nothing_is_set_is_bit_equal(form, decay):
+    tx = ours.rmspropw(0.1, decay, momentum=0.93, weight_decay=0.013, **form)
+
+    def steps(tx):
+        @jax.jit
+        def step(p, state, g):
+            updates, state = tx.update(g, state, p)
+            return optax.apply_updates(p, updates), state
+
+        p, state = params(), tx.init(params())
+        for g in gradients(4):
+            p, state = step(p, state, g)
+        return p, state
+
+    p, state = steps(retunable(tx))
+    chex.assert_trees_all_equal((p, state.inner_state), steps(tx))
+
+
+def test_what_is_not_set_keeps_its_precision():
+    tx = retunable(ours.scale_by_rms(decay=0.9999))
+    _, state = tx.update(params(), retuned(tx.init(params()), eps=0.5))
+    expected = ours.scale_by_rms(decay=0.9999).update(params(), tx.init(params()).inner_state)[1]
+    chex.assert_trees_all_equal(state.inner_state, expected)
+
+
+def test_a_decay_of_0_forgets_at_once():
+    tx = retunable(ours.scale_by_rms(decay=0.99))
+    _, state = tx.update(jnp.float32(1e8), tx.init(jnp.float32(0)))
+    _, state = jax.jit(tx.update)(jnp.float32(3), retuned(state, decay=0.0))
+    assert state.inner_state.nu == 9
 
 
 def test_a_decoupled_decay_follows_the_set_rate():
@@ -331,6 +367,10 @@ def test_stored_moments_and_the_numbers_within(codec):
     state = retuned(tx.init(params()), decay=0.5, eps=1e-3)
     expected, _ = run(stored(0.1, 0.5, 1e-3))
     chex.assert_trees_all_close(run(tx, state)[0], expected, rtol=0, atol=1e-6)
+    outside = storage.stored_as(retunable(ours.rmsprop(0.1)), Everywhere(codec))
+    p, state = run(outside)
+    chex.assert_trees_all_equal(p, run(stored(0.1))[0])
+    assert settings(retunable(ours.rmsprop(0.1)), state)["decay"] == np.float32(0.9)
 
 
 def test_groups_have_numbers_of_their_own():
@@ -439,7 +479,7 @@ def test_the_table_has_rows_of_every_kind():
     assert {name for case in CASES for name in case.hyper} == set(OLD) and set(BALL) < set(OLD)
 
 
-def test_a_step_needs_memory_for_the_updates_and_is_in_place():
+def test_a_step_needs_no_temporary_memory_and_is_in_place():
     if jax.default_backend() != "cpu":
         pytest.skip("a claim about programs for a CPU")
 
@@ -453,9 +493,7 @@ def test_a_step_needs_memory_for_the_updates_and_is_in_place():
         jitted = jax.jit(functools.partial(step, tx), donate_argnums=(0, 1))
         memory = jitted.lower(p, tx.init(p), p).compile().memory_analysis()
         wide = [x.nbytes for x in jax.tree.leaves(tx.init(p)) if x.ndim]
-        # An older compiler copies the accumulators for the branches.
-        copies = 0 if jax.__version_info__ >= (0, 12) else sum(wide)
-        assert memory.temp_size_in_bytes < p["w"].nbytes + copies + 2000
+        assert memory.temp_size_in_bytes < 2000
         assert memory.alias_size_in_bytes >= p["w"].nbytes + sum(wide)
 
 
