@@ -24,7 +24,7 @@ from ._torch import Torch
 _FLAGS = {
     "missing_ok=True": "--missing-ok",
     "learning_rate=": "--set learning_rate=",
-    "count=": "--count ",
+    "count=": "--count STEPS",
     "names=": "--names ",
     "give names,": "give --names,",
     "optimizer=": "--optimizer ",
@@ -49,8 +49,12 @@ class Request:
 
 def convert(request: Request, options: Options) -> dict[str, Any]:
     """Convert, and return the record of it."""
-    to = request.to
-    if to.suffix in files.FOREIGN:
+    to, like = request.to, request.like
+    if like is not None or to.suffix in files.FOREIGN:
+        if like is not None and like.suffix != to.suffix:
+            raise Refused(f"--to {to.name} must end as the name of --like does, {like.name}")
+        if request.target is not None:
+            raise Refused("--target is for the way to JAX, and --like for the way back")
         record_file = provenance.beside(to)
         with (
             guard.written(record_file, request.force) as new_record,
@@ -91,8 +95,8 @@ def _in_flags(message: str) -> str:
 def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
     if isinstance(saved, Ours):
         raise Refused(
-            f"{request.source} is of a run in JAX: give --to a name that ends in one of "
-            f"{', '.join(sorted(files.FOREIGN))}"
+            f"{request.source} is of a run in JAX: give --like, a checkpoint of the other "
+            "framework, and --to a name that ends as its name"
         )
     target = None if request.target is None else layouts.target_of(request.target)
     has_state = bool(saved.optimizer)
@@ -104,8 +108,9 @@ def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options
         )
     names = layouts.renaming([*saved.weights, *saved.names], request.rename)
     arrays = _parameters(saved)
-    strict = _layout(saved, target and target.params, names, request, subset=False)
-    loose = _layout(saved, target and target.params, names, request, subset=True)
+    wanted = target and target.params
+    strict = _layout(saved, wanted, names, request.flattened, subset=False)
+    loose = _layout(saved, wanted, names, request.flattened, subset=True)
     trees = dict[str, Any]()
     labels = dict[str, str]()
     if target is not None and saved.weights:
@@ -114,7 +119,7 @@ def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options
         params = strict.to_tree(arrays)
     if saved.weights:
         trees["params"] = params
-        trees |= _others(saved, target, names, arrays, request)
+        trees |= _others(saved, target, names, arrays)
     if has_state:
         transformation, labels = _made(groups, strict, params, arrays)
         like = transformation.init(params)
@@ -144,14 +149,18 @@ def _parameters(saved: Saved) -> dict[str, Array]:
 
 
 def _layout(
-    saved: Saved, params: Any, names: Mapping[str, str], request: Request, subset: bool
+    saved: Saved,
+    params: Any,
+    names: Mapping[str, str],
+    flattened: Mapping[str, tuple[int, ...]],
+    subset: bool,
 ) -> Layout:
     if params is None:
         return layouts.renamed(layouts.by_name(), names)
 
     def made(tree: Any) -> Layout:
         if isinstance(saved, Torch) or saved.format == "safetensors":
-            return layouts.of_torch(tree, request.flattened, subset)
+            return layouts.of_torch(tree, flattened, subset)
         return layouts.of_keras(tree, names.values(), subset)
 
     return layouts.renamed(layouts.in_variables(params, made), names)
@@ -162,7 +171,6 @@ def _others(
     target: Target | None,
     names: Mapping[str, str],
     arrays: Mapping[str, Array],
-    request: Request,
 ) -> dict[str, Any]:
     """Weights that no optimizer has: statistics of normalisations, and what is frozen."""
     if target is None:
@@ -170,7 +178,7 @@ def _others(
         return {"other": rest} if rest else {}
     if target.statistics is None:
         return {}
-    statistics = _layout(saved, target.statistics, names, request, subset=True)
+    statistics = _layout(saved, target.statistics, names, {}, subset=True)
     tree = statistics.to_tree(saved.weights)
     return {"batch_stats": layouts.cast_like(tree, target.statistics)}
 
@@ -206,7 +214,7 @@ def _to_theirs(
     if not isinstance(saved, Ours):
         raise Refused(
             f"{request.source} is no run in JAX: convert it to Orbax or .npz first, and that to "
-            f"{request.to.suffix}"
+            f"{request.to.suffix or 'the other framework'}"
         )
     if request.like is None:
         raise Refused(
@@ -214,6 +222,8 @@ def _to_theirs(
             "that framework, new or old, whose names and settings the new one gets"
         )
     like = files.read(request.like, options)
+    if isinstance(like, Ours):
+        raise Refused(f"--like {request.like} is of a run in JAX, and of no other framework")
     names = layouts.renaming([*like.weights, *like.names], request.rename)
     params, statistics = saved.tree("params"), saved.tree("batch_stats") or saved.tree("other")
     if not params:
@@ -221,13 +231,13 @@ def _to_theirs(
         params = {name: arrays["nu"] for name, arrays in saved.moments.items()} or saved.weights
     own = {names[name] for name in like.names or like.weights} == params.keys()
     tree = params if own else layouts.nested(params)
-    layout = _layout(like, None if own else tree, names, request, subset=False)
+    layout = _layout(like, None if own else tree, names, request.flattened, subset=False)
     weights = dict[str, Array]()
     if saved.weights:
         weights = layout.to_names(tree)
         if statistics:
             beside = layouts.nested(statistics) if saved.tree("batch_stats") else None
-            other = _layout(like, beside, names, request, subset=True)
+            other = _layout(like, beside, names, {}, subset=True)
             weights |= other.to_names(statistics if beside is None else beside)
     state = None
     if saved.tree("opt_state"):

@@ -125,6 +125,8 @@ def checked_names(names: list[str], count: int) -> list[str]:
 
 def array(where: str, x: Any) -> Array:
     """`x` as NumPy in its own dtype."""
+    if str(getattr(x, "dtype", "")).endswith("bool"):  # a mask, which is no parameter
+        return np.array(x)
     try:
         return np.array(numbers(where, x))
     except TypeError as error:

@@ -7,6 +7,7 @@ import functools
 import io
 import operator
 import pathlib
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 
 from .. import interop
+from ..interop._arrays import whole_number
 from . import _guard as guard
 from ._calls import Call, is_setting
 from ._guard import Refused
@@ -40,6 +42,36 @@ Keys: TypeAlias = tuple[Any, ...]  # of dictionaries and lists within each other
 _MOMENTS = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
 _SINCE_1_12 = {"foreach", "maximize", "capturable", "differentiable"}  # of PyTorch's own groups
 _OTHERS = {"exp_avg": "Adam, or a relative of it", "acc_delta": "Adadelta", "sum": "Adagrad"}
+# Beside the weights are a best score, the state of a random generator, paths: none is needed.
+_HARMLESS = (
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+)
+
+
+class _NotRead:
+    """What stands for a value of a harmless class, of which nothing is made."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __reduce__(self) -> Any:
+        raise Refused(
+            "--like has values of NumPy or paths beside its tensors, which are not carried: give "
+            "one without them"
+        )
 
 
 @dataclasses.dataclass
@@ -201,15 +233,21 @@ def _loaded(source: pathlib.Path | io.BytesIO, where: str) -> Any:
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         # `weights_only` could be deceived before it.
         raise Refused(f"{where} is not read with torch {torch.__version__}: install 2.6 or newer")
+    if zipfile.is_zipfile(source):
+        with guard.archive(source, where):
+            pass
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     try:
         # A program's arguments, which many keep beside the weights, are a class of plain values.
-        plain = torch.serialization.safe_globals([argparse.Namespace])
-        with warnings.catch_warnings(), plain:
+        known = [argparse.Namespace, *((_NotRead, name) for name in _HARMLESS)]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         lines = [x for x in str(error).splitlines() if x.strip()] or [type(error).__name__]
-        reason = next((x for x in lines if "GLOBAL" in x or "Unsupported" in x), lines[0])
+        found = re.search(r"Unsupported \w+:? (GLOBAL )?(\S+)", str(error))
+        reason = f"it holds {found[2]}" if found else lines[0].partition(". ")[0]
         raise Refused(
             f"{where} is no whole file of tensors and plain values; nothing in it was executed: "
             f"{reason}"
@@ -242,11 +280,10 @@ def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:
     for name, entry in entries.items():
         for quantity, field in _MOMENTS.items():
             if entry.get(field) is not None:
-                _check_tensor(f"{path}: the {field} of {name}", entry[field])
-                found = array(f"{path}: the {field} of {name}", entry[field])
+                found = _tensor(f"{path}: the {field} of {name}", entry[field])
                 saved.moments.setdefault(name, {})[quantity] = found
-        if is_setting(step := _number(entry.get("step"))) and step is not None:
-            saved.steps[name] = int(step)
+        if (step := entry.get("step")) is not None:
+            saved.steps[name] = _steps(f"{path}: the step of {name}", step)
     names = iter(saved.names)
     parts = [[next(names) for _ in group["params"]] for group in groups]
     rules = [
@@ -383,11 +420,15 @@ def _is_optimizer(x: Any) -> bool:
 
 def _found(content: Any, wanted: Callable[[Any], bool]) -> dict[str, Keys]:
     """What is wanted in a file, by its place there as text: at the top, or one or two below it."""
-    found, level = dict[str, Keys](), [(cast(Keys, ()), content)]
+    found, level = dict[str, Keys](), {id(content): (cast(Keys, ()), content)}
     for _ in range(3):
-        found |= {".".join(map(str, keys)): keys for keys, x in level if wanted(x)}
-        inner = [(keys, x) for keys, x in level if not _is_optimizer(x) and not _is_weights(x)]
-        level = [((*keys, key), x) for keys, outer in inner for key, x in _items(outer)]
+        found |= {".".join(map(str, keys)): keys for keys, x in level.values() if wanted(x)}
+        below = dict[int, tuple[Keys, Any]]()  # each once, however many times it is in the file
+        for keys, outer in level.values():
+            if not _is_optimizer(outer) and not _is_weights(outer):
+                for key, x in _items(outer):
+                    below.setdefault(id(x), ((*keys, key), x))
+        level = below
     return found
 
 
@@ -418,16 +459,23 @@ def _like(torch: Any, name: str, new: Array, old: Any) -> Any:
 
 
 def _arrays(path: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, Array]:
-    for name, x in tensors.items():
-        _check_tensor(f"{path}: {name}", x)
-    return {name: array(f"{path}: {name}", x) for name, x in tensors.items()}
+    return {name: _tensor(f"{path}: {name}", x) for name, x in tensors.items()}
 
 
-def _check_tensor(where: str, x: Any) -> None:
-    """Refuse what has no numbers, or repeats the few that it stores."""
+def _tensor(where: str, x: Any) -> Array:
+    """A tensor's numbers, if it is one, and does not repeat the few that it stores."""
     try:
-        stored = x.untyped_storage().nbytes()
+        stored, size = x.untyped_storage().nbytes(), x.numel() * x.element_size()
+        on_cpu = x.device.type == "cpu"
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise Refused(f"{where} is no dense tensor") from error
-    if x.device.type != "cpu" or x.numel() * x.element_size() > stored:
+    if not on_cpu or size > stored:
         raise Refused(f"{where} of shape {tuple(x.shape)} stores {stored} bytes only")
+    return array(where, x.resolve_conj().resolve_neg())
+
+
+def _steps(where: str, x: Any) -> int:
+    try:
+        return whole_number(where, x)
+    except (TypeError, ValueError) as error:
+        raise Refused(str(error)) from error
