@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 
 from .cli import main
@@ -9,6 +10,7 @@ from .cli import main
 for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # names may have letters that it has not
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # What is half written is removed.
 try:
     status = main(sys.argv[1:])
     if sys.stdout is not None:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_rmsprop import cli, dialects
+from optax_rmsprop import cli, dialects, recording
 from optax_rmsprop.cli import _calls as calls
 from optax_rmsprop.cli import _guard as guard
 from optax_rmsprop.cli import _inspect as inspect
@@ -985,7 +985,7 @@ def recorded(tmp_path, monkeypatch):
     modules = {
         "recording": types.SimpleNamespace(Run=types.SimpleNamespace(load=lambda path: run_)),
         "probe": types.SimpleNamespace(identify_log=lambda *a: Report([*a])),
-        "compare": types.SimpleNamespace(runs=lambda a, b: Difference(None if a is b else 3)),
+        "compare": types.SimpleNamespace(runs=lambda a, b, _: Difference(None if a is b else 3)),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"optax_rmsprop.{name}", module)
@@ -1028,9 +1028,23 @@ def test_the_frame_of_identify(recorded, capsys, monkeypatch):
 
 def test_the_frame_of_compare(recorded, capsys, monkeypatch):
     assert "first: None" in run(capsys, "compare", recorded, recorded)
-    modules = types.SimpleNamespace(runs=lambda a, b: Difference(3))
+    modules = types.SimpleNamespace(runs=lambda a, b, _: Difference(3))
     monkeypatch.setitem(sys.modules, "optax_rmsprop.compare", modules)
     assert run(capsys, "compare", recorded, recorded, "--json", status=1) == {"first": 3}
+
+
+def test_runs_whose_parameters_have_other_names_are_compared(tmp_path, capsys):
+    params, grads = {"fc.weight": values(0, (4, 3)), "b": values(1, (4,))}, {}
+    grads = {name: x[:3] for name, x in params.items()}
+    theirs, ours = tmp_path / "theirs.npz", tmp_path / "ours.npz"
+    recording.Run(params, grads, np.arange(3)).save(theirs)
+    for run_ in (params, grads):
+        run_["net/kernel"] = run_.pop("fc.weight")
+    recording.Run(params, grads, np.arange(3)).save(ours)
+    assert "fc.weight" in run(capsys, "compare", theirs, ours, status=2)
+    names = ["--rename", "fc.weight=net/kernel"]
+    assert run(capsys, "compare", theirs, ours, *names, "--json")["first"] is None
+    assert "no parameter" in run(capsys, "compare", theirs, ours, "--rename", "fd=x", status=2)
 
 
 @pytest.mark.parametrize("command", [["identify"], ["compare", "{}"]])

@@ -16,6 +16,7 @@ from ._calls import FRAMEWORKS, settings_of
 from ._convert import Request, convert
 from ._guard import Refused
 from ._inspect import inspect
+from ._layouts import renaming
 from ._saved import Options
 
 arg = tyro.conf.arg
@@ -24,6 +25,7 @@ Dialect = Literal[
     "", "torch", "timm", "stable_baselines3", "pfrl", "keras", "keras2", "tensorflow1"
 ]
 Each = tyro.conf.UseAppendAction[tuple[str, ...]]
+Rename = Annotated[Each, arg(metavar="OLD=NEW")]
 File = Annotated[tyro.conf.Positional[pathlib.Path], arg(metavar="FILE")]
 Named = Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Name = Annotated[str, arg(metavar="NAME", help_behavior_hint="")]
@@ -88,6 +90,7 @@ def _identify(log: File, json: bool = False) -> int:
 def _compare(
     theirs: Annotated[File, arg(metavar="THEIRS")],
     ours: Annotated[File, arg(metavar="OURS")],
+    rename: Rename = (),
     json: bool = False,
 ) -> int:
     """Find where two recorded runs part, and why. The exit status is 1 if they do.
@@ -95,9 +98,11 @@ def _compare(
     Args:
         theirs: A run that `optax_rmsprop.recording` wrote.
         ours: Another.
+        rename: The name in theirs of a parameter or module, and that in ours.
         json: Print JSON.
     """
-    found = _module("compare").runs(_recorded(theirs), _recorded(ours))
+    runs = _recorded(theirs), _recorded(ours)
+    found = _module("compare").runs(*runs, renaming(runs[0].params, rename))
     show.as_json(found) if json else show.text(found)
     return 0 if found.first is None else 1
 
@@ -122,7 +127,7 @@ def _convert(
     to: Annotated[pathlib.Path, arg(metavar="NEW")],
     target: Named = None,
     like: Named = None,
-    rename: Annotated[Each, arg(metavar="OLD=NEW")] = (),
+    rename: Rename = (),
     flattened: Annotated[Each, arg(metavar="MODULE=C,H,W")] = (),
     reading: Reading = Reading(),
     count: Annotated[int | None, arg(metavar="STEPS", help_behavior_hint="")] = None,

@@ -50,28 +50,30 @@ class Request:
 def convert(request: Request, options: Options) -> dict[str, Any]:
     """Convert, and return the record of it."""
     to, like = request.to, request.like
-    if like is not None or to.suffix in files.FOREIGN:
-        if like is not None and like.suffix != to.suffix:
-            raise Refused(f"--to {to.name} must end as the name of --like does, {like.name}")
-        if request.target is not None:
-            raise Refused("--target is for the way to JAX, and --like for the way back")
-        record_file = provenance.beside(to)
-        with (
-            guard.written(record_file, request.force) as new_record,
-            guard.written(to, request.force, not to.is_dir()) as new,
-        ):
-            record = _run(_to_theirs, new, request, options)
-            record["written"] = guard.digests({to.name: new})
-            new_record.write_text(provenance.text(record), encoding="utf-8")
-        return record
-    replaceable = ours.is_converted(to) if to.is_dir() else to.suffix == ".npz"
-    with guard.written(to, request.force, replaceable) as new:
-        return _run(_to_ours, new, request, options)
-
-
-def _run(work: Any, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
-    """Read, and write with 64 bits if the source has numbers of them."""
+    if like is None and to.suffix not in files.FOREIGN:
+        replaceable = ours.is_converted(to) if to.is_dir() else to.suffix == ".npz"
+        output = guard.written(to, request.force, replaceable)
+        saved = files.read(request.source, options)
+        with output as new:
+            return _run(_to_ours, saved, new, request, options)
+    if like is not None and like.suffix != to.suffix:
+        raise Refused(f"--to {to.name} must end as the name of --like does, {like.name}")
+    if request.target is not None:
+        raise Refused("--target is for the way to JAX, and --like for the way back")
+    output = guard.written(to, request.force, not to.is_dir())
+    beside = guard.written(provenance.beside(to), request.force)
     saved = files.read(request.source, options)
+    with beside as new_record, output as new:
+        record = _run(_to_theirs, saved, new, request, options)
+        record["written"] = guard.digests({to.name: new})
+        new_record.write_text(provenance.text(record), encoding="utf-8")
+    return record
+
+
+def _run(
+    work: Any, saved: Saved, new: pathlib.Path, request: Request, options: Options
+) -> dict[str, Any]:
+    """Write, with 64 bits if the source has numbers of them."""
     with jax.enable_x64(any(x.dtype in (np.float64, np.complex128) for x in _all(saved))):
         try:
             return work(saved, new, request, options)

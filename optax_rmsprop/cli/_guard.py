@@ -239,15 +239,24 @@ def digests(files: Mapping[str, pathlib.Path]) -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def written(path: pathlib.Path, force: bool, replaceable: bool = True) -> Generator[pathlib.Path]:
-    """A temporary name beside `path`, which takes its place at the end, or leaves nothing."""
+def written(
+    path: pathlib.Path, force: bool, replaceable: bool = True
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """A temporary name beside `path`, which takes its place at the end, or leaves nothing.
+
+    What forbids it is told by the call, and nothing is there before the `with`.
+    """
     if not path.parent.is_dir():
         raise Refused(f"there is no folder {path.parent}")
     if os.path.lexists(path) and not force:
         raise Refused(f"{path} exists: --force overwrites it")
     if os.path.lexists(path) and (path.is_symlink() or not replaceable):
         raise Refused(f"{path} exists and is no file of this kind: remove it yourself")
+    return _written(path)
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path) -> Generator[pathlib.Path]:
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         new = scratch / path.name

@@ -126,8 +126,8 @@ def checked_names(names: list[str], count: int) -> list[str]:
 def array(where: str, x: Any) -> Array:
     """`x` as NumPy in its own dtype."""
     if str(getattr(x, "dtype", "")).endswith("bool"):  # a mask, which is no parameter
-        return np.array(x)
+        return np.asarray(x)
     try:
-        return np.array(numbers(where, x))
+        return numbers(where, x)
     except TypeError as error:
         raise Refused(str(error)) from error
