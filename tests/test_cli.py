@@ -158,7 +158,7 @@ def test_inspect_names_the_rule_and_shows_the_second_moments(tmp_path, capsys):
         np.testing.assert_allclose(row["nu"], np.quantile(NU[name], [0, 0.25, 0.5, 0.75, 1]))
         assert row["dead"] == (2 if name == NAMES[1] else 0) and row["not_finite"] == 0
     text = run(capsys, "inspect", path)
-    for words in (CALL, "7", "net/two/kernel", "4×2", f"{NU[NAMES[2]].max():.2g}", "Keras 3.15"):
+    for words in (CALL, "7", "net/two/kernel", "4×2", f"{NU[NAMES[2]].max():.3g}", "Keras 3.15"):
         assert words in text
 
 

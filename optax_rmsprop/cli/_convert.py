@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from ..interop._arrays import leaves_with_paths
+from ..interop._arrays import Partial, leaves_with_paths
 from . import _guard as guard
 from . import _layouts as layouts
 from . import _open as files
@@ -18,7 +18,7 @@ from . import _provenance as provenance
 from ._guard import Refused
 from ._layouts import Layout, Target
 from ._ours import Ours
-from ._saved import Array, Group, Options, Saved
+from ._saved import Array, Group, New, Options, Saved
 from ._torch import Torch
 
 _FLAGS = {
@@ -158,7 +158,7 @@ def _layout(
     subset: bool,
 ) -> Layout:
     if params is None:
-        return layouts.renamed(layouts.by_name(), names)
+        return layouts.renamed(Layout(), names)
 
     def made(tree: Any) -> Layout:
         if isinstance(saved, Torch) or saved.format == "safetensors":
@@ -192,9 +192,7 @@ def _made(
     number = {name: i for i, group in enumerate(groups) for name in group.names}
     # A number in place of each parameter goes where the parameter goes.
     marks = layout.to_tree(
-        layouts.partial(
-            {n: np.broadcast_to(np.int32(number[n]), np.shape(arrays[n])) for n in number}
-        )
+        Partial({n: np.broadcast_to(np.int32(number[n]), np.shape(arrays[n])) for n in number})
     )
     of_leaf = {path: str(int(x.flat[0])) if x.size else "0" for path, x in leaves_with_paths(marks)}
     labels = {path: of_leaf.get(path, FROZEN) for path, _ in leaves_with_paths(params)}
@@ -251,7 +249,7 @@ def _to_theirs(
         state = _filled(transformation.init(tree), saved)
     if strange := sorted(weights.keys() - like.weights.keys()) if like.weights else []:
         raise Refused(f"the file of --like has no weights {strange[:6]}")
-    like.write(new, weights if like.weights else {}, state, layout.to_names, options)
+    like.write(new, New(weights if like.weights else {}, state, layout.to_names), options)
     return provenance.record(
         saved, like.rules[0] if like.rules else [], {}, files.parts(request.source), {}
     )

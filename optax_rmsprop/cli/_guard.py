@@ -136,6 +136,13 @@ def member(opened: zipfile.ZipFile, name: str, where: str) -> bytes:
         raise Refused(f"{where}: {name} cannot be read: {error}") from error
 
 
+def rewrite(source: pathlib.Path, path: pathlib.Path, new: Mapping[str, bytes]) -> None:
+    """Write an archive like another one, in which some members are new."""
+    with archive(source, str(source)) as old, zipfile.ZipFile(path, "w") as made:
+        for name in old.namelist():
+            made.writestr(name, new[name] if name in new else member(old, name, str(source)))
+
+
 def json_of(text: bytes | str, where: str) -> dict[str, Any]:
     """A JSON object."""
     try:
@@ -162,21 +169,12 @@ def npz(path: pathlib.Path) -> dict[str, np.ndarray[Any, Any]]:
 def _npy(data: bytes, where: str) -> np.ndarray[Any, Any]:
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, by_columns, dtype = read(stream)
+        found = np.lib.format.read_array(stream, allow_pickle=False)
     except Exception as error:
-        raise Refused(f"{where} is no NumPy array: {error}") from error
-    if dtype.hasobject:
-        raise Refused(f"{where} is an array of Python objects, which are pickles")
-    rest = data[stream.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(rest):
-        raise Refused(f"{where} has {len(rest)} bytes for the shape {shape} of {dtype}")
-    array = np.frombuffer(rest, dtype, math.prod(shape)) if rest else np.empty(0, dtype)
-    return array.reshape(shape, order="F" if by_columns else "C").copy()
+        raise Refused(f"{where} is no array of numbers, without pickles: {error}") from error
+    if stream.read(1):
+        raise Refused(f"{where} has more bytes than its shape {found.shape} of {found.dtype}")
+    return found
 
 
 @contextlib.contextmanager

@@ -169,9 +169,8 @@ def _described(saved: Ours, path: pathlib.Path) -> Ours:
     saved.names = list(saved.moments)
     saved.steps = dict.fromkeys(saved.names, saved.steps.get("", 0)) if saved.steps else {}
     if saved.provenance is not None:
-        found = provenance.origin_of(saved.provenance, str(path))
-        # A name of the source is that of the label.
-        saved.rules = [found.groups] if found.groups else []
+        groups = provenance.groups_of(saved.provenance, str(path))
+        saved.rules = [groups] if groups else []
         saved.optimizer = str(saved.provenance.get("source", {}).get("optimizer", ""))
     elif saved.moments:
         saved.optimizer = "an Optax state; its rule is not in it"

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -76,16 +76,23 @@ class Saved:
         """`like` with what the optimizer accumulated."""
         raise Refused(f"{self.format} has no state of an optimizer")
 
-    def write(
-        self,
-        path: pathlib.Path,
-        weights: Mapping[str, Array],
-        state: Any,
-        convert: Convert,
-        options: Options,
-    ) -> None:
+    def write(self, path: pathlib.Path, new: "New", options: Options) -> None:
         """A file like the one that was read, with other weights and another state."""
         raise Refused(f"{self.format} is read and not written")
+
+
+@dataclasses.dataclass(frozen=True)
+class New:
+    """What goes into a file of another framework."""
+
+    weights: Mapping[str, Array]
+    state: Any  # None if there is none
+    convert: Convert  # from a tree of the state to named arrays
+
+
+def mapping(x: Any) -> Mapping[str, Any]:
+    """`x`, if it is a mapping, or an empty one."""
+    return cast("Mapping[str, Any]", x) if isinstance(x, Mapping) else {}
 
 
 def merged(groups: list[Group]) -> list[Group]:

@@ -94,7 +94,7 @@ def _table(found: Inspection) -> str:
 
 def _row(x: Parameter, several: bool) -> tuple[str, ...]:
     group = str(x.group) if several and x.group is not None else ""
-    nu = [f"{q:.2g}" for q in x.nu] if x.nu else [""] * 5
+    nu = [f"{q:.3g}" for q in x.nu] if x.nu else [""] * 5
     dead = "" if x.dead is None else f"{x.dead:,}"
     shape = "×".join(map(str, x.shape)) or "()"
     return (

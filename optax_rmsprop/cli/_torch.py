@@ -26,10 +26,12 @@ from ._saved import (
     Array,
     Convert,
     Group,
+    New,
     Options,
     Saved,
     array,
     checked_names,
+    mapping,
     merged,
     narrowed,
     one_of,
@@ -94,38 +96,29 @@ class Torch(Saved):
             missing_ok=options.missing_ok,
         )
 
-    def replaced(
-        self, weights: Mapping[str, Array], state: Any, convert: Convert, options: Options
-    ) -> Any:
+    def replaced(self, new: New, options: Options) -> Any:
         """The content with other weights and another state."""
         torch = guard.needed("torch", "a file of PyTorch")
         content = self.content
-        if weights and self.model is not None:
+        if new.weights and self.model is not None:
             old = _at(content, self.model)
-            new = copy.copy(old)
+            weights = copy.copy(old)
             for name, first in _first_names(old).items():
-                if first in weights:
-                    new[name] = _like(torch, name, weights[first], old[name])
-            content = _with(content, self.model, new)
-        if state is not None:
+                if first in new.weights:
+                    weights[name] = _like(torch, name, new.weights[first], old[name])
+            content = _with(content, self.model, weights)
+        if new.state is not None:
             old = _at(content, self.key)
-            made = interop.to_torch(state, old, convert, names=self.names, count=options.count)
-            tree_map_only = torch.utils._pytree.tree_map_only
-            made = tree_map_only(np.ndarray, torch.from_numpy, made)
+            made = interop.to_torch(
+                new.state, old, new.convert, names=self.names, count=options.count
+            )
+            made = torch.utils._pytree.tree_map_only(np.ndarray, torch.from_numpy, made)
             content = _with(content, self.key, {**old, **made})
         return content
 
-    def write(
-        self,
-        path: pathlib.Path,
-        weights: Mapping[str, Array],
-        state: Any,
-        convert: Convert,
-        options: Options,
-    ) -> None:
+    def write(self, path: pathlib.Path, new: New, options: Options) -> None:
         """The same file with other weights and another state."""
-        torch = guard.needed("torch", "a file of PyTorch")
-        torch.save(self.replaced(weights, state, convert, options), path)
+        guard.needed("torch", "a file of PyTorch").save(self.replaced(new, options), path)
 
 
 @dataclasses.dataclass
@@ -134,25 +127,14 @@ class StableBaselines3(Torch):
 
     source: pathlib.Path = pathlib.Path()
 
-    def write(
-        self,
-        path: pathlib.Path,
-        weights: Mapping[str, Array],
-        state: Any,
-        convert: Convert,
-        options: Options,
-    ) -> None:
+    def write(self, path: pathlib.Path, new: New, options: Options) -> None:
         """The same archive with other weights and another state."""
-        torch = guard.needed("torch", "an archive of Stable-Baselines3")
-        content = self.replaced(weights, state, convert, options)
-        with guard.archive(self.source, str(self.source)) as old, zipfile.ZipFile(path, "w") as new:
-            for name in old.namelist():
-                data = guard.member(old, name, str(self.source))
-                if name in content:
-                    buffer = io.BytesIO()
-                    torch.save(content[name], buffer)
-                    data = buffer.getvalue()
-                new.writestr(name, data)
+        members = dict[str, bytes]()
+        for name, content in self.replaced(new, options).items():
+            buffer = io.BytesIO()
+            guard.needed("torch", "an archive of Stable-Baselines3").save(content, buffer)
+            members[name] = buffer.getvalue()
+        guard.rewrite(self.source, path, members)
 
 
 def read(path: pathlib.Path, options: Options) -> Torch:
@@ -164,7 +146,7 @@ def read(path: pathlib.Path, options: Options) -> Torch:
         raise Refused(
             f"{path}: neither weights nor the state of an optimizer is in it, but a "
             f"{type(content).__name__} of "
-            f"{', '.join(map(str, list(_mapping(content))[:6])) or 'nothing'}"
+            f"{', '.join(map(str, list(mapping(content))[:6])) or 'nothing'}"
         )
     if models:
         name = one_of("models", "--model", models, _WEIGHTS, options.model)
@@ -203,7 +185,7 @@ def read_stable_baselines3(path: pathlib.Path, options: Options) -> StableBaseli
         source=path,
     )
     # The class's name is there as text, beside its pickle.
-    cls = str(_mapping(data.get("policy_kwargs")).get("optimizer_class", ""))
+    cls = str(mapping(data.get("policy_kwargs")).get("optimizer_class", ""))
     told = "stable_baselines3" if "RMSpropTFLike" in cls else ""
     if key:
         _describe(saved, path, dataclasses.replace(options, dialect=options.dialect or told))
@@ -269,7 +251,7 @@ def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:
     for i, found in enumerate(settings):
         prefix = "" if len(groups) == 1 else f"group {i}: "
         saved.settings |= {prefix + k: v for k, v in found.items() if is_setting(v)}
-    entries = dict(zip(saved.names, (_mapping(state.get(key)) for key in keys), strict=True))
+    entries = dict(zip(saved.names, (mapping(state.get(key)) for key in keys), strict=True))
     fields = {str(field) for entry in entries.values() for field in entry}
     plain = all({"lr", "alpha", "eps"} <= group.keys() for group in groups)
     if not plain or fields - {"step", *_MOMENTS.values()}:
@@ -298,7 +280,7 @@ def _parts(path: pathlib.Path, saved: Any) -> tuple[Mapping[Any, Any], list[Mapp
     """The entries and the groups of an optimizer, if they are what PyTorch writes."""
     state, groups = saved["state"], saved["param_groups"]
     lists = isinstance(state, Mapping) and isinstance(groups, list)
-    found = [_mapping(group) for group in cast("list[Any]", groups)] if lists else []
+    found = [mapping(group) for group in cast("list[Any]", groups)] if lists else []
     if not found or any(type(group.get("params")) is not list for group in found):
         raise Refused(f"{path}: the state of the optimizer has no groups of parameters")
     keys: list[Any] = [key for group in found for key in group["params"]]
@@ -322,7 +304,7 @@ def _names(
     names = [name for name, first in _first_names(tensors).items() if _is_trained(name, first)]
     names = [name for name in names if np.ndim(tensors[name]) == 0 or _is_inexact(tensors[name])]
     if len(groups) == 1 and len(names) == len(keys) and options.in_order:
-        shapes = [_shape(_mapping(state.get(key)).get("square_avg")) for key in keys]
+        shapes = [_shape(mapping(state.get(key)).get("square_avg")) for key in keys]
         own = [tuple(tensors[name].shape) for name in names]
         if all(x is None or x[: len(y)] == y for x, y in zip(shapes, own, strict=True)):
             return names, True
@@ -404,18 +386,14 @@ def _number(x: Any) -> Any:
     return x.item() if hasattr(x, "item") and getattr(x, "numel", lambda: 1)() == 1 else x
 
 
-def _mapping(x: Any) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", x) if isinstance(x, Mapping) else {}
-
-
 def _is_weights(x: Any) -> bool:
-    found = _mapping(x)
+    found = mapping(x)
     tensors = all(hasattr(tensor, "untyped_storage") for tensor in found.values())
     return bool(found) and tensors and all(isinstance(name, str) for name in list[Any](found))
 
 
 def _is_optimizer(x: Any) -> bool:
-    return {"state", "param_groups"} <= _mapping(x).keys()
+    return {"state", "param_groups"} <= mapping(x).keys()
 
 
 def _found(content: Any, wanted: Callable[[Any], bool]) -> dict[str, Keys]:
@@ -435,7 +413,7 @@ def _found(content: Any, wanted: Callable[[Any], bool]) -> dict[str, Keys]:
 def _items(x: Any) -> list[tuple[Any, Any]]:
     if isinstance(x, list):
         return list(enumerate(cast("list[Any]", x)))
-    return list(_mapping(x).items())
+    return list(mapping(x).items())
 
 
 def _at(content: Any, keys: Keys) -> Any:
