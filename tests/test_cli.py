@@ -401,7 +401,8 @@ def test_an_image_that_is_flattened_and_statistics_go_into_one_tree(tmp_path, ca
     tree = tmp_path / "shapes.json"
     tree.write_text(json.dumps({path: {"shape": shape} for path, shape in shapes.items()}))
     told = ["--target", tree, "--flattened", "fc=4,2,3"]
-    run(capsys, "convert", source, "--to", tmp_path / "x.npz", *told)
+    text = run(capsys, "convert", source, "--to", tmp_path / "x.npz", *told)
+    assert "left out: fc.mask, norm.num_batches_tracked\n" in text
     run(capsys, "convert", source, "--to", tmp_path / "own.npz")
     with np.load(tmp_path / "x.npz") as found:
         assert {*found.files} == {*shapes, "provenance"}

@@ -156,7 +156,10 @@ def _convert(
     if json:
         show.as_json(record)
     else:
-        show.text("\n".join([*(group["call"] for group in record["groups"]), f"written: {to}"]))
+        left_out = ", ".join(record.get("left_out", ()))
+        show.text("\n".join(group["call"] for group in record["groups"]))
+        show.text(f"left out: {left_out}" if left_out else "")
+        show.text(f"written: {to}")
     return 0
 
 

@@ -113,15 +113,16 @@ def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options
     wanted = target and target.params
     strict = _layout(saved, wanted, names, request.flattened, subset=False)
     loose = _layout(saved, wanted, names, request.flattened, subset=True)
-    trees = dict[str, Any]()
-    labels = dict[str, str]()
+    trees, labels = dict[str, Any](), dict[str, str]()
     if target is not None and saved.weights:
         params = layouts.cast_like(loose.to_tree(saved.weights), target.params)
     else:
         params = strict.to_tree(arrays)
+    left_out = {*saved.weights}
     if saved.weights:
+        trees, used = _others(saved, target, names, arrays)
         trees["params"] = params
-        trees |= _others(saved, target, names, arrays)
+        left_out -= used | {*loose.to_names(params)}
     if has_state:
         transformation, labels = _made(groups, strict, params, arrays)
         like = transformation.init(params)
@@ -133,6 +134,7 @@ def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options
         files.parts(request.source),
         {old: after for old, after in names.items() if old != after},
     )
+    record["left_out"] = sorted(left_out)
     ours.write(new, trees, record)
     return record
 
@@ -173,16 +175,17 @@ def _others(
     target: Target | None,
     names: Mapping[str, str],
     arrays: Mapping[str, Array],
-) -> dict[str, Any]:
-    """Weights that no optimizer has: statistics of normalisations, and what is frozen."""
+) -> tuple[dict[str, Any], set[str]]:
+    """Weights that no optimizer has: statistics, and what is frozen. And which have a place."""
     if target is None:
         rest = {names[k]: x for k, x in saved.weights.items() if k not in arrays}
-        return {"other": rest} if rest else {}
+        return {"other": rest} if rest else {}, {*saved.weights}
     if target.statistics is None:
-        return {}
+        return {}, set()
     statistics = _layout(saved, target.statistics, names, {}, subset=True)
     tree = statistics.to_tree(saved.weights)
-    return {"batch_stats": layouts.cast_like(tree, target.statistics)}
+    used = {*statistics.to_names(tree)}
+    return {"batch_stats": layouts.cast_like(tree, target.statistics)}, used
 
 
 def _made(
@@ -211,19 +214,7 @@ def _made(
 def _to_theirs(
     saved: Saved, new: pathlib.Path, request: Request, options: Options
 ) -> dict[str, Any]:
-    if not isinstance(saved, Ours):
-        raise Refused(
-            f"{request.source} is no run in JAX: convert it to Orbax or .npz first, and that to "
-            f"{request.to.suffix or 'the other framework'}"
-        )
-    if request.like is None:
-        raise Refused(
-            f"--to {request.to.name} needs --like, a checkpoint of the same model and optimizer in "
-            "that framework, new or old, whose names and settings the new one gets"
-        )
-    like = files.read(request.like, options)
-    if isinstance(like, Ours):
-        raise Refused(f"--like {request.like} is of a run in JAX, and of no other framework")
+    saved, like = _both(saved, request, options)
     names = layouts.renaming([*like.weights, *like.names], request.rename)
     params, statistics = saved.tree("params"), saved.tree("batch_stats") or saved.tree("other")
     if not params:
@@ -253,6 +244,24 @@ def _to_theirs(
     return provenance.record(
         saved, like.rules[0] if like.rules else [], {}, files.parts(request.source), {}
     )
+
+
+def _both(saved: Saved, request: Request, options: Options) -> tuple[Ours, Saved]:
+    """The run in JAX, and the checkpoint that the new one resembles."""
+    if not isinstance(saved, Ours):
+        raise Refused(
+            f"{request.source} is no run in JAX: convert it to Orbax or .npz first, and that to "
+            f"{request.to.suffix or 'the other framework'}"
+        )
+    if request.like is None:
+        raise Refused(
+            f"--to {request.to.name} needs --like, a checkpoint of the same model and optimizer in "
+            "that framework, new or old, whose names and settings the new one gets"
+        )
+    like = files.read(request.like, options)
+    if isinstance(like, Ours):
+        raise Refused(f"--like {request.like} is of a run in JAX, and of no other framework")
+    return saved, like
 
 
 def _groups(saved: Ours, like: Saved) -> list[Group]:

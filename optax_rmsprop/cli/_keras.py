@@ -30,7 +30,6 @@ from ._saved import (
     array,
     checked_names,
     mapping,
-    narrowed,
 )
 
 _MEMBER = "model.weights.h5"
@@ -202,8 +201,6 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
         saved.optimizer = name
         return
     arguments = _arguments(path, config)
-    legacy = "decay" in config or any("/rms" in key for key in saved.variables)
-    dialect = "keras2" if legacy else "keras"
     known = {**arguments, **options.settings}
     has = {"nu", *(["trace"] if known.get("momentum", ...) else [])}
     has |= {"mu"} if known.get("centered") is True else set[str]()
@@ -218,13 +215,7 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
         return
     except ValueError as error:
         raise Refused(f"{path}: {error}") from error
-    quantities = {"nu": "nu", "mu": "mu", "step": "momentum"}
-    for key, (quantity, parameter) in found.roles.items():
-        if quantity in quantities:
-            saved.moments.setdefault(parameter, {})[quantities[quantity]] = found.values[key]
-    saved.names = list(found.names)
-    if (steps := found.scalar("count")) is not None:
-        saved.steps = dict.fromkeys(saved.names, int(steps))
+    saved.take(found)
     if not config:
         arguments = _arguments_of_arrays(found, saved.format != "Keras, HDF5")
     if saved.settings.get("use_ema") is True:
@@ -233,9 +224,9 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
         found_name = str(mapping(cast(Any, schedule)).get("class_name"))
         saved.settings["learning_rate"] = found_name
         saved.notes.append(f"the learning rate is a schedule, {found_name}: give it in the call")
-    call = Call(dialect, arguments)
-    saved.rules = narrowed([[Group(call, saved.names)]], options)
-    saved.optimizer = saved.rules[0][0].call.framework.optimizer
+    legacy = "decay" in config or any("/rms" in key for key in saved.variables)
+    call = Call("keras2" if legacy else "keras", arguments)
+    saved.may_be([[Group(call, saved.names)]], options)
 
 
 def _arguments_of_arrays(found: Any, all_are_there: bool) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
+from ..interop._states import Variables
 from ..interop._variables import numbers
 from ._calls import Call
 from ._guard import Refused
 
+_QUANTITIES = {"nu": "nu", "mu": "mu", "step": "momentum"}
 Array: TypeAlias = np.ndarray[Any, Any]
 Convert: TypeAlias = Callable[[Any], Any]
 
@@ -62,6 +64,20 @@ class Saved:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     notes: list[str] = dataclasses.field(default_factory=list[str])
     provenance: dict[str, Any] | None = None
+
+    def take(self, found: Variables) -> None:
+        """The names, the moments and the steps that the variables of an optimizer have."""
+        self.names = list(found.names)
+        for key, (quantity, name) in found.roles.items():
+            if quantity in _QUANTITIES:
+                self.moments.setdefault(name, {})[_QUANTITIES[quantity]] = found.values[key]
+        if (steps := found.scalar("count")) is not None:
+            self.steps = dict.fromkeys(self.names, int(steps))
+
+    def may_be(self, rules: list[list[Group]], options: Options) -> None:
+        """The rules that the file may be of, as far as the command line leaves them."""
+        self.rules = narrowed(rules, options)
+        self.optimizer = " or ".join(rule[0].call.framework.optimizer for rule in self.rules)
 
     def groups(self) -> list[Group]:
         """The groups of the one rule that it is of."""

@@ -35,7 +35,8 @@ def _other(x: Any) -> Any:
 
 def text(report: Any) -> None:
     """A report in lines, without what a terminal would obey."""
-    print(*map(printable, str(report).splitlines()), sep="\n")
+    for line in str(report).splitlines():
+        print(printable(line))
 
 
 def track(names: Sequence[str]) -> Iterator[str]:

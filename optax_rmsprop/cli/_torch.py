@@ -33,7 +33,6 @@ from ._saved import (
     checked_names,
     mapping,
     merged,
-    narrowed,
     one_of,
 )
 
@@ -272,8 +271,7 @@ def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:
         merged([Group(_call(path, dialect, s), n) for s, n in zip(settings, parts, strict=True)])
         for dialect in _dialects(saved, settings)
     ]
-    saved.rules = narrowed(rules, options)
-    saved.optimizer = " or ".join(rule[0].call.framework.optimizer for rule in saved.rules)
+    saved.may_be(rules, options)
 
 
 def _parts(path: pathlib.Path, saved: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
