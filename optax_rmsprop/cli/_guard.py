@@ -52,6 +52,24 @@ def needed(module: str, what: str) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def silent() -> Generator[None]:
+    """Nothing goes to the standard error, not even from libraries in C."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # It is closed.
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 def one_line(error: BaseException | str) -> str:
     """A message without line breaks, and without what a terminal would obey."""
     text = str(error) or type(error).__name__

@@ -75,7 +75,8 @@ def read(prefix: pathlib.Path, options: Options) -> TensorFlow:
     """A checkpoint by the prefix of its files."""
     sizes = [guard.regular_file(path).stat().st_size for path in files_of(prefix)]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    tf = guard.needed("tensorflow", f"{prefix}: a checkpoint of TensorFlow")
+    with guard.silent():  # TensorFlow tells of the machine while it is imported.
+        tf = guard.needed("tensorflow", f"{prefix}: a checkpoint of TensorFlow")
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes = reader.get_variable_to_shape_map()

@@ -608,6 +608,16 @@ def test_a_checkpoint_of_tensorflow_1_goes_on(centered, tmp_path, capsys):
     assert {x["name"] for x in found["parameters"]} == {*values}
 
 
+def test_a_damaged_checkpoint_of_tensorflow_is_one_line(tmp_path):
+    needed("tensorflow")
+    for name in ("a.index", "a.data-00000-of-00001"):
+        (tmp_path / name).write_bytes(b"x" * 99)
+    command = [sys.executable, "-m", "optax_rmsprop", "inspect", str(tmp_path / "a")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+
+
 def test_without_torch_a_file_of_torch_is_refused_in_a_line(tmp_path):
     needed("torch")
     import torch
