@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_rmsprop import cli, dialects
+from optax_rmsprop import cli, dialects, recording
 from optax_rmsprop.cli import _calls as calls
 from optax_rmsprop.cli import _guard as guard
 from optax_rmsprop.cli import _inspect as inspect
@@ -379,6 +379,49 @@ def test_weights_of_safetensors(tmp_path, capsys):
             np.testing.assert_array_equal(back.weights[name], x)
 
 
+def test_an_image_that_is_flattened_and_statistics_go_into_one_tree(tmp_path, capsys):
+    named = {
+        "conv.weight": values(0, (4, 3, 2, 2)),
+        "norm.weight": values(1, (4,)),
+        "norm.bias": values(2, (4,)),
+        "norm.running_mean": values(3, (4,)),
+        "norm.running_var": values(4, (4,)),
+        "norm.num_batches_tracked": np.array(7),
+        "fc.weight": values(5, (5, 4 * 2 * 3)),
+        "fc.mask": np.arange(6).reshape(2, 3) % 2 == 0,
+    }
+    source = tmp_path / "a.safetensors"
+    safetensors.save_file(named, source)
+    shapes = {"params/conv/kernel": [2, 2, 3, 4], "params/norm/scale": [4], "params/norm/bias": [4]}
+    shapes |= {
+        "params/fc/kernel": [24, 5],
+        "batch_stats/norm/mean": [4],
+        "batch_stats/norm/var": [4],
+    }
+    tree = tmp_path / "shapes.json"
+    tree.write_text(json.dumps({path: {"shape": shape} for path, shape in shapes.items()}))
+    told = ["--target", tree, "--flattened", "fc=4,2,3"]
+    text = run(capsys, "convert", source, "--to", tmp_path / "x.npz", *told)
+    assert "left out: fc.mask, norm.num_batches_tracked\n" in text
+    run(capsys, "convert", source, "--to", tmp_path / "own.npz")
+    with np.load(tmp_path / "x.npz") as found:
+        assert {*found.files} == {*shapes, "provenance"}
+        expected = named["fc.weight"].reshape(5, 4, 2, 3).transpose(2, 3, 1, 0).reshape(24, 5)
+        np.testing.assert_array_equal(found["params/fc/kernel"], expected)
+        np.testing.assert_array_equal(found["batch_stats/norm/var"], named["norm.running_var"])
+    with np.load(tmp_path / "own.npz") as found:
+        for name, x in named.items():
+            assert found[f"params/{name}"].dtype == x.dtype
+            np.testing.assert_array_equal(found[f"params/{name}"], x)
+
+
+def test_the_name_of_the_file_to_write_may_be_any_that_ends_as_that_of_the_other(tmp_path, capsys):
+    there = keras_h5(tmp_path / "epoch=3.ckpt")
+    run(capsys, "convert", there, "--to", tmp_path / "x")
+    run(capsys, "convert", tmp_path / "x", "--to", tmp_path / "back.ckpt", "--like", there)
+    assert run(capsys, "inspect", tmp_path / "back.ckpt", "--json")["calls"] == [CALL]
+
+
 def test_another_optimizer_is_named_and_not_converted(tmp_path, capsys):
     path = keras_h5(tmp_path / "a.h5")
     with h5py.File(path, "r+") as file:
@@ -715,7 +758,7 @@ def test_a_hostile_file_is_refused_and_nothing_is_written(hostile, tmp_path, cap
         ["inspect", path, "--json"],
         ["convert", path, "--to", tmp_path / "out"],
         ["convert", path, "--to", tmp_path / "out.npz", "--force"],
-        ["convert", path, "--to", tmp_path / "out.pt", "--like", path],
+        ["convert", path, "--to", tmp_path / f"back{path.suffix}", "--like", path],
     ):
         error = run(capsys, *arguments, status=2)
         assert str(path) in error or "run in JAX" in error or "exist" in error, error
@@ -736,6 +779,14 @@ def test_the_limit_of_sizes_lets_fresh_accumulators_pass():
     guard.check_size("x", 10 * guard.HARMLESS, guard.HARMLESS)
     with pytest.raises(guard.Refused, match="bomb"):
         guard.check_size("x", guard.HARMLESS + 1, 1000)
+
+
+@pytest.mark.parametrize("width", ["20", "500"])
+def test_a_terminal_cuts_nothing(width, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
+    text = run(capsys, "inspect", keras_h5(tmp_path / "model.h5"))
+    assert all(name in text for name in [*NAMES, "4×2", "float32", "dead"])
+    assert "not finite" not in text and not any(line.endswith(" ") for line in text.splitlines())
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\nb", "a\u202eb"])
@@ -864,6 +915,9 @@ def test_a_state_within_a_chain_is_found(tmp_path, capsys):
         (["convert", "a.h5", "--to", "b.keras"], "is no run in JAX"),
         (["convert", "x.npz", "--to", "b.h5"], "needs --like"),
         (["convert", "x.npz", "--to", "b"], "is of a run in JAX"),
+        (["convert", "x.npz", "--to", "b.keras", "--like", "a.h5"], "must end as"),
+        (["convert", "x.npz", "--to", "b.npz", "--like", "x.npz"], "of no other framework"),
+        (["convert", "x.npz", "--to", "b.h5", "--like", "a.h5", "--target", "x.npz"], "--target"),
     ],
 )
 def test_wrong_use_is_told_with_status_2(arguments, words, tmp_path, capsys, monkeypatch):
@@ -898,13 +952,30 @@ def test_a_missing_extra_is_told_in_a_line(module, tmp_path):
 
 
 def test_the_command_as_a_program(tmp_path):
-    path = keras_h5(tmp_path / "a.h5")
+    path = keras_h5(tmp_path / "ünd so.h5")
     pieces = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(pieces)}
-    command = [sys.executable, "-m", "optax_rmsprop", "inspect", str(path), "--json"]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["calls"] == [CALL]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(pieces),
+        "PYTHONIOENCODING": "ascii",
+    }
+    command = [sys.executable, "-m", "optax_rmsprop", "inspect", str(path)]
+    ends = os.pipe()
+    os.close(ends[0])  # a reader that has enough
+    options = {"stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "env": environment}
+    programs = [
+        subprocess.Popen(command, text=True, stdout=subprocess.PIPE, **options),
+        subprocess.Popen([*command, "--json"], text=True, stdout=subprocess.PIPE, **options),
+        subprocess.Popen([*command, "--json"], text=True, stdout=ends[1], **options),
+    ]
+    if os.name == "posix":
+        closed = ["sh", "-c", 'exec "$0" "$@" >&-', *command]
+        programs += [subprocess.Popen(closed, text=True, **options)]
+    os.close(ends[1])
+    found = [program.communicate() for program in programs]
+    assert [err for _, err in found] == [""] * len(found)
+    assert [p.returncode for p in programs] == [0, 0, 141, 0][: len(found)]
+    assert "?nd so.h5" in found[0][0] and CALL in found[0][0] and "4?2" in found[0][0]
+    assert json.loads(found[1][0])["file"] == "ünd so.h5"
 
 
 @pytest.fixture
@@ -915,7 +986,7 @@ def recorded(tmp_path, monkeypatch):
     modules = {
         "recording": types.SimpleNamespace(Run=types.SimpleNamespace(load=lambda path: run_)),
         "probe": types.SimpleNamespace(identify_log=lambda *a: Report([*a])),
-        "compare": types.SimpleNamespace(runs=lambda a, b: Difference(None if a is b else 3)),
+        "compare": types.SimpleNamespace(runs=lambda a, b, _: Difference(None if a is b else 3)),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, f"optax_rmsprop.{name}", module)
@@ -928,7 +999,7 @@ class Report:
         self.calls = ["dialects.torch(lr=0.5)"]
 
     def __str__(self):
-        return "it is dialects.torch [here]"
+        return "it is dialects.torch [here]\n\x1b[31m"
 
     def as_dict(self):
         return {"calls": self.calls, "error": np.float32(np.nan)}
@@ -946,7 +1017,9 @@ class Difference:
 
 
 def test_the_frame_of_identify(recorded, capsys, monkeypatch):
-    assert "dialects.torch [here]" in run(capsys, "identify", recorded)
+    assert "dialects.torch [here]\n\N{REPLACEMENT CHARACTER}[31m" in run(
+        capsys, "identify", recorded
+    )
     assert run(capsys, "identify", recorded, "--json") == {
         "calls": ["dialects.torch(lr=0.5)"], "error": None,
     }  # fmt: skip
@@ -956,9 +1029,23 @@ def test_the_frame_of_identify(recorded, capsys, monkeypatch):
 
 def test_the_frame_of_compare(recorded, capsys, monkeypatch):
     assert "first: None" in run(capsys, "compare", recorded, recorded)
-    modules = types.SimpleNamespace(runs=lambda a, b: Difference(3))
+    modules = types.SimpleNamespace(runs=lambda a, b, _: Difference(3))
     monkeypatch.setitem(sys.modules, "optax_rmsprop.compare", modules)
     assert run(capsys, "compare", recorded, recorded, "--json", status=1) == {"first": 3}
+
+
+def test_runs_whose_parameters_have_other_names_are_compared(tmp_path, capsys):
+    params, grads = {"fc.weight": values(0, (4, 3)), "b": values(1, (4,))}, {}
+    grads = {name: x[:3] for name, x in params.items()}
+    theirs, ours = tmp_path / "theirs.npz", tmp_path / "ours.npz"
+    recording.Run(params, grads, np.arange(3)).save(theirs)
+    for run_ in (params, grads):
+        run_["net/kernel"] = run_.pop("fc.weight")
+    recording.Run(params, grads, np.arange(3)).save(ours)
+    assert "fc.weight" in run(capsys, "compare", theirs, ours, status=2)
+    names = ["--rename", "fc.weight=net/kernel"]
+    assert run(capsys, "compare", theirs, ours, *names, "--json")["first"] is None
+    assert "no parameter" in run(capsys, "compare", theirs, ours, "--rename", "fd=x", status=2)
 
 
 @pytest.mark.parametrize("command", [["identify"], ["compare", "{}"]])

@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
         return _commands.run(arguments)
     except ModuleNotFoundError as error:
         reason = f"{error.name} is not installed: pip install 'optax-rmsprop[cli]'"
+    except BrokenPipeError:
+        raise
     except (Refused, OSError, ValueError, TypeError, MemoryError) as error:
         reason = one_line(error)
     except KeyboardInterrupt:

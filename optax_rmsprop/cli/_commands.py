@@ -1,5 +1,6 @@
 """The commands' arguments, and what each does."""
 
+import dataclasses
 import importlib
 import math
 import pathlib
@@ -11,18 +12,49 @@ import tyro
 from . import _guard as guard
 from . import _open as files
 from . import _show as show
-from ._calls import settings_of
+from ._calls import FRAMEWORKS, settings_of
 from ._convert import Request, convert
 from ._guard import Refused
 from ._inspect import inspect
+from ._layouts import renaming
 from ._saved import Options
 
+arg = tyro.conf.arg
+_DIALECTS = "|".join(FRAMEWORKS)
 Dialect = Literal[
     "", "torch", "timm", "stable_baselines3", "pfrl", "keras", "keras2", "tensorflow1"
 ]
 Each = tyro.conf.UseAppendAction[tuple[str, ...]]
-File = tyro.conf.Positional[pathlib.Path]
-Set = Annotated[Each, tyro.conf.arg(name="set", metavar="NAME=VALUE")]
+Rename = Annotated[Each, arg(metavar="OLD=NEW")]
+File = Annotated[tyro.conf.Positional[pathlib.Path], arg(metavar="FILE")]
+Named = Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Name = Annotated[str, arg(metavar="NAME", help_behavior_hint="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the file does not tell."""
+
+    weights: Named = None
+    """The file of the weights, if the checkpoint has the optimizer alone."""
+    dialect: Annotated[Dialect, arg(metavar=_DIALECTS, help_behavior_hint="")] = ""
+    """Whose rule it is."""
+    set_: Annotated[Each, arg(name="set", metavar="NAME=VALUE")] = ()
+    """An argument of the call, in place of what the file holds."""
+    names: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """The parameters' names, in the optimizer's order, where the file has positions."""
+    model: Name = ""
+    """Which weights, of several."""
+    optimizer: Name = ""
+    """Which optimizer, of several."""
+
+    def options(self, count: int | None = None, missing_ok: bool = False) -> Options:
+        """The same, with the weights read."""
+        settings = settings_of(self.set_)
+        options = Options(
+            self.names, self.model, self.optimizer, self.dialect, settings, count, missing_ok
+        )
+        return files.with_weights(options, self.weights)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -36,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
             prog="python -m optax_rmsprop",
             description="Which RMSprop is it; and a checkpoint carried to another framework.",
             args=list(arguments),
-            config=(tyro.conf.FlagCreatePairsOff,),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
@@ -51,49 +83,40 @@ def _identify(log: File, json: bool = False) -> int:
     """
     run = _recorded(log)
     report = _module("probe").identify_log(run.params, run.grads, run.learning_rates)
-    show.as_json(report) if json else show.console().print(str(report))
+    show.as_json(report) if json else show.text(report)
     return 0 if report.calls else 1
 
 
-def _compare(theirs: File, ours: File, json: bool = False) -> int:
+def _compare(
+    theirs: Annotated[File, arg(metavar="THEIRS")],
+    ours: Annotated[File, arg(metavar="OURS")],
+    rename: Rename = (),
+    json: bool = False,
+) -> int:
     """Find where two recorded runs part, and why. The exit status is 1 if they do.
 
     Args:
         theirs: A run that `optax_rmsprop.recording` wrote.
         ours: Another.
+        rename: The name in theirs of a parameter or module, and that in ours.
         json: Print JSON.
     """
-    found = _module("compare").runs(_recorded(theirs), _recorded(ours))
-    show.as_json(found) if json else show.console().print(str(found))
+    runs = _recorded(theirs), _recorded(ours)
+    found = _module("compare").runs(*runs, renaming(runs[0].params, rename))
+    show.as_json(found) if json else show.text(found)
     return 0 if found.first is None else 1
 
 
-def _inspect(
-    checkpoint: File,
-    weights: pathlib.Path | None = None,
-    dialect: Dialect = "",
-    set_: Set = (),
-    names: tuple[str, ...] = (),
-    model: str = "",
-    optimizer: str = "",
-    json: bool = False,
-) -> int:
+def _inspect(checkpoint: File, reading: Reading = Reading(), json: bool = False) -> int:
     """Say which optimizer and which rule a checkpoint is of, and show its second moments.
 
     Args:
-        checkpoint: A file of PyTorch, Stable-Baselines3, safetensors, Keras or tf.keras, a
-            checkpoint of TensorFlow, or what `convert` wrote.
-        weights: The file of the weights, if the checkpoint has the optimizer alone.
-        dialect: Whose rule it is, where the file does not tell.
-        set_: An argument of the call, in place of what the file holds. May be repeated.
-        names: The parameters' names, in the optimizer's order, where the file has positions.
-        model: Which weights, of several.
-        optimizer: Which optimizer, of several.
+        checkpoint: Of any framework, or of Orbax, or what `convert` wrote.
+        reading: What the file does not tell.
         json: Print JSON.
     """
-    options = Options(names, model, optimizer, dialect, settings_of(set_))
     with show.working(f"reading {checkpoint}"):
-        saved = files.read(checkpoint, files.with_weights(options, weights))
+        saved = files.read(checkpoint, reading.options())
     found = inspect(saved, checkpoint.name, show.track)
     show.as_json(found) if json else show.inspection(found)
     return 0
@@ -101,18 +124,13 @@ def _inspect(
 
 def _convert(
     checkpoint: File,
-    to: pathlib.Path,
-    target: pathlib.Path | None = None,
-    like: pathlib.Path | None = None,
-    rename: Annotated[Each, tyro.conf.arg(metavar="OLD=NEW")] = (),
-    flattened: Annotated[Each, tyro.conf.arg(metavar="MODULE=C,H,W")] = (),
-    weights: pathlib.Path | None = None,
-    dialect: Dialect = "",
-    set_: Set = (),
-    names: tuple[str, ...] = (),
-    model: str = "",
-    optimizer: str = "",
-    count: int | None = None,
+    to: Annotated[pathlib.Path, arg(metavar="NEW")],
+    target: Named = None,
+    like: Named = None,
+    rename: Rename = (),
+    flattened: Annotated[Each, arg(metavar="MODULE=C,H,W")] = (),
+    reading: Reading = Reading(),
+    count: Annotated[int | None, arg(metavar="STEPS", help_behavior_hint="")] = None,
     missing_ok: bool = False,
     force: bool = False,
     json: bool = False,
@@ -121,32 +139,27 @@ def _convert(
 
     Args:
         checkpoint: As for `inspect`; on the way back, an Orbax checkpoint or an `.npz`.
-        to: A folder for Orbax, an `.npz`; on the way back, a name as that of `--like`.
+        to: A folder for Orbax, or an `.npz`; on the way back, a name that ends as that of `--like`.
         target: The tree of the parameters in JAX: an Orbax checkpoint, an `.npz`, or a shape file.
         like: On the way back, a checkpoint of the other framework, which the new one resembles.
         rename: The name in the checkpoint of a parameter or module, and that in JAX.
         flattened: The image that a linear layer takes, in PyTorch: channels, height, width.
-        weights: The file of the weights, if the checkpoint has the optimizer alone.
-        dialect: Whose rule it is, where the file does not tell.
-        set_: An argument of the call, in place of what the file holds. May be repeated.
-        names: The parameters' names, in the optimizer's order, where the file has positions.
-        model: Which weights, of several.
-        optimizer: Which optimizer, of several.
+        reading: What the file does not tell.
         count: The steps made, in place of the file's.
         missing_ok: Parameters that never had a gradient keep a new state.
         force: Overwrite what is there.
         json: Print the record of the conversion as JSON.
     """
-    options = Options(names, model, optimizer, dialect, settings_of(set_), count, missing_ok)
     request = Request(checkpoint, to, target, like, rename, _images(flattened), force)
     with show.working(f"converting {checkpoint}"):
-        record = convert(request, files.with_weights(options, weights))
+        record = convert(request, reading.options(count, missing_ok))
     if json:
         show.as_json(record)
     else:
-        for group in record["groups"]:
-            show.console().print(group["call"])
-        show.console().print(f"written: {to}")
+        left_out = ", ".join(record.get("left_out", ()))
+        show.text("\n".join(group["call"] for group in record["groups"]))
+        show.text(f"left out: {left_out}" if left_out else "")
+        show.text(f"written: {to}")
     return 0
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from ..interop._arrays import leaves_with_paths
+from ..interop._arrays import Partial, leaves_with_paths
 from . import _guard as guard
 from . import _layouts as layouts
 from . import _open as files
@@ -18,13 +18,13 @@ from . import _provenance as provenance
 from ._guard import Refused
 from ._layouts import Layout, Target
 from ._ours import Ours
-from ._saved import Array, Group, Options, Saved
+from ._saved import Array, Group, New, Options, Saved
 from ._torch import Torch
 
 _FLAGS = {
     "missing_ok=True": "--missing-ok",
     "learning_rate=": "--set learning_rate=",
-    "count=": "--count ",
+    "count=": "--count STEPS",
     "names=": "--names ",
     "give names,": "give --names,",
     "optimizer=": "--optimizer ",
@@ -49,25 +49,31 @@ class Request:
 
 def convert(request: Request, options: Options) -> dict[str, Any]:
     """Convert, and return the record of it."""
-    to = request.to
-    if to.suffix in files.FOREIGN:
-        record_file = provenance.beside(to)
-        with (
-            guard.written(record_file, request.force) as new_record,
-            guard.written(to, request.force, not to.is_dir()) as new,
-        ):
-            record = _run(_to_theirs, new, request, options)
-            record["written"] = guard.digests({to.name: new})
-            new_record.write_text(provenance.text(record), encoding="utf-8")
-        return record
-    replaceable = ours.is_converted(to) if to.is_dir() else to.suffix == ".npz"
-    with guard.written(to, request.force, replaceable) as new:
-        return _run(_to_ours, new, request, options)
-
-
-def _run(work: Any, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
-    """Read, and write with 64 bits if the source has numbers of them."""
+    to, like = request.to, request.like
+    if like is None and to.suffix not in files.FOREIGN:
+        replaceable = ours.is_converted(to) if to.is_dir() else to.suffix == ".npz"
+        output = guard.written(to, request.force, replaceable)
+        saved = files.read(request.source, options)
+        with output as new:
+            return _run(_to_ours, saved, new, request, options)
+    if like is not None and like.suffix != to.suffix:
+        raise Refused(f"--to {to.name} must end as the name of --like does, {like.name}")
+    if request.target is not None:
+        raise Refused("--target is for the way to JAX, and --like for the way back")
+    output = guard.written(to, request.force, not to.is_dir())
+    beside = guard.written(provenance.beside(to), request.force)
     saved = files.read(request.source, options)
+    with beside as new_record, output as new:
+        record = _run(_to_theirs, saved, new, request, options)
+        record["written"] = guard.digests({to.name: new})
+        new_record.write_text(provenance.text(record), encoding="utf-8")
+    return record
+
+
+def _run(
+    work: Any, saved: Saved, new: pathlib.Path, request: Request, options: Options
+) -> dict[str, Any]:
+    """Write, with 64 bits if the source has numbers of them."""
     with jax.enable_x64(any(x.dtype in (np.float64, np.complex128) for x in _all(saved))):
         try:
             return work(saved, new, request, options)
@@ -91,8 +97,8 @@ def _in_flags(message: str) -> str:
 def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options) -> dict[str, Any]:
     if isinstance(saved, Ours):
         raise Refused(
-            f"{request.source} is of a run in JAX: give --to a name that ends in one of "
-            f"{', '.join(sorted(files.FOREIGN))}"
+            f"{request.source} is of a run in JAX: give --like, a checkpoint of the other "
+            "framework, and --to a name that ends as its name"
         )
     target = None if request.target is None else layouts.target_of(request.target)
     has_state = bool(saved.optimizer)
@@ -104,17 +110,19 @@ def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options
         )
     names = layouts.renaming([*saved.weights, *saved.names], request.rename)
     arrays = _parameters(saved)
-    strict = _layout(saved, target and target.params, names, request, subset=False)
-    loose = _layout(saved, target and target.params, names, request, subset=True)
-    trees = dict[str, Any]()
-    labels = dict[str, str]()
+    wanted = target and target.params
+    strict = _layout(saved, wanted, names, request.flattened, subset=False)
+    loose = _layout(saved, wanted, names, request.flattened, subset=True)
+    trees, labels = dict[str, Any](), dict[str, str]()
     if target is not None and saved.weights:
         params = layouts.cast_like(loose.to_tree(saved.weights), target.params)
     else:
         params = strict.to_tree(arrays)
+    left_out = {*saved.weights}
     if saved.weights:
+        trees, used = _others(saved, target, names, arrays)
         trees["params"] = params
-        trees |= _others(saved, target, names, arrays, request)
+        left_out -= used | {*loose.to_names(params)}
     if has_state:
         transformation, labels = _made(groups, strict, params, arrays)
         like = transformation.init(params)
@@ -126,6 +134,7 @@ def _to_ours(saved: Saved, new: pathlib.Path, request: Request, options: Options
         files.parts(request.source),
         {old: after for old, after in names.items() if old != after},
     )
+    record["left_out"] = sorted(left_out)
     ours.write(new, trees, record)
     return record
 
@@ -144,14 +153,18 @@ def _parameters(saved: Saved) -> dict[str, Array]:
 
 
 def _layout(
-    saved: Saved, params: Any, names: Mapping[str, str], request: Request, subset: bool
+    saved: Saved,
+    params: Any,
+    names: Mapping[str, str],
+    flattened: Mapping[str, tuple[int, ...]],
+    subset: bool,
 ) -> Layout:
     if params is None:
-        return layouts.renamed(layouts.by_name(), names)
+        return layouts.renamed(Layout(), names)
 
     def made(tree: Any) -> Layout:
         if isinstance(saved, Torch) or saved.format == "safetensors":
-            return layouts.of_torch(tree, request.flattened, subset)
+            return layouts.of_torch(tree, flattened, subset)
         return layouts.of_keras(tree, names.values(), subset)
 
     return layouts.renamed(layouts.in_variables(params, made), names)
@@ -162,17 +175,17 @@ def _others(
     target: Target | None,
     names: Mapping[str, str],
     arrays: Mapping[str, Array],
-    request: Request,
-) -> dict[str, Any]:
-    """Weights that no optimizer has: statistics of normalisations, and what is frozen."""
+) -> tuple[dict[str, Any], set[str]]:
+    """Weights that no optimizer has: statistics, and what is frozen. And which have a place."""
     if target is None:
         rest = {names[k]: x for k, x in saved.weights.items() if k not in arrays}
-        return {"other": rest} if rest else {}
+        return {"other": rest} if rest else {}, {*saved.weights}
     if target.statistics is None:
-        return {}
-    statistics = _layout(saved, target.statistics, names, request, subset=True)
+        return {}, set()
+    statistics = _layout(saved, target.statistics, names, {}, subset=True)
     tree = statistics.to_tree(saved.weights)
-    return {"batch_stats": layouts.cast_like(tree, target.statistics)}
+    used = {*statistics.to_names(tree)}
+    return {"batch_stats": layouts.cast_like(tree, target.statistics)}, used
 
 
 def _made(
@@ -182,9 +195,7 @@ def _made(
     number = {name: i for i, group in enumerate(groups) for name in group.names}
     # A number in place of each parameter goes where the parameter goes.
     marks = layout.to_tree(
-        layouts.partial(
-            {n: np.broadcast_to(np.int32(number[n]), np.shape(arrays[n])) for n in number}
-        )
+        Partial({n: np.broadcast_to(np.int32(number[n]), np.shape(arrays[n])) for n in number})
     )
     of_leaf = {path: str(int(x.flat[0])) if x.size else "0" for path, x in leaves_with_paths(marks)}
     labels = {path: of_leaf.get(path, FROZEN) for path, _ in leaves_with_paths(params)}
@@ -203,17 +214,7 @@ def _made(
 def _to_theirs(
     saved: Saved, new: pathlib.Path, request: Request, options: Options
 ) -> dict[str, Any]:
-    if not isinstance(saved, Ours):
-        raise Refused(
-            f"{request.source} is no run in JAX: convert it to Orbax or .npz first, and that to "
-            f"{request.to.suffix}"
-        )
-    if request.like is None:
-        raise Refused(
-            f"--to {request.to.name} needs --like, a checkpoint of the same model and optimizer in "
-            "that framework, new or old, whose names and settings the new one gets"
-        )
-    like = files.read(request.like, options)
+    saved, like = _both(saved, request, options)
     names = layouts.renaming([*like.weights, *like.names], request.rename)
     params, statistics = saved.tree("params"), saved.tree("batch_stats") or saved.tree("other")
     if not params:
@@ -221,13 +222,13 @@ def _to_theirs(
         params = {name: arrays["nu"] for name, arrays in saved.moments.items()} or saved.weights
     own = {names[name] for name in like.names or like.weights} == params.keys()
     tree = params if own else layouts.nested(params)
-    layout = _layout(like, None if own else tree, names, request, subset=False)
+    layout = _layout(like, None if own else tree, names, request.flattened, subset=False)
     weights = dict[str, Array]()
     if saved.weights:
         weights = layout.to_names(tree)
         if statistics:
             beside = layouts.nested(statistics) if saved.tree("batch_stats") else None
-            other = _layout(like, beside, names, request, subset=True)
+            other = _layout(like, beside, names, {}, subset=True)
             weights |= other.to_names(statistics if beside is None else beside)
     state = None
     if saved.tree("opt_state"):
@@ -239,10 +240,28 @@ def _to_theirs(
         state = _filled(transformation.init(tree), saved)
     if strange := sorted(weights.keys() - like.weights.keys()) if like.weights else []:
         raise Refused(f"the file of --like has no weights {strange[:6]}")
-    like.write(new, weights if like.weights else {}, state, layout.to_names, options)
+    like.write(new, New(weights if like.weights else {}, state, layout.to_names), options)
     return provenance.record(
         saved, like.rules[0] if like.rules else [], {}, files.parts(request.source), {}
     )
+
+
+def _both(saved: Saved, request: Request, options: Options) -> tuple[Ours, Saved]:
+    """The run in JAX, and the checkpoint that the new one resembles."""
+    if not isinstance(saved, Ours):
+        raise Refused(
+            f"{request.source} is no run in JAX: convert it to Orbax or .npz first, and that to "
+            f"{request.to.suffix or 'the other framework'}"
+        )
+    if request.like is None:
+        raise Refused(
+            f"--to {request.to.name} needs --like, a checkpoint of the same model and optimizer in "
+            "that framework, new or old, whose names and settings the new one gets"
+        )
+    like = files.read(request.like, options)
+    if isinstance(like, Ours):
+        raise Refused(f"--like {request.like} is of a run in JAX, and of no other framework")
+    return saved, like
 
 
 def _groups(saved: Ours, like: Saved) -> list[Group]:

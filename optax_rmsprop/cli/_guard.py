@@ -52,6 +52,24 @@ def needed(module: str, what: str) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def silent() -> Generator[None]:
+    """Nothing goes to the standard error, not even from libraries in C."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # It is closed.
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 def one_line(error: BaseException | str) -> str:
     """A message without line breaks, and without what a terminal would obey."""
     text = str(error) or type(error).__name__
@@ -136,6 +154,13 @@ def member(opened: zipfile.ZipFile, name: str, where: str) -> bytes:
         raise Refused(f"{where}: {name} cannot be read: {error}") from error
 
 
+def rewrite(source: pathlib.Path, path: pathlib.Path, new: Mapping[str, bytes]) -> None:
+    """Write an archive like another one, in which some members are new."""
+    with archive(source, str(source)) as old, zipfile.ZipFile(path, "w") as made:
+        for name in old.namelist():
+            made.writestr(name, new[name] if name in new else member(old, name, str(source)))
+
+
 def json_of(text: bytes | str, where: str) -> dict[str, Any]:
     """A JSON object."""
     try:
@@ -162,21 +187,12 @@ def npz(path: pathlib.Path) -> dict[str, np.ndarray[Any, Any]]:
 def _npy(data: bytes, where: str) -> np.ndarray[Any, Any]:
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, by_columns, dtype = read(stream)
+        found = np.lib.format.read_array(stream, allow_pickle=False)
     except Exception as error:
-        raise Refused(f"{where} is no NumPy array: {error}") from error
-    if dtype.hasobject:
-        raise Refused(f"{where} is an array of Python objects, which are pickles")
-    rest = data[stream.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(rest):
-        raise Refused(f"{where} has {len(rest)} bytes for the shape {shape} of {dtype}")
-    array = np.frombuffer(rest, dtype, math.prod(shape)) if rest else np.empty(0, dtype)
-    return array.reshape(shape, order="F" if by_columns else "C").copy()
+        raise Refused(f"{where} is no array of numbers, without pickles: {error}") from error
+    if stream.read(1):
+        raise Refused(f"{where} has more bytes than its shape {found.shape} of {found.dtype}")
+    return found
 
 
 @contextlib.contextmanager
@@ -239,15 +255,24 @@ def digests(files: Mapping[str, pathlib.Path]) -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def written(path: pathlib.Path, force: bool, replaceable: bool = True) -> Generator[pathlib.Path]:
-    """A temporary name beside `path`, which takes its place at the end, or leaves nothing."""
+def written(
+    path: pathlib.Path, force: bool, replaceable: bool = True
+) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """A temporary name beside `path`, which takes its place at the end, or leaves nothing.
+
+    What forbids it is told by the call, and nothing is there before the `with`.
+    """
     if not path.parent.is_dir():
         raise Refused(f"there is no folder {path.parent}")
     if os.path.lexists(path) and not force:
         raise Refused(f"{path} exists: --force overwrites it")
     if os.path.lexists(path) and (path.is_symlink() or not replaceable):
         raise Refused(f"{path} exists and is no file of this kind: remove it yourself")
+    return _written(path)
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path) -> Generator[pathlib.Path]:
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         new = scratch / path.name

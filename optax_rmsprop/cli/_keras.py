@@ -20,7 +20,17 @@ from ..interop import keras as keras_variables
 from . import _guard as guard
 from ._calls import Call, is_setting
 from ._guard import Refused
-from ._saved import Array, Convert, Group, Options, Saved, array, checked_names, narrowed
+from ._saved import (
+    Array,
+    Convert,
+    Group,
+    New,
+    Options,
+    Saved,
+    array,
+    checked_names,
+    mapping,
+)
 
 _MEMBER = "model.weights.h5"
 _IN_ORDER = (
@@ -71,40 +81,29 @@ class Keras(Saved):
             learning_rate=options.settings.get("learning_rate"),
         )
 
-    def write(
-        self,
-        path: pathlib.Path,
-        weights: Mapping[str, Array],
-        state: Any,
-        convert: Convert,
-        options: Options,
-    ) -> None:
+    def write(self, path: pathlib.Path, new: New, options: Options) -> None:
         """The same file with other weights and another state."""
-        new = {self.places[name]: x for name, x in weights.items()}
-        if state is not None:
+        values = {self.places[name]: x for name, x in new.weights.items()}
+        if new.state is not None:
             made = interop.to_keras(
-                state,
+                new.state,
                 self.variables,
-                convert,
+                new.convert,
                 names=self.names,
                 learning_rate=options.settings.get("learning_rate"),
             )
             if isinstance(made, list):
                 keys = sorted(self.variables, key=int)
                 made = dict(zip(keys, cast("list[Array]", made), strict=True))
-            new |= {f"{self.group}/{key}": x for key, x in made.items()}
+            values |= {f"{self.group}/{key}": x for key, x in made.items()}
         if not self.member:
             shutil.copyfile(self.source, path)
-            _overwrite(path, new)
+            _overwrite(path, values)
             return
-        with guard.archive(self.source, str(self.source)) as old, zipfile.ZipFile(path, "w") as out:
-            for name in old.namelist():
-                data = guard.member(old, name, str(self.source))
-                if name == self.member:
-                    buffer = io.BytesIO(data)
-                    _overwrite(buffer, new)
-                    data = buffer.getvalue()
-                out.writestr(name, data)
+        with guard.archive(self.source, str(self.source)) as old:
+            buffer = io.BytesIO(guard.member(old, self.member, str(self.source)))
+        _overwrite(buffer, values)
+        guard.rewrite(self.source, path, {self.member: buffer.getvalue()})
 
 
 def read(path: pathlib.Path, options: Options) -> Keras:
@@ -128,10 +127,10 @@ def _read(opened: Any, path: pathlib.Path, config: Mapping[str, Any], options: O
         training = opened.attrs.get("training_config")
         text = training.decode() if isinstance(training, bytes) else training
         told = guard.json_of(text, f"{path}: training_config") if text else {}
-        optimizer = _mapping(told.get("optimizer_config"))
+        optimizer = mapping(told.get("optimizer_config"))
         _read_whole_model(saved, opened, path)
     else:
-        optimizer = _mapping(_mapping(config.get("compile_config")).get("optimizer"))
+        optimizer = mapping(mapping(config.get("compile_config")).get("optimizer"))
         _read_in_order(saved, opened, path, config, options)
     if saved.variables:
         _describe(saved, path, optimizer, options)
@@ -164,7 +163,7 @@ def _read_in_order(
     """The variables of Keras 3's files, which have numbers."""
     saved.format = "Keras, archive" if config else "Keras, weights"
     saved.group = next((group for group in _IN_ORDER if group in opened), "")
-    configured = list(_configured(_mapping(config.get("config")).get("layers")))
+    configured = list(_configured(mapping(config.get("config")).get("layers")))
     known = {path: (name, trained) for path, name, trained in configured}
     found = _layers(opened)
     titles = Counter(known.get(layer, (title,))[0] for layer, title, _ in found)
@@ -193,17 +192,15 @@ def _read_in_order(
 
 def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options: Options) -> None:
     """Read the optimizer: whose it is, its settings, and its arrays by name."""
-    while "inner_optimizer" in _mapping(told.get("config")):  # of the one that scales the loss
-        told = _mapping(told["config"]["inner_optimizer"])
-    config = _mapping(told.get("config"))
+    while "inner_optimizer" in mapping(told.get("config")):  # of the one that scales the loss
+        told = mapping(told["config"]["inner_optimizer"])
+    config = mapping(told.get("config"))
     name = str(told.get("class_name", "RMSprop")).rpartition(">")[2]
     saved.settings = {k: v for k, v in config.items() if is_setting(v) or isinstance(v, str)}
     if name != "RMSprop":
         saved.optimizer = name
         return
     arguments = _arguments(path, config)
-    legacy = "decay" in config or any("/rms" in key for key in saved.variables)
-    dialect = "keras2" if legacy else "keras"
     known = {**arguments, **options.settings}
     has = {"nu", *(["trace"] if known.get("momentum", ...) else [])}
     has |= {"mu"} if known.get("centered") is True else set[str]()
@@ -218,24 +215,18 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
         return
     except ValueError as error:
         raise Refused(f"{path}: {error}") from error
-    quantities = {"nu": "nu", "mu": "mu", "step": "momentum"}
-    for key, (quantity, parameter) in found.roles.items():
-        if quantity in quantities:
-            saved.moments.setdefault(parameter, {})[quantities[quantity]] = found.values[key]
-    saved.names = list(found.names)
-    if (steps := found.scalar("count")) is not None:
-        saved.steps = dict.fromkeys(saved.names, int(steps))
+    saved.take(found)
     if not config:
         arguments = _arguments_of_arrays(found, saved.format != "Keras, HDF5")
     if saved.settings.get("use_ema") is True:
         saved.notes.append("the averaged weights of use_ema are not carried")
     if isinstance(schedule := config.get("learning_rate"), Mapping):
-        found_name = str(_mapping(cast(Any, schedule)).get("class_name"))
+        found_name = str(mapping(cast(Any, schedule)).get("class_name"))
         saved.settings["learning_rate"] = found_name
         saved.notes.append(f"the learning rate is a schedule, {found_name}: give it in the call")
-    call = Call(dialect, arguments)
-    saved.rules = narrowed([[Group(call, saved.names)]], options)
-    saved.optimizer = saved.rules[0][0].call.framework.optimizer
+    legacy = "decay" in config or any("/rms" in key for key in saved.variables)
+    call = Call("keras2" if legacy else "keras", arguments)
+    saved.may_be([[Group(call, saved.names)]], options)
 
 
 def _arguments_of_arrays(found: Any, all_are_there: bool) -> dict[str, Any]:
@@ -364,8 +355,8 @@ def _configured(layers: Any, path: str = "") -> Iterator[tuple[str, str, bool]]:
     """The path, the name and the switch of each layer in a model's config, in the model's order."""
     used = dict[str, int]()
     for layer in cast("list[Any]", layers if isinstance(layers, list) else []):
-        config = _mapping(_mapping(layer).get("config"))
-        name = _snake_case(str(_mapping(layer).get("class_name", "")).rpartition(">")[2])
+        config = mapping(mapping(layer).get("config"))
+        name = _snake_case(str(mapping(layer).get("class_name", "")).rpartition(">")[2])
         number = used[name] = used.get(name, -1) + 1
         own = f"{path}layers/{name}" + (f"_{number}" if number else "")
         inner = config.get("layers")
@@ -450,7 +441,3 @@ def _overwrite(file: Any, values: Mapping[str, Array]) -> None:
 
 def _texts(x: Any) -> list[str]:
     return [t.decode() if isinstance(t, bytes) else str(t) for t in x]
-
-
-def _mapping(x: Any) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", x) if isinstance(x, Mapping) else {}

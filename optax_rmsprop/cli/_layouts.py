@@ -31,10 +31,10 @@ _IN_KERAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """From named arrays to a tree, and back."""
+    """From named arrays to a tree, and back; by default the source's own names and axes."""
 
-    to_tree: Convert
-    to_names: Convert
+    to_tree: Convert = dict
+    to_names: Convert = dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +97,6 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             raise Refused(f"{path!r} is twice, or holds other parameters")
         node[last] = x
     return tree
-
-
-def partial(named: Mapping[str, Array]) -> dict[str, Any]:
-    """Arrays of some parameters, where others have none."""
-    return Partial(named)
-
-
-def by_name() -> Layout:
-    """The source's own names and axes."""
-    return Layout(dict, dict)
 
 
 def of_torch(params: Any, flattened: Mapping[str, tuple[int, ...]], subset: bool) -> Layout:

@@ -1,12 +1,13 @@
 """What `convert` writes, and what a run in JAX saves: arrays by path, in Orbax or `.npz`."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, cast
 
 import jax
@@ -65,21 +66,11 @@ def read_orbax(path: pathlib.Path) -> Ours:
     size = guard.folder_without_links(path)
     file = path / provenance.FILE
     record = guard.json_of(file.read_bytes(), str(file)) if file.is_file() else None
-    ocp = guard.needed("orbax.checkpoint", str(path)).v1
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    # Reading a damaged checkpoint leaves tasks behind whose errors nobody asks for.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            about = ocp.metadata(path.absolute()).metadata
-            wanted = cast(Any, jax.tree.map)(_in_memory, about)
-            guard.check_size(str(path), sum(map(_size, jax.tree.leaves(wanted))), size)
-            tree = ocp.load(path.absolute(), wanted)
-    except Refused:
-        raise
-    except (Exception, asyncio.CancelledError) as error:  # whatever its storage raises
-        raise Refused(f"{path} is no whole checkpoint of Orbax: {error}") from error
+    with _orbax(f"{path} is no whole checkpoint of Orbax") as ocp:
+        about = ocp.metadata(path.absolute()).metadata
+        wanted = cast(Any, jax.tree.map)(_in_memory, about)
+        guard.check_size(str(path), sum(map(_size, jax.tree.leaves(wanted))), size)
+        tree = ocp.load(path.absolute(), wanted)
     leaves = {k: x for k, x in by_path(tree, str(path)).items() if not isinstance(x, (str, bytes))}
     arrays = {name: array(f"{path}: {name}", x) for name, x in leaves.items()}
     return _described(Ours("Orbax", {}, arrays=arrays, provenance=record), path)
@@ -90,13 +81,24 @@ def shapes_of(path: pathlib.Path) -> Any:
     guard.folder_without_links(path)
     if not is_orbax(path):
         raise Refused(f"{path} is a folder, and no checkpoint of Orbax")
-    ocp = guard.needed("orbax.checkpoint", str(path)).v1
+    with _orbax(f"{path} is no whole checkpoint of Orbax") as ocp, jax.enable_x64(True):
+        return jax.tree.map(_abstract, ocp.metadata(path.absolute()).metadata)
+
+
+@contextlib.contextmanager
+def _orbax(complaint: str) -> Generator[Any]:
+    """Orbax, silent; whatever its storage raises is one complaint."""
+    ocp = guard.needed("orbax.checkpoint", "a folder of Orbax").v1
+    for name in ("absl", "asyncio"):  # A failure leaves tasks behind that log theirs, too.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        tree = ocp.metadata(path.absolute()).metadata
-        with jax.enable_x64(True):
-            return jax.tree.map(_abstract, tree)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield ocp
+    except Refused:
+        raise
     except (Exception, asyncio.CancelledError) as error:
-        raise Refused(f"{path} is no whole checkpoint of Orbax: {error}") from error
+        raise Refused(f"{complaint}: {error}") from error
 
 
 def _in_memory(x: Any) -> Any:
@@ -134,15 +136,14 @@ def write(path: pathlib.Path, trees: Mapping[str, Any], record: Mapping[str, Any
         arrays[RECORD] = np.array(provenance.text(kept))
         with zipfile.ZipFile(path, "w") as file:
             for name, x in arrays.items():
+                if "\0" in name:
+                    raise Refused(f"{name!r} is no name that an .npz can have")
                 with file.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, x, allow_pickle=False)
         return
     if empty := [name for name, x in arrays.items() if not x.size]:
         raise Refused(f"{empty[0]} has no entries, and Orbax holds none: convert to .npz")
-    ocp = guard.needed("orbax.checkpoint", str(path)).v1
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _orbax(f"Orbax cannot write {path.name}") as ocp:
         ocp.save(path.absolute(), trees)
     (path / provenance.FILE).write_text(provenance.text(record), encoding="utf-8")
 
@@ -168,9 +169,8 @@ def _described(saved: Ours, path: pathlib.Path) -> Ours:
     saved.names = list(saved.moments)
     saved.steps = dict.fromkeys(saved.names, saved.steps.get("", 0)) if saved.steps else {}
     if saved.provenance is not None:
-        found = provenance.origin_of(saved.provenance, str(path))
-        # A name of the source is that of the label.
-        saved.rules = [found.groups] if found.groups else []
+        groups = provenance.groups_of(saved.provenance, str(path))
+        saved.rules = [groups] if groups else []
         saved.optimizer = str(saved.provenance.get("source", {}).get("optimizer", ""))
     elif saved.moments:
         saved.optimizer = "an Optax state; its rule is not in it"

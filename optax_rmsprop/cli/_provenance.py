@@ -1,6 +1,5 @@
 """Where a converted checkpoint comes from: a record that lies beside it."""
 
-import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -81,26 +80,17 @@ def find(saved: Saved, path: pathlib.Path) -> None:
         saved.notes.append(f"{file.name} is the record of another file")
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What a record says of the rule."""
-
-    groups: list[Group]
-    labels: dict[str, str]
-
-
-def origin_of(found: Mapping[str, Any], where: str) -> Origin:
+def groups_of(found: Mapping[str, Any], where: str) -> list[Group]:
     """The calls of a record. They are read, and not evaluated."""
     try:
         if found["version"] != VERSION:
             raise Refused(f"a record of version {found['version']!r}, expected {VERSION}")
-        groups = [
+        found["labels"].items()
+        return [
             Group(Call.parsed(str(group["call"])), [str(name) for name in group["parameters"]])
             for group in found["groups"]
         ]
-        labels = {str(path): str(label) for path, label in found["labels"].items()}
     except Refused as error:
         raise Refused(f"{where}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{where} is no record of a conversion: {error!r}") from error
-    return Origin(groups, labels)

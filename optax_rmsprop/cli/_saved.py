@@ -3,14 +3,16 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
+from ..interop._states import Variables
 from ..interop._variables import numbers
 from ._calls import Call
 from ._guard import Refused
 
+_QUANTITIES = {"nu": "nu", "mu": "mu", "step": "momentum"}
 Array: TypeAlias = np.ndarray[Any, Any]
 Convert: TypeAlias = Callable[[Any], Any]
 
@@ -63,6 +65,20 @@ class Saved:
     notes: list[str] = dataclasses.field(default_factory=list[str])
     provenance: dict[str, Any] | None = None
 
+    def take(self, found: Variables) -> None:
+        """The names, the moments and the steps that the variables of an optimizer have."""
+        self.names = list(found.names)
+        for key, (quantity, name) in found.roles.items():
+            if quantity in _QUANTITIES:
+                self.moments.setdefault(name, {})[_QUANTITIES[quantity]] = found.values[key]
+        if (steps := found.scalar("count")) is not None:
+            self.steps = dict.fromkeys(self.names, int(steps))
+
+    def may_be(self, rules: list[list[Group]], options: Options) -> None:
+        """The rules that the file may be of, as far as the command line leaves them."""
+        self.rules = narrowed(rules, options)
+        self.optimizer = " or ".join(rule[0].call.framework.optimizer for rule in self.rules)
+
     def groups(self) -> list[Group]:
         """The groups of the one rule that it is of."""
         if not self.rules:
@@ -76,16 +92,23 @@ class Saved:
         """`like` with what the optimizer accumulated."""
         raise Refused(f"{self.format} has no state of an optimizer")
 
-    def write(
-        self,
-        path: pathlib.Path,
-        weights: Mapping[str, Array],
-        state: Any,
-        convert: Convert,
-        options: Options,
-    ) -> None:
+    def write(self, path: pathlib.Path, new: "New", options: Options) -> None:
         """A file like the one that was read, with other weights and another state."""
         raise Refused(f"{self.format} is read and not written")
+
+
+@dataclasses.dataclass(frozen=True)
+class New:
+    """What goes into a file of another framework."""
+
+    weights: Mapping[str, Array]
+    state: Any  # None if there is none
+    convert: Convert  # from a tree of the state to named arrays
+
+
+def mapping(x: Any) -> Mapping[str, Any]:
+    """`x`, if it is a mapping, or an empty one."""
+    return cast("Mapping[str, Any]", x) if isinstance(x, Mapping) else {}
 
 
 def merged(groups: list[Group]) -> list[Group]:
@@ -125,7 +148,9 @@ def checked_names(names: list[str], count: int) -> list[str]:
 
 def array(where: str, x: Any) -> Array:
     """`x` as NumPy in its own dtype."""
+    if str(getattr(x, "dtype", "")).endswith("bool"):  # a mask, which is no parameter
+        return np.asarray(x)
     try:
-        return np.array(numbers(where, x))
+        return numbers(where, x)
     except TypeError as error:
         raise Refused(str(error)) from error

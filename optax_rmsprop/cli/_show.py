@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import io
 import json
-import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -14,7 +15,9 @@ import rich.table
 import rich.text
 
 from ._guard import finite, printable
-from ._inspect import Inspection
+from ._inspect import Inspection, Parameter
+
+WIDE = 4000  # columns: a table is not squeezed into a terminal, whose lines wrap
 
 
 def as_json(report: Any) -> None:
@@ -28,6 +31,12 @@ def as_json(report: Any) -> None:
 
 def _other(x: Any) -> Any:
     return cast(Any, x).item() if isinstance(x, np.generic) else str(x)
+
+
+def text(report: Any) -> None:
+    """A report in lines, without what a terminal would obey."""
+    for line in str(report).splitlines():
+        print(printable(line))
 
 
 def track(names: Sequence[str]) -> Iterator[str]:
@@ -44,57 +53,61 @@ def working(what: str) -> contextlib.AbstractContextManager[Any]:
     return console.status(printable(what)) if console.is_terminal else contextlib.nullcontext()
 
 
-def console() -> rich.console.Console:
-    """The standard output; wide where it is no terminal, so that nothing is cut."""
-    width = None if sys.stdout.isatty() else 4000
-    return rich.console.Console(width=width, highlight=False, markup=False, emoji=False)
-
-
 def inspection(found: Inspection) -> None:
     """Print what a checkpoint holds."""
-    out = console()
-    facts = rich.table.Table.grid(padding=(0, 2))
-    unknown = f"not in the file: {', '.join(found.unknown)}" if found.unknown else ""
     lines = [("file", found.file), ("format", found.format)]
     lines += [("optimizer", found.optimizer or "none")]
-    lines += [("rule", call) for call in found.calls] + [("", unknown)]
+    lines += [("rule", call) for call in found.calls]
+    lines += [("not in the file", ", ".join(found.unknown))]
     lines += [("truth table", row) for row in found.truth_table]
     lines += [("steps", "not in the file" if found.steps is None else _steps(found.steps))]
     given = {name: value for name, value in found.settings.items() if value is not None}
     lines += [("settings", ", ".join(f"{name} = {value}" for name, value in given.items()))]
     lines += [("note", note) for note in found.notes]
-    if found.provenance:
-        source = found.provenance.get("source", {})
-        for file, digest in source.get("sha256", {}).items():
-            lines += [("converted from", f"{file}, SHA-256 {digest}")]
+    source = (found.provenance or {}).get("source", {})
+    digests = source.get("sha256", {})
+    for file, n in Counter(name.partition("/")[0] for name in digests).items():
+        what = f"SHA-256 {digests[file]}" if file in digests else f"a folder of {n} files"
+        lines += [("converted from", f"{file}, {what}")]
     for name, value in lines:
         if value:
-            facts.add_row(name, _text(value))
-    out.print(facts)
+            print(f"{name:<17}{printable(value)}")
     if found.parameters:
-        out.print(_table(found))
+        print(_table(found))
 
 
-def _table(found: Inspection) -> rich.table.Table:
+def _table(found: Inspection) -> str:
+    """The parameters, one a line, and no column that is empty."""
     several = len(found.groups) > 1
-    table = rich.table.Table(title=None)
-    table.add_column("parameter", overflow="fold")
-    heads = ["shape", "dtype", *(["group"] if several else [])]
-    heads += ["nu: minimum", "quartile", "median", "quartile", "maximum", "dead", "not finite"]
-    for head in heads:
-        table.add_column(head, justify="right")
-    for x in found.parameters:
-        nu = [f"{q:.3g}" for q in x.nu] if x.nu else [""] * 5
-        group = ["" if x.group is None else str(x.group)] if several else []
-        dead = "" if x.dead is None else f"{x.dead:,}"
-        cells = ["×".join(map(str, x.shape)) or "()", x.dtype, *group, *nu, dead]
-        table.add_row(_text(x.name), *cells, f"{x.not_finite:,}" if x.not_finite else "")
-    return table
+    rows = [_row(x, several) for x in found.parameters]
+    heads = ("parameter", "shape", "dtype", "group", "nu: min", "25%", "50%", "75%", "max")
+    heads += ("dead", "not finite")
+    columns = [(head, cells) for head, *cells in zip(heads, *rows, strict=True) if any(cells)]
+    table = rich.table.Table(box=None, pad_edge=False)
+    for head, _ in columns:
+        table.add_column(head, justify="left" if head == heads[0] else "right")
+    for cells in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*map(rich.text.Text, cells))
+    console = rich.console.Console(file=io.StringIO(), width=WIDE)
+    console.print(table)
+    return "\n".join(map(str.rstrip, cast(io.StringIO, console.file).getvalue().splitlines()))
+
+
+def _row(x: Parameter, several: bool) -> tuple[str, ...]:
+    group = str(x.group) if several and x.group is not None else ""
+    nu = [f"{q:.3g}" for q in x.nu] if x.nu else [""] * 5
+    dead = "" if x.dead is None else f"{x.dead:,}"
+    shape = "×".join(map(str, x.shape)) or "()"
+    return (
+        printable(x.name),
+        shape,
+        x.dtype,
+        group,
+        *nu,
+        dead,
+        f"{x.not_finite:,}" if x.not_finite else "",
+    )
 
 
 def _steps(steps: int | list[int]) -> str:
     return f"{steps:,}" if isinstance(steps, int) else f"{steps[0]:,} to {steps[1]:,}"
-
-
-def _text(x: Any) -> rich.text.Text:
-    return rich.text.Text(printable(str(x)))

@@ -17,7 +17,7 @@ from ..interop import tensorflow1 as tensorflow1_variables
 from . import _guard as guard
 from ._calls import Call
 from ._guard import Refused
-from ._saved import Convert, Group, Options, Saved, array, narrowed
+from ._saved import Convert, Group, Options, Saved, array
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -25,7 +25,6 @@ _SLOTS = "/.OPTIMIZER_SLOT/"
 _SLOT = re.compile(
     r"/(Adam|RMSProp|Momentum|Adagrad|Adadelta|Ftrl|ExponentialMovingAverage)(_\d+)?$"
 )
-_QUANTITIES = {"nu": "nu", "mu": "mu", "step": "momentum"}
 
 
 @dataclasses.dataclass
@@ -76,7 +75,8 @@ def read(prefix: pathlib.Path, options: Options) -> TensorFlow:
     """A checkpoint by the prefix of its files."""
     sizes = [guard.regular_file(path).stat().st_size for path in files_of(prefix)]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    tf = guard.needed("tensorflow", f"{prefix}: a checkpoint of TensorFlow")
+    with guard.silent():  # TensorFlow tells of the machine while it is imported.
+        tf = guard.needed("tensorflow", f"{prefix}: a checkpoint of TensorFlow")
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes = reader.get_variable_to_shape_map()
@@ -109,20 +109,14 @@ def _describe(saved: TensorFlow, prefix: pathlib.Path, options: Options) -> None
     except ValueError as error:
         message = str(error).replace("slot=", "--optimizer ").replace("optimizer=", "--optimizer ")
         raise Refused(f"{prefix}: {message}") from error
-    saved.names = list(found.names)
-    for key, (quantity, name) in found.roles.items():
-        if quantity in _QUANTITIES:
-            saved.moments.setdefault(name, {})[_QUANTITIES[quantity]] = found.values[key]
+    saved.take(found)
     _read_weights(saved, found, prefix)
     saved.named = {*saved.names} <= saved.weights.keys()
-    if (steps := found.scalar("count")) is not None:
-        saved.steps = dict.fromkeys(saved.names, int(steps))
     if not saved.names:
         return
     call = _call(saved, found)
     saved.settings = {k: v for k, v in call.arguments.items() if v is not ...}
-    saved.rules = narrowed([[Group(call, saved.names)]], options)
-    saved.optimizer = saved.rules[0][0].call.framework.optimizer
+    saved.may_be([[Group(call, saved.names)]], options)
 
 
 def _found(saved: TensorFlow, options: Options) -> states.Variables:

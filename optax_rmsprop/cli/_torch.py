@@ -7,6 +7,7 @@ import functools
 import io
 import operator
 import pathlib
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 
 from .. import interop
+from ..interop._arrays import whole_number
 from . import _guard as guard
 from ._calls import Call, is_setting
 from ._guard import Refused
@@ -24,12 +26,13 @@ from ._saved import (
     Array,
     Convert,
     Group,
+    New,
     Options,
     Saved,
     array,
     checked_names,
+    mapping,
     merged,
-    narrowed,
     one_of,
 )
 
@@ -40,6 +43,36 @@ Keys: TypeAlias = tuple[Any, ...]  # of dictionaries and lists within each other
 _MOMENTS = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
 _SINCE_1_12 = {"foreach", "maximize", "capturable", "differentiable"}  # of PyTorch's own groups
 _OTHERS = {"exp_avg": "Adam, or a relative of it", "acc_delta": "Adadelta", "sum": "Adagrad"}
+# Beside the weights are a best score, the state of a random generator, paths: none is needed.
+_HARMLESS = (
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+)
+
+
+class _NotRead:
+    """What stands for a value of a harmless class, of which nothing is made."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __reduce__(self) -> Any:
+        raise Refused(
+            "--like has values of NumPy or paths beside its tensors, which are not carried: give "
+            "one without them"
+        )
 
 
 @dataclasses.dataclass
@@ -62,38 +95,29 @@ class Torch(Saved):
             missing_ok=options.missing_ok,
         )
 
-    def replaced(
-        self, weights: Mapping[str, Array], state: Any, convert: Convert, options: Options
-    ) -> Any:
+    def replaced(self, new: New, options: Options) -> Any:
         """The content with other weights and another state."""
         torch = guard.needed("torch", "a file of PyTorch")
         content = self.content
-        if weights and self.model is not None:
+        if new.weights and self.model is not None:
             old = _at(content, self.model)
-            new = copy.copy(old)
+            weights = copy.copy(old)
             for name, first in _first_names(old).items():
-                if first in weights:
-                    new[name] = _like(torch, name, weights[first], old[name])
-            content = _with(content, self.model, new)
-        if state is not None:
+                if first in new.weights:
+                    weights[name] = _like(torch, name, new.weights[first], old[name])
+            content = _with(content, self.model, weights)
+        if new.state is not None:
             old = _at(content, self.key)
-            made = interop.to_torch(state, old, convert, names=self.names, count=options.count)
-            tree_map_only = torch.utils._pytree.tree_map_only
-            made = tree_map_only(np.ndarray, torch.from_numpy, made)
+            made = interop.to_torch(
+                new.state, old, new.convert, names=self.names, count=options.count
+            )
+            made = torch.utils._pytree.tree_map_only(np.ndarray, torch.from_numpy, made)
             content = _with(content, self.key, {**old, **made})
         return content
 
-    def write(
-        self,
-        path: pathlib.Path,
-        weights: Mapping[str, Array],
-        state: Any,
-        convert: Convert,
-        options: Options,
-    ) -> None:
+    def write(self, path: pathlib.Path, new: New, options: Options) -> None:
         """The same file with other weights and another state."""
-        torch = guard.needed("torch", "a file of PyTorch")
-        torch.save(self.replaced(weights, state, convert, options), path)
+        guard.needed("torch", "a file of PyTorch").save(self.replaced(new, options), path)
 
 
 @dataclasses.dataclass
@@ -102,25 +126,14 @@ class StableBaselines3(Torch):
 
     source: pathlib.Path = pathlib.Path()
 
-    def write(
-        self,
-        path: pathlib.Path,
-        weights: Mapping[str, Array],
-        state: Any,
-        convert: Convert,
-        options: Options,
-    ) -> None:
+    def write(self, path: pathlib.Path, new: New, options: Options) -> None:
         """The same archive with other weights and another state."""
-        torch = guard.needed("torch", "an archive of Stable-Baselines3")
-        content = self.replaced(weights, state, convert, options)
-        with guard.archive(self.source, str(self.source)) as old, zipfile.ZipFile(path, "w") as new:
-            for name in old.namelist():
-                data = guard.member(old, name, str(self.source))
-                if name in content:
-                    buffer = io.BytesIO()
-                    torch.save(content[name], buffer)
-                    data = buffer.getvalue()
-                new.writestr(name, data)
+        members = dict[str, bytes]()
+        for name, content in self.replaced(new, options).items():
+            buffer = io.BytesIO()
+            guard.needed("torch", "an archive of Stable-Baselines3").save(content, buffer)
+            members[name] = buffer.getvalue()
+        guard.rewrite(self.source, path, members)
 
 
 def read(path: pathlib.Path, options: Options) -> Torch:
@@ -132,7 +145,7 @@ def read(path: pathlib.Path, options: Options) -> Torch:
         raise Refused(
             f"{path}: neither weights nor the state of an optimizer is in it, but a "
             f"{type(content).__name__} of "
-            f"{', '.join(map(str, list(_mapping(content))[:6])) or 'nothing'}"
+            f"{', '.join(map(str, list(mapping(content))[:6])) or 'nothing'}"
         )
     if models:
         name = one_of("models", "--model", models, _WEIGHTS, options.model)
@@ -171,7 +184,7 @@ def read_stable_baselines3(path: pathlib.Path, options: Options) -> StableBaseli
         source=path,
     )
     # The class's name is there as text, beside its pickle.
-    cls = str(_mapping(data.get("policy_kwargs")).get("optimizer_class", ""))
+    cls = str(mapping(data.get("policy_kwargs")).get("optimizer_class", ""))
     told = "stable_baselines3" if "RMSpropTFLike" in cls else ""
     if key:
         _describe(saved, path, dataclasses.replace(options, dialect=options.dialect or told))
@@ -201,15 +214,21 @@ def _loaded(source: pathlib.Path | io.BytesIO, where: str) -> Any:
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         # `weights_only` could be deceived before it.
         raise Refused(f"{where} is not read with torch {torch.__version__}: install 2.6 or newer")
+    if zipfile.is_zipfile(source):
+        with guard.archive(source, where):
+            pass
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     try:
         # A program's arguments, which many keep beside the weights, are a class of plain values.
-        plain = torch.serialization.safe_globals([argparse.Namespace])
-        with warnings.catch_warnings(), plain:
+        known = [argparse.Namespace, *((_NotRead, name) for name in _HARMLESS)]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         lines = [x for x in str(error).splitlines() if x.strip()] or [type(error).__name__]
-        reason = next((x for x in lines if "GLOBAL" in x or "Unsupported" in x), lines[0])
+        found = re.search(r"Unsupported \w+:? (GLOBAL )?(\S+)", str(error))
+        reason = f"it holds {found[2]}" if found else lines[0].partition(". ")[0]
         raise Refused(
             f"{where} is no whole file of tensors and plain values; nothing in it was executed: "
             f"{reason}"
@@ -231,7 +250,7 @@ def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:
     for i, found in enumerate(settings):
         prefix = "" if len(groups) == 1 else f"group {i}: "
         saved.settings |= {prefix + k: v for k, v in found.items() if is_setting(v)}
-    entries = dict(zip(saved.names, (_mapping(state.get(key)) for key in keys), strict=True))
+    entries = dict(zip(saved.names, (mapping(state.get(key)) for key in keys), strict=True))
     fields = {str(field) for entry in entries.values() for field in entry}
     plain = all({"lr", "alpha", "eps"} <= group.keys() for group in groups)
     if not plain or fields - {"step", *_MOMENTS.values()}:
@@ -242,26 +261,24 @@ def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:
     for name, entry in entries.items():
         for quantity, field in _MOMENTS.items():
             if entry.get(field) is not None:
-                _check_tensor(f"{path}: the {field} of {name}", entry[field])
-                found = array(f"{path}: the {field} of {name}", entry[field])
+                found = _tensor(f"{path}: the {field} of {name}", entry[field])
                 saved.moments.setdefault(name, {})[quantity] = found
-        if is_setting(step := _number(entry.get("step"))) and step is not None:
-            saved.steps[name] = int(step)
+        if (step := entry.get("step")) is not None:
+            saved.steps[name] = _steps(f"{path}: the step of {name}", step)
     names = iter(saved.names)
     parts = [[next(names) for _ in group["params"]] for group in groups]
     rules = [
         merged([Group(_call(path, dialect, s), n) for s, n in zip(settings, parts, strict=True)])
         for dialect in _dialects(saved, settings)
     ]
-    saved.rules = narrowed(rules, options)
-    saved.optimizer = " or ".join(rule[0].call.framework.optimizer for rule in saved.rules)
+    saved.may_be(rules, options)
 
 
 def _parts(path: pathlib.Path, saved: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
     """The entries and the groups of an optimizer, if they are what PyTorch writes."""
     state, groups = saved["state"], saved["param_groups"]
     lists = isinstance(state, Mapping) and isinstance(groups, list)
-    found = [_mapping(group) for group in cast("list[Any]", groups)] if lists else []
+    found = [mapping(group) for group in cast("list[Any]", groups)] if lists else []
     if not found or any(type(group.get("params")) is not list for group in found):
         raise Refused(f"{path}: the state of the optimizer has no groups of parameters")
     keys: list[Any] = [key for group in found for key in group["params"]]
@@ -285,7 +302,7 @@ def _names(
     names = [name for name, first in _first_names(tensors).items() if _is_trained(name, first)]
     names = [name for name in names if np.ndim(tensors[name]) == 0 or _is_inexact(tensors[name])]
     if len(groups) == 1 and len(names) == len(keys) and options.in_order:
-        shapes = [_shape(_mapping(state.get(key)).get("square_avg")) for key in keys]
+        shapes = [_shape(mapping(state.get(key)).get("square_avg")) for key in keys]
         own = [tuple(tensors[name].shape) for name in names]
         if all(x is None or x[: len(y)] == y for x, y in zip(shapes, own, strict=True)):
             return names, True
@@ -367,34 +384,34 @@ def _number(x: Any) -> Any:
     return x.item() if hasattr(x, "item") and getattr(x, "numel", lambda: 1)() == 1 else x
 
 
-def _mapping(x: Any) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", x) if isinstance(x, Mapping) else {}
-
-
 def _is_weights(x: Any) -> bool:
-    found = _mapping(x)
+    found = mapping(x)
     tensors = all(hasattr(tensor, "untyped_storage") for tensor in found.values())
     return bool(found) and tensors and all(isinstance(name, str) for name in list[Any](found))
 
 
 def _is_optimizer(x: Any) -> bool:
-    return {"state", "param_groups"} <= _mapping(x).keys()
+    return {"state", "param_groups"} <= mapping(x).keys()
 
 
 def _found(content: Any, wanted: Callable[[Any], bool]) -> dict[str, Keys]:
     """What is wanted in a file, by its place there as text: at the top, or one or two below it."""
-    found, level = dict[str, Keys](), [(cast(Keys, ()), content)]
+    found, level = dict[str, Keys](), {id(content): (cast(Keys, ()), content)}
     for _ in range(3):
-        found |= {".".join(map(str, keys)): keys for keys, x in level if wanted(x)}
-        inner = [(keys, x) for keys, x in level if not _is_optimizer(x) and not _is_weights(x)]
-        level = [((*keys, key), x) for keys, outer in inner for key, x in _items(outer)]
+        found |= {".".join(map(str, keys)): keys for keys, x in level.values() if wanted(x)}
+        below = dict[int, tuple[Keys, Any]]()  # each once, however many times it is in the file
+        for keys, outer in level.values():
+            if not _is_optimizer(outer) and not _is_weights(outer):
+                for key, x in _items(outer):
+                    below.setdefault(id(x), ((*keys, key), x))
+        level = below
     return found
 
 
 def _items(x: Any) -> list[tuple[Any, Any]]:
     if isinstance(x, list):
         return list(enumerate(cast("list[Any]", x)))
-    return list(_mapping(x).items())
+    return list(mapping(x).items())
 
 
 def _at(content: Any, keys: Keys) -> Any:
@@ -418,16 +435,23 @@ def _like(torch: Any, name: str, new: Array, old: Any) -> Any:
 
 
 def _arrays(path: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, Array]:
-    for name, x in tensors.items():
-        _check_tensor(f"{path}: {name}", x)
-    return {name: array(f"{path}: {name}", x) for name, x in tensors.items()}
+    return {name: _tensor(f"{path}: {name}", x) for name, x in tensors.items()}
 
 
-def _check_tensor(where: str, x: Any) -> None:
-    """Refuse what has no numbers, or repeats the few that it stores."""
+def _tensor(where: str, x: Any) -> Array:
+    """A tensor's numbers, if it is one, and does not repeat the few that it stores."""
     try:
-        stored = x.untyped_storage().nbytes()
+        stored, size = x.untyped_storage().nbytes(), x.numel() * x.element_size()
+        on_cpu = x.device.type == "cpu"
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise Refused(f"{where} is no dense tensor") from error
-    if x.device.type != "cpu" or x.numel() * x.element_size() > stored:
+    if not on_cpu or size > stored:
         raise Refused(f"{where} of shape {tuple(x.shape)} stores {stored} bytes only")
+    return array(where, x.resolve_conj().resolve_neg())
+
+
+def _steps(where: str, x: Any) -> int:
+    try:
+        return whole_number(where, x)
+    except (TypeError, ValueError) as error:
+        raise Refused(str(error)) from error

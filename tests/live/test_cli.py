@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -607,6 +608,16 @@ def test_a_checkpoint_of_tensorflow_1_goes_on(centered, tmp_path, capsys):
     assert {x["name"] for x in found["parameters"]} == {*values}
 
 
+def test_a_damaged_checkpoint_of_tensorflow_is_one_line(tmp_path):
+    needed("tensorflow")
+    for name in ("a.index", "a.data-00000-of-00001"):
+        (tmp_path / name).write_bytes(b"x" * 99)
+    command = [sys.executable, "-m", "optax_rmsprop", "inspect", str(tmp_path / "a")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2 and found.stdout == ""
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+
+
 def test_without_torch_a_file_of_torch_is_refused_in_a_line(tmp_path):
     needed("torch")
     import torch
@@ -655,6 +666,27 @@ def hostile_agent(folder):
     return folder / "a.zip"
 
 
+def bomb_in_an_agent(folder):
+    """An archive in an archive, of which the outer one is within the limit."""
+    path = saved_with(lambda torch, d: {"w": torch.zeros(2**25)})(folder)
+    policy = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(policy, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    path.unlink()
+    with zipfile.ZipFile(folder / "a.zip", "w") as agent:
+        agent.writestr("data", "{}")
+        agent.writestr("policy.pth", policy.getvalue())
+    return folder / "a.zip"
+
+
+def one_list_in_many_places(torch, folder):
+    found = [1]
+    for _ in range(4):
+        found = [found] * 5000
+    return {"x": found}
+
+
 def cut_in_half(folder):
     path = saved_with(lambda torch, _: {"w": torch.ones(1000)})(folder)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -700,6 +732,14 @@ HOSTILE = {
     "groups of other things": saved_with(lambda torch, d: {"state": 1, "param_groups": [3]}),
     "a parameter in two groups": saved_with(
         lambda torch, d: {"state": {}, "param_groups": [{"params": [0, 0]}]}
+    ),
+    "a bomb in an agent": bomb_in_an_agent,
+    "one list in many places": saved_with(one_list_in_many_places),
+    "half a step": saved_with(
+        optimizer_of(lambda torch: {"step": 2.5, "square_avg": torch.ones(1)})
+    ),
+    "no step": saved_with(
+        optimizer_of(lambda torch: {"step": torch.tensor(np.nan), "square_avg": torch.ones(1)})
     ),
     "plain values": saved_with(lambda torch, d: {"epoch": 3}),
     "a list": saved_with(lambda torch, d: [1, 2]),
@@ -803,7 +843,7 @@ def test_what_trainers_write(kind, tmp_path, capsys):
                  "args": argparse.Namespace(opt="rmsprop")},
         "nested": {"trainer": {"net": weights, "opt": state}, "epoch": 3},
     }[kind]  # fmt: skip
-    there, ours, back = tmp_path / "a.pt", tmp_path / "ours", tmp_path / "b.pt"
+    there, ours, back = tmp_path / "epoch=3.ckpt", tmp_path / "ours", tmp_path / "b.ckpt"
     torch.save(content, there)
     run(capsys, "convert", there, "--to", ours)
     params = {n: p.detach().numpy() for n, p in model.named_parameters()}
@@ -825,6 +865,59 @@ def test_what_trainers_write(kind, tmp_path, capsys):
     else:
         new = saved["state_dict"] if kind == "lightning" else saved["trainer"]["net"]
         assert torch.equal(new["weight"], 2 * weights["weight"])
+
+
+def test_what_programs_keep_beside_the_weights(tmp_path, capsys):
+    """Scores and random states of NumPy, paths: they are not made, and not written back."""
+    needed("torch", "orbax")
+    import torch
+
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.RMSprop(layer.parameters(), lr=RATE)
+    torch_steps(layer, optimizer, 0)
+    content = {"model": layer.state_dict(), "optimizer": optimizer.state_dict()}
+    args = argparse.Namespace(folder=pathlib.Path("x"), lr=RATE)
+    more = {"best": np.float64(0.5), "rng": np.random.get_state(), "args": args}
+    for name, x in more.items():
+        path, ours = tmp_path / f"{name}.pt", tmp_path / f"{name}.npz"
+        torch.save(content | {name: x}, path)
+        assert run(capsys, "inspect", path, "--json")["steps"] == K
+        run(capsys, "convert", path, "--to", ours)
+        with np.load(ours) as file:
+            np.testing.assert_array_equal(file["params/weight"], layer.weight.detach().numpy())
+        assert (
+            main(["convert", str(ours), "--to", str(tmp_path / "b.pt"), "--like", str(path)]) == 2
+        )
+        assert "not carried" in capsys.readouterr().err and not (tmp_path / "b.pt").exists()
+
+
+def test_masks_conjugates_and_names_of_any_kind(tmp_path, capsys):
+    needed("torch", "orbax")
+    import torch
+
+    weights = {
+        "mask": torch.tensor([True, False]),
+        "w": torch.tensor([1 + 2j]).conj(),
+        "\x1b[31m/..": torch.ones(2)[::2],
+        "": torch.tensor(3.0),
+    }
+    torch.save(weights, tmp_path / "a.pt")
+    for to in ("x", "x.npz"):
+        run(capsys, "convert", tmp_path / "a.pt", "--to", tmp_path / to)
+        back = tmp_path / f"{to}.pt"
+        run(capsys, "convert", tmp_path / to, "--to", back, "--like", tmp_path / "a.pt")
+        found = torch.load(back, weights_only=True)
+        assert found.keys() == weights.keys()
+        assert all(
+            found[n].dtype == x.dtype and torch.equal(found[n], x) for n, x in weights.items()
+        )
+    before = sorted(tmp_path.iterdir())
+    for name, to in (("a\0b", "y.npz"), ("a\udcff", "y"), ("a\udcff", "y.npz")):
+        torch.save({name: torch.ones(2)}, tmp_path / "a.pt")
+        arguments = ["convert", tmp_path / "a.pt", "--to", tmp_path / to]
+        assert main([*map(str, arguments)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_complex_parameter_and_one_without_a_gradient(tmp_path, capsys):
