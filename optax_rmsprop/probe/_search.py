@@ -45,6 +45,8 @@ RARE = [
 # Above this a residual is no rounding: the bound of the error analysis, and room for another order
 # of the same operations.
 LIMIT = 4.0
+# How many values of a number are tried, from far below the gradients to far above.
+_SEEDS = 40
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _NEAR = 1e-5
 
@@ -294,18 +296,24 @@ def weighed(runs: Runs, rules: Rules) -> Any:
 
 
 def _seeded(rules: Rules, number: int, run: Run) -> Rules:
-    """The hypotheses with the value of one number that suits best, from very small to large."""
-    size = float(np.abs(run.grads[run.valid]).max(initial=1e-300))
-    heights = size * np.logspace(-12, 1, 27)
+    """The hypotheses from the value of one number, very small to large, that does best.
+
+    The other numbers are fitted to each value: they hide what a number leaves out that is too
+    small.
+    """
+    sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
+    heights = np.geomspace(1e-4 * sizes.min(initial=1e300), 10 * sizes.max(initial=1e-300), _SEEDS)
     squared = np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED)) | (number == SCALE)
     values = np.where(squared[:, None], heights**2, heights)
-    tried = rules.take(np.repeat(np.arange(len(rules)), len(heights)))
+    tried = rules.take(np.repeat(np.arange(len(rules)), _SEEDS))
     numbers = tried.numbers.copy()
     numbers[:, number] = values.ravel()
-    left = cost(model.simulate, tried.of(numbers), run).reshape(values.shape)
-    numbers = rules.numbers.copy()
-    numbers[:, number] = values[np.arange(len(rules)), left.argmin(1)]
-    return rules.of(numbers)
+    tried = tried.of(numbers)
+    free = free_numbers(tried)
+    free[:, number] = False
+    fits = fitted(tried, run, 2, free)
+    best = fits.cost.reshape(values.shape).argmin(1)
+    return fits.rules.take(np.arange(len(rules)) * _SEEDS + best)
 
 
 def stages(run: Run, varied: bool) -> list[list[Option]]:
