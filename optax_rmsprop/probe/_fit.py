@@ -135,7 +135,7 @@ def fit(
         better = state.take_better(rows, move)
         eased = np.maximum(damping[rows] / 8, 1e-12)
         damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
-        settled = (gain <= _SETTLED * state.value[rows]) & (damping[rows] < 1e-3)
+        settled = (gain <= _SETTLED * state.value[rows]) & (damping[rows] < 1e-10)
         over = settled | (state.value[rows] == 0) | (~better & (damping[rows] > 1e6))
         alive[rows] &= ~over
     jacobian = state.jacobian(every)
