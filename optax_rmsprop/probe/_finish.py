@@ -28,7 +28,7 @@ _NAMES = {
     MOMENTUM: "momentum", LAMBDA: "weight_decay", BOUND: "clip_value",
 }  # fmt: skip
 # From how many standard deviations on a value is refused, and which deviation says too little.
-_SURE, _VAGUE = 5.0, 0.02
+_SURE, _VAGUE = 20.0, 0.02
 
 SWITCHES = (
     "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
@@ -189,9 +189,10 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
         return odds / (1 + odds)
     if number != EPS:
         return value * np.logspace(-8, 8, 65)
-    size = max(float(np.abs(r.grads[r.valid]).max(initial=0)) for r in each(runs)) or 1.0
+    sizes = np.concatenate([np.abs(r.grads[r.valid & (r.grads != 0)]) for r in each(runs)])
+    ends = sizes.min(initial=1.0), sizes.max(initial=1e-12)
     squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    grid = (size * np.logspace(-16, 1, 52)) ** (2 if squared else 1)
+    grid = np.geomspace(1e-10 * ends[0], 10 * ends[1], 52) ** (2 if squared else 1)
     return np.sort(np.concatenate([[0.0, value], grid]))
 
 
@@ -270,7 +271,7 @@ def members(finding: Finding, ratio: float | None) -> list[Rule]:
     """
     rule = finding.rule
     found = [rule]
-    interval = finding.open.get("eps", [1.0])
+    interval = finding.open.get("eps", [rule.eps, rule.eps])
     if interval[0] == 0 and rule.denominator in _POWERS:
         found += [
             _without_eps(rule, denominator, interval[1])
