@@ -26,6 +26,8 @@ _FORMATS = {
 _LEAST_DECAY = 1e-6
 # The largest error of a rule that is named, relative to the largest change of a coordinate.
 _EXPLAINS = 0.1
+# How many units of the last place a coordinate has to move by, or else it shows only rounding.
+_MOVES = 64.0
 # Rates that differ by less are one.
 _CONSTANT = 1e-6
 
@@ -182,15 +184,20 @@ def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
 
 
 def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> float:
-    """The largest error of a change, relative to the largest change of its coordinate."""
-    worst = 0.0
+    """The largest error of a change, relative to the largest change of its coordinate.
+
+    Of the coordinates that move by more than their rounding, if any does.
+    """
+    worst = [0.0]
     for run in runs:
         changes = model.simulate(finding.rules, run)[0]
         valid = run.valid[from_step:]
-        left = np.abs(changes - run.changes)[from_step:] * valid
+        left = (np.abs(changes - run.changes)[from_step:] * valid).max(0, initial=0.0)
         size = np.abs(run.changes[from_step:] * valid).max(0, initial=0.0)
-        worst = max(worst, float((left / np.where(size > 0, size, 1.0)).max(initial=0.0)))
-    return worst
+        moves = size > _MOVES * run.unit * np.abs(run.params).max(0)
+        moves = moves if moves.any() else size > 0
+        worst.append(float((left[moves] / size[moves]).max(initial=0.0)))
+    return max(worst)
 
 
 def fits_all(finding: Finding, run: Run) -> bool:

@@ -21,7 +21,7 @@ from ._model import (
     Array,
     Rules,
 )
-from ._search import LIMIT, Fits, explained, fitted, join, misfit, weighed
+from ._search import LIMIT, Fits, explained, fitted, join, misfit, shortest, weighed
 
 _NAMES = {
     LR: "learning_rate", DECAY: "decay", EPS: "eps", SCALE: "initial_scale",
@@ -29,6 +29,8 @@ _NAMES = {
 }  # fmt: skip
 # From how many standard deviations on a value is refused, and which deviation says too little.
 _SURE, _VAGUE = 20.0, 0.02
+# Where the damping of a fit begins that is near its end.
+_NEAR = 1e-9
 
 SWITCHES = (
     "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
@@ -55,20 +57,30 @@ def finish(fits: Fits, runs: Runs) -> list[Finding]:
 
 
 def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
-    """The hypotheses, and the same with each number that may be as usual: 0, 1 or infinite."""
-    usual = ((EPS, 0.0), (SCALE, 0.0), (SCALE, 1.0), (MOMENTUM, 0.0), (BOX, np.inf))
-    for number, value in usual:
-        rows = np.flatnonzero(fits.free[:, number])
-        if len(rows):
-            numbers, free = fits.rules.numbers[rows].copy(), fits.free[rows].copy()
+    """The hypotheses, and the same with each number that may be as usual: 0, 1 or infinite.
+
+    Not where the data see that a number is something else, but for ε: that of a floor is seen to be
+    anything below what it stops.
+    """
+    values, vague = fits.rules.numbers, fits.free & ~(fits.deviation < _VAGUE)
+    near_1 = fits.free[:, SCALE] & (np.abs(np.log(values[:, SCALE] + 1e-300)) < 0.1)
+    vague[:, BOX] = np.isfinite(values[:, BOX])
+    usual = [
+        (EPS, 0.0, fits.free[:, EPS]), (SCALE, 0.0, vague[:, SCALE]),
+        (SCALE, 1.0, vague[:, SCALE] | near_1), (MOMENTUM, 0.0, vague[:, MOMENTUM]),
+        (BOX, np.inf, vague[:, BOX]),
+    ]  # fmt: skip
+    parts = [fits]
+    for number, value, rows in usual:
+        if rows.any():
+            numbers, free = values[rows].copy(), fits.free[rows].copy()
             numbers[:, number], free[:, number] = value, False
-            fits = join([fits, fitted(fits.rules.take(rows).of(numbers), runs, 30, free)])
-    for switch, absent in (("kind", model.NO_DECAY), ("clip", model.NO_CLIP)):
-        rows = np.flatnonzero(getattr(fits.rules, switch) != absent)
-        if len(rows):
-            fewer = fits.rules.take(rows).replace(**{switch: absent})
-            fits = join([fits, fitted(fewer, runs, 30)])
-    return fits
+            parts.append(fitted(fits.rules.take(rows).of(numbers), runs, 30, free, _NEAR))
+    for number, absent in ((LAMBDA, {"kind": model.NO_DECAY}), (BOUND, {"clip": model.NO_CLIP})):
+        if vague[:, number].any():
+            fewer = fits.rules.take(vague[:, number]).replace(**absent)
+            parts.append(fitted(fewer, runs, 30, None, _NEAR))
+    return join(parts)
 
 
 def _finding(fit: Fits, runs: Runs) -> Finding:
@@ -175,7 +187,7 @@ def _held(fit: Fits, number: int, values: Array, runs: Runs) -> tuple[Fits, Arra
     rules = fit.rules.take(np.zeros(len(values), int))
     numbers, free = rules.numbers.copy(), np.repeat(fit.free, len(values), 0)
     numbers[:, number], free[:, number] = values, False
-    tried = fitted(rules.of(numbers), runs, 20, free)
+    tried = fitted(rules.of(numbers), runs, 12, free, _NEAR)
     largest, mean = misfit(tried.rules, runs)
     least = min(mean.min(), misfit(fit.rules, runs)[1][0])
     return tried, (largest <= LIMIT) & (mean <= 1.5 * least + 0.02)
@@ -221,16 +233,6 @@ def _interval(value: float, width: float, number: int) -> tuple[float, float]:
     odds = value / (1 - value)
     low, high = odds * np.exp(-width), odds * np.exp(width)
     return low / (1 + low), high / (1 + high)
-
-
-def shortest(value: float, low: float, high: float) -> float:
-    """The decimal of fewest digits in an interval, or its rounding to float32."""
-    for digits in range(1, 17):
-        short = float(f"{value:.{digits}g}")
-        for candidate in (short, float(np.float32(short))):
-            if low <= candidate <= high:
-                return candidate
-    return float(value)
 
 
 def switches_of(rule: Rule, precision: str) -> dict[str, Any]:

@@ -21,6 +21,9 @@ Runs: TypeAlias = Run | tuple[Run, ...]
 # A fit whose next step would take away no more of the mean square is at its end.
 _SETTLED = 1e-9
 
+# Below this a step of a number and of its logarithm are the same.
+_LARGE = 0.02
+
 # Bounds of the step of a difference, and what arithmetic in float64 does to a change.
 _LEAST_STEP, _LARGEST_STEP, _ROUNDED = 1e-8, 0.1, 2.0**-51
 
@@ -99,7 +102,8 @@ class _Fit:
         start = self.x[rows]
         linear = np.log1p(np.clip(move, -0.95, 20))
         linear[:, self.logits] = np.clip(move[:, self.logits], -3, 3)
-        for step in (np.clip(move, -3, 3), linear):
+        steps = [np.clip(move, -3, 3), linear]
+        for step in steps if np.abs(move).max(initial=0.0) > _LARGE else steps[:1]:
             x = np.clip(start + step, -690, 690)
             left = self.at(rows, x)
             value = (left**2).mean(1)
@@ -111,12 +115,18 @@ class _Fit:
 
 
 def fit(
-    simulate: Simulate, rules: Any, runs: Runs, free: Array, iterations: int = 25, logits: Any = None
+    simulate: Simulate,
+    rules: Any,
+    runs: Runs,
+    free: Array,
+    iterations: int = 25,
+    logits: Any = None,
+    start: float = 1e-2,
 ) -> tuple[Any, Array, Array]:
     """The hypotheses with the numbers that `free` [B, n] marks fitted, their costs, and errors.
 
     The errors [B, n] are standard deviations of the free numbers, on the scale where each may take
-    any value.
+    any value. The damping begins at `start`: near the end little will do.
     """
     logits = [DECAY, MOMENTUM] if logits is None else logits
     free, left = np.asarray(free, bool), residuals(simulate, rules, runs)
@@ -124,7 +134,7 @@ def fit(
     step = np.full(x.shape, 1e-5)
     state = _Fit(simulate, rules, runs, free, logits, x, left, (left**2).mean(1), step)
     every, noise = np.arange(len(x)), _noise(runs)
-    damping, alive = np.full(len(x), 1e-2), np.ones(len(x), bool)
+    damping, alive = np.full(len(x), start), np.ones(len(x), bool)
     for _ in range(iterations):
         rows = np.flatnonzero(alive)
         if not len(rows):
@@ -141,7 +151,7 @@ def fit(
     jacobian = state.jacobian(every)
     deviation = np.stack([
         _deviation(*each) for each in zip(jacobian, state.value, free, strict=True)
-    ]) if len(x) else np.full(x.shape, np.inf)  # fmt: skip
+    ])  # fmt: skip
     return state.named(every, state.x), state.value, deviation
 
 

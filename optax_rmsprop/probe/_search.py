@@ -100,15 +100,20 @@ def join(parts: list[Fits]) -> Fits:
     return Fits(concatenate([part.rules for part in parts]), *arrays)
 
 
-def fitted(rules: Rules, run: Runs, iterations: int, free: Array | None = None) -> Fits:
+def fitted(
+    rules: Rules, run: Runs, iterations: int, free: Array | None = None, start: float = 1e-2
+) -> Fits:
     """The hypotheses with their free numbers fitted."""
     free = free_numbers(rules) if free is None else free
-    rules, value, deviation = fit(model.simulate, rules, run, free, iterations)
+    rules, value, deviation = fit(model.simulate, rules, run, free, iterations, start=start)
     return Fits(rules, free, value, deviation)
 
 
 def free_numbers(rules: Rules) -> Array:
-    """Which numbers a hypothesis has: those that its switches leave a part to."""
+    """Which numbers a hypothesis has: those that its switches leave a part to.
+
+    Not where the parameters are cut off, which is read off exactly.
+    """
     free = np.zeros(rules.numbers.shape, bool)
     free[:, [LR, DECAY]] = True
     free[:, EPS] = rules.numbers[:, EPS] > 0
@@ -116,7 +121,6 @@ def free_numbers(rules: Rules) -> Array:
     free[:, MOMENTUM] = rules.numbers[:, MOMENTUM] > 0
     free[:, LAMBDA] = rules.kind != model.NO_DECAY
     free[:, BOUND] = rules.clip != model.NO_CLIP
-    free[:, BOX] = np.isfinite(rules.numbers[:, BOX])
     return free
 
 
@@ -233,7 +237,20 @@ def _bounds(run: Run, option: Option) -> tuple[float, ...]:
 
 
 def _box(run: Run, option: Option) -> float:
-    return float(np.abs(run.params[1:][run.valid]).max(initial=0.0)) if option.boxed else np.inf
+    if not option.boxed:
+        return np.inf
+    largest = float(np.abs(run.params[1:][run.valid]).max(initial=0.0))
+    return shortest(largest, largest * (1 - run.unit), largest * (1 + run.unit))
+
+
+def shortest(value: float, low: float, high: float) -> float:
+    """The decimal of fewest digits in an interval, or its rounding to float32."""
+    for digits in range(1, 17):
+        short = float(f"{value:.{digits}g}")
+        for candidate in (short, float(np.float32(short))):
+            if low <= candidate <= high:
+                return candidate
+    return float(value)
 
 
 def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
@@ -377,6 +394,9 @@ def _is_told(rules: Rules, runs: Runs) -> Array:
 
 
 def _simplest(fits: Fits) -> list[int]:
+    free = fits.free.copy()
+    free[:, BOX] = np.isfinite(fits.rules.numbers[:, BOX])
+    fits = dataclasses.replace(fits, free=free)
     order = sorted(range(len(fits)), key=lambda row: (fits.free[row].sum(), fits.cost[row]))
     kept: list[int] = []
     for row in order:
