@@ -24,6 +24,8 @@ _FORMATS = {
 }
 # A memory this short is none: what is divided by is the gradient's own size.
 _LEAST_DECAY = 1e-6
+# How well a decay is known, on the scale of the fit, where past gradients have a part.
+_REMEMBERS = 1e-3
 # The largest error of a rule that is named, relative to the largest change of a coordinate.
 _EXPLAINS = 0.1
 # How many units of the last place a coordinate has to move by, or else it shows only rounding.
@@ -115,6 +117,8 @@ def nothing(contradictions: list[str], unit: float, error: float = float("inf"))
 
 def degenerate(found: Fits, run: Run) -> list[str]:
     """Why what a rule of the family explains is none: its average has no part in it."""
+    if (found.deviation[:, model.DECAY] < _REMEMBERS).all():
+        return []  # the data see how long it remembers
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
         for other in others(run)

@@ -139,13 +139,15 @@ def _with_usual_eps(fit: Fits, interval: Array) -> Fits:
 
 
 def _rounded_outwards(low: float, high: float) -> list[float]:
-    """An interval with as many digits as its width has a use for."""
-    with decimal.localcontext() as context:
-        width = decimal.Decimal(high) - decimal.Decimal(low)
-        digit = decimal.Decimal((0, (1,), width.adjusted() - 1))
-        ends = zip((low, high), (decimal.ROUND_FLOOR, decimal.ROUND_CEILING), strict=True)
-        context.prec = 60
-        return [float(decimal.Decimal(x).quantize(digit, rounding)) for x, rounding in ends]
+    """An interval with as many digits as its width, and its ends, have a use for."""
+    width = decimal.Decimal(high) - decimal.Decimal(low)
+    found: list[float] = []
+    for end, rounding in ((low, decimal.ROUND_FLOOR), (high, decimal.ROUND_CEILING)):
+        exact = decimal.Decimal(end)
+        last = min(width.adjusted(), exact.adjusted() if end else width.adjusted()) - 1
+        context = decimal.Context(prec=400, rounding=rounding)
+        found.append(float(exact.quantize(decimal.Decimal((0, (1,), last)), context=context)))
+    return found
 
 
 def rule_of(rules: Rules) -> Rule:
@@ -176,6 +178,7 @@ def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, Array]:
     ranges = _ranges(tried, unit, low)
     for row in range(low, high + 1):
         ranges = _hull(ranges, _ranges(tried, unit, row))
+    ranges[number] = values[max(low - 1, 0)], values[min(high + 1, len(values) - 1)]
     none = number == EPS and values[low] == 0
     chosen = 0.0 if none else shortest(value, values[low], values[high])
     nearer, good = _held(fit, number, np.array([chosen]), runs)
@@ -197,14 +200,14 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
     """Values that a number may have as well."""
     value = fit.rules.numbers[0, number]
     if number in (DECAY, MOMENTUM):
-        odds = value / (1 - value) * np.logspace(-4, 4, 33)
+        odds = value / (1 - value) * np.logspace(-4, 4, 25)
         return odds / (1 + odds)
     if number != EPS:
-        return value * np.logspace(-8, 8, 65)
+        return value * np.logspace(-6, 6, 37)
     sizes = np.concatenate([np.abs(r.grads[r.valid & (r.grads != 0)]) for r in each(runs)])
     ends = sizes.min(initial=1.0), sizes.max(initial=1e-12)
     squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    grid = np.geomspace(1e-10 * ends[0], 10 * ends[1], 52) ** (2 if squared else 1)
+    grid = np.geomspace(1e-10 * ends[0], 10 * ends[1], 36) ** (2 if squared else 1)
     return np.sort(np.concatenate([[0.0, value], grid]))
 
 

@@ -47,6 +47,8 @@ RARE = [
 LIMIT = 4.0
 # How many values of a number are tried, from far below the gradients to far above.
 _SEEDS = 40
+# How many kinds of hypotheses are polished.
+_KINDS = 4
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _NEAR = 1e-5
 
@@ -271,11 +273,15 @@ def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
 
 def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
     """The best hypotheses with this option, fitted."""
-    short = few = run.steps(min(10, len(run.grads)))
-    if not option.caution:
-        sizes = np.argsort(np.abs(short.grads).max(0, initial=0))
-        few = short.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, 16).astype(int)]))
+    short = run.steps(min(10, len(run.grads)))
+    few = short if option.caution else spread(short, 16)
     return refined(*starts(few, option, grid), short, run, most)
+
+
+def spread(run: Run, most: int) -> Run:
+    """Some columns, from those of the smallest gradients to those of the largest."""
+    sizes = np.argsort(np.abs(run.grads).max(0, initial=0), kind="stable")
+    return run.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, most).astype(int)]))
 
 
 def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits | None:
@@ -292,15 +298,18 @@ def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits
 def polished(fits: Fits, run: Run) -> Fits:
     """The best fits once more, with each denominator, from numbers too small to be seen before."""
     near = np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32))
-    rows = near[np.argsort(fits.cost[near], kind="stable")][:6]
-    rules = fits.rules.take(rows)
+    near = near[np.argsort(fits.cost[near], kind="stable")]
+    alike = fits.rules.replace(denominator=model.INSIDE)
+    has = fits.free[:, [SCALE, MOMENTUM]]
+    kinds = {(alike.switches(row), *has[row].tolist()): row for row in near[::-1]}
+    rules = fits.rules.take(sorted(kinds.values(), key=lambda row: fits.cost[row])[:_KINDS])
     variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
     rare = rules.take(rules.denominator > model.FLOOR)
-    rules = concatenate([*variants, rare])
-    seeded = [_seeded(rules, EPS, run)]
-    if (rules.numbers[:, SCALE] > 0).any():
-        seeded.append(_seeded(seeded[0].take(rules.numbers[:, SCALE] > 0), SCALE, run))
-    last = fitted(concatenate([fits.rules.take(rows), *seeded]), weighed(run, rules.take([0])), 80)
+    seeded = [_seeded(concatenate([*variants, rare]), EPS, run)]
+    scaled = seeded[0].numbers[:, SCALE] > 0
+    if scaled.any():
+        seeded.append(_seeded(seeded[0].take(scaled), SCALE, run))
+    last = fitted(concatenate([rules, *seeded]), weighed(run, rules.take([0])), 80)
     return dataclasses.replace(last, cost=cost(model.simulate, last.rules, run))
 
 
@@ -318,6 +327,7 @@ def _seeded(rules: Rules, number: int, run: Run) -> Rules:
     The other numbers are fitted to each value: they hide what a number leaves out that is too
     small.
     """
+    few = spread(run.steps(min(10, len(run.grads))), 24)
     sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
     heights = np.geomspace(1e-4 * sizes.min(initial=1e300), 10 * sizes.max(initial=1e-300), _SEEDS)
     squared = np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED)) | (number == SCALE)
@@ -328,7 +338,7 @@ def _seeded(rules: Rules, number: int, run: Run) -> Rules:
     tried = tried.of(numbers)
     free = free_numbers(tried)
     free[:, number] = False
-    fits = fitted(tried, run, 2, free)
+    fits = fitted(tried, few, 2, free)
     best = fits.cost.reshape(values.shape).argmin(1)
     return fits.rules.take(np.arange(len(rules)) * _SEEDS + best)
 
