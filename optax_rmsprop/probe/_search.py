@@ -302,7 +302,9 @@ def polished(fits: Fits, run: Run) -> Fits:
     alike = fits.rules.replace(denominator=model.INSIDE)
     has = fits.free[:, [SCALE, MOMENTUM]]
     kinds = {(alike.switches(row), *has[row].tolist()): row for row in near[::-1]}
-    rules = fits.rules.take(sorted(kinds.values(), key=lambda row: fits.cost[row])[:_KINDS])
+    # Of costs that differ little, those with few numbers first: more of them hold each other up.
+    order = np.round(np.log10(fits.cost + 1e-300) / 2) + 1e-3 * fits.free.sum(1)
+    rules = fits.rules.take(sorted(kinds.values(), key=lambda row: order[row])[:_KINDS])
     variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
     rare = rules.take(rules.denominator > model.FLOOR)
     seeded = [_seeded(concatenate([*variants, rare]), EPS, run)]
@@ -461,11 +463,13 @@ def search(
             if fits is None:
                 continue
             found = explained(fits, data)
-            if not len(found) and fits.cost.min() < _NEAR:
+            least = float(fits.cost.min())
+            helps = option == Option() or least < 0.1 * alone.get(Option(), np.inf)
+            if not len(found) and helps and least < _NEAR:
                 fits = join([fits, polished(fits, data)])
                 found = explained(fits, data)
             everything.append(fits)
-            alone[option] = float(fits.cost.min())
+            alone[option] = least
             if len(found):
                 return found, join(everything)
     tried = join(everything)
