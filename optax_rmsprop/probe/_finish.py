@@ -59,14 +59,14 @@ def finish(fits: Fits, runs: Runs) -> list[Finding]:
 def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
     """The hypotheses, and the same with each number that may be as usual: 0, 1 or infinite.
 
-    Not where the data see that a number is something else, but for ε: that of a floor is seen to be
-    anything below what it stops.
+    Not where the data see that a number is something else, but for ε and ν₀: far below what is
+    added to them they follow any rounding.
     """
     values, vague = fits.rules.numbers, fits.free & ~(fits.deviation < _VAGUE)
     near_1 = fits.free[:, SCALE] & (np.abs(np.log(values[:, SCALE] + 1e-300)) < 0.1)
     vague[:, BOX] = np.isfinite(values[:, BOX])
     usual = [
-        (EPS, 0.0, fits.free[:, EPS]), (SCALE, 0.0, vague[:, SCALE]),
+        (EPS, 0.0, fits.free[:, EPS]), (SCALE, 0.0, fits.free[:, SCALE]),
         (SCALE, 1.0, vague[:, SCALE] | near_1), (MOMENTUM, 0.0, vague[:, MOMENTUM]),
         (BOX, np.inf, vague[:, BOX]),
     ]  # fmt: skip

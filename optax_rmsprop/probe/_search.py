@@ -327,22 +327,40 @@ def _seeded(rules: Rules, number: int, run: Run) -> Rules:
     """The hypotheses from the value of one number, very small to large, that does best.
 
     The other numbers are fitted to each value: they hide what a number leaves out that is too
-    small.
+    small. Then values between its neighbours: a floor has to be near before a slope shows it.
     """
     few = spread(run.steps(min(10, len(run.grads))), 24)
     sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
-    heights = np.geomspace(1e-4 * sizes.min(initial=1e300), 10 * sizes.max(initial=1e-300), _SEEDS)
+    ends = 1e-4 * sizes.min(initial=1e300), 10 * sizes.max(initial=1e-300)
+    heights = np.geomspace(*ends, _SEEDS)
     squared = np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED)) | (number == SCALE)
     values = np.where(squared[:, None], heights**2, heights)
-    tried = rules.take(np.repeat(np.arange(len(rules)), _SEEDS))
+    values = _best_of(rules, number, few, values).numbers[:, number]
+    steps = np.where(squared[:, None], 2.0, 1.0) * np.log(heights[1] / heights[0])
+    values = values[:, None] * np.exp(steps * np.linspace(-1, 1, 15))
+    seeds = [_best_of(rules, number, few, values)]
+    floors = rules.denominator == model.FLOOR
+    if floors.any():
+        seeds.append(_best_of(rules.take(floors), number, few, values[floors], 1))
+    return concatenate(seeds)
+
+
+def _best_of(rules: Rules, number: int, run: Run, values: Array, further: int = 0) -> Rules:
+    """The hypotheses with the best of several values [B, m] of a number, the others fitted.
+
+    The largest of those that do as well, or one `further` on: the least floor that is felt.
+    """
+    tried = rules.take(np.repeat(np.arange(len(rules)), values.shape[1]))
     numbers = tried.numbers.copy()
     numbers[:, number] = values.ravel()
     tried = tried.of(numbers)
     free = free_numbers(tried)
     free[:, number] = False
-    fits = fitted(tried, few, 2, free)
-    best = fits.cost.reshape(values.shape).argmin(1)
-    return fits.rules.take(np.arange(len(rules)) * _SEEDS + best)
+    fits = fitted(tried, run, 5, free, 1e-4)
+    costs, last = fits.cost.reshape(values.shape), values.shape[1] - 1
+    good = costs <= costs.min(1, keepdims=True) * (1 + 1e-6)
+    best = np.minimum(last - good[:, ::-1].argmax(1) + further, last)
+    return fits.rules.take(np.arange(len(rules)) * (last + 1) + best)
 
 
 def stages(run: Run, varied: bool) -> list[list[Option]]:
