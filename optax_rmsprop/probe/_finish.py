@@ -75,7 +75,12 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
         if rows.any():
             numbers, free = values[rows].copy(), fits.free[rows].copy()
             numbers[:, number], free[:, number] = value, False
-            parts.append(fitted(fits.rules.take(rows).of(numbers), runs, 30, free, _NEAR))
+            fewer = fits.rules.take(rows).of(numbers)
+            parts.append(fitted(fewer, runs, 30, free, _NEAR))
+            both = fewer.centered & fewer.corrected
+            if number == SCALE and value == 0 and both.any():  # a tiny ν₀ stands for Optax's start
+                optax = fewer.take(both).replace(alone=False)
+                parts.append(fitted(optax, runs, 30, free[both], _NEAR))
     for number, absent in ((LAMBDA, {"kind": model.NO_DECAY}), (BOUND, {"clip": model.NO_CLIP})):
         if vague[:, number].any():
             fewer = fits.rules.take(vague[:, number]).replace(**absent)

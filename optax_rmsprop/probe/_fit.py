@@ -21,8 +21,8 @@ Runs: TypeAlias = Run | tuple[Run, ...]
 # A fit whose next step would take away no more of the mean square is at its end.
 _SETTLED = 1e-9
 
-# Below this a step of a number and of its logarithm are the same.
-_LARGE = 0.02
+# Below this a step of a number and of its logarithm are the same, in a narrow valley too.
+_LARGE = 1e-6
 
 # Bounds of the step of a difference, and what arithmetic in float64 does to a change.
 _LEAST_STEP, _LARGEST_STEP, _ROUNDED = 1e-8, 0.1, 2.0**-51
