@@ -264,8 +264,9 @@ def _bound_of_params(box: _Box) -> float:
     """The bound at which large parameters are cut off by the first step, or infinity."""
     params = np.exp2(np.arange(-12.0, 25.0, 3.0)) * (-1.0) ** np.arange(13)
     after = np.abs(box.run(params, _gradients(13, 2, 7, (-6, -6))).params[1])
-    cut = 0 < after[-1] < np.abs(params[-1]) / 2 and np.ptp(after[-3:]) <= 8 * box.unit * after[-1]
     last = float(after[-1])
+    same = bool(np.isclose(after[-3:], last, rtol=8 * box.unit, atol=0).all())
+    cut = same and 0 < last < abs(params[-1]) / 2
     return shortest(last, last * (1 - box.unit), last * (1 + box.unit)) if cut else np.inf
 
 

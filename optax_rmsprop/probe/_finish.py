@@ -122,7 +122,7 @@ def _ranges(fit: Fits, unit: float, row: int = 0) -> Array:
     """The interval [n, 2] of each number that the spread of the fit allows."""
     values, spread = fit.rules.numbers[row], fit.deviation[row]
     ranges = np.stack([values, values], 1)
-    for number in np.flatnonzero(fit.free[row] & (spread < 1)):
+    for number in map(int, np.flatnonzero(fit.free[row] & (spread < 1))):
         ranges[number] = _interval(values[number], _width(values, spread, number, unit), number)
     return ranges
 
@@ -210,9 +210,10 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
     if number != EPS:
         return value * np.logspace(-6, 6, 37)
     sizes = np.concatenate([np.abs(r.grads[r.valid & (r.grads != 0)]) for r in each(runs)])
-    ends = sizes.min(initial=1.0), sizes.max(initial=1e-12)
+    least, most = float(sizes.min(initial=1.0)), float(sizes.max(initial=1e-12))
+    ends = np.log(1e-10 * least), np.log(10 * most)
     squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    grid = np.geomspace(1e-10 * ends[0], 10 * ends[1], 36) ** (2 if squared else 1)
+    grid = np.exp(np.linspace(ends[0], ends[1], 36) * (2 if squared else 1))
     return np.sort(np.concatenate([[0.0, value], grid]))
 
 

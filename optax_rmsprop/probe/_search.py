@@ -331,10 +331,11 @@ def _seeded(rules: Rules, number: int, run: Run) -> Rules:
     """
     few = spread(run.steps(min(10, len(run.grads))), 24)
     sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
-    ends = 1e-4 * sizes.min(initial=1e300), 10 * sizes.max(initial=1e-300)
-    heights = np.geomspace(*ends, _SEEDS)
+    least, most = float(sizes.min(initial=1e300)), float(sizes.max(initial=1e-300))
+    ends = np.log(1e-4 * least), np.log(10 * most)
+    heights: Array = np.exp(np.linspace(ends[0], ends[1], _SEEDS))
     squared = np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED)) | (number == SCALE)
-    values = np.where(squared[:, None], heights**2, heights)
+    values: Array = np.where(squared[:, None], heights**2, heights)
     values = _best_of(rules, number, few, values).numbers[:, number]
     steps = np.where(squared[:, None], 2.0, 1.0) * np.log(heights[1] / heights[0])
     values = values[:, None] * np.exp(steps * np.linspace(-1, 1, 15))
