@@ -130,7 +130,7 @@ def _ranges(fit: Fits, unit: float, row: int = 0) -> Array:
 def _width(values: Array, spread: Array, number: int, unit: float) -> float:
     """How far a number may be off on the scale of the fit; what is near 1 is rounded itself."""
     near_1 = 1 - values[number] if number in (DECAY, MOMENTUM) else 1.0
-    return _SURE * spread[number] + 2 * unit / max(near_1, unit)
+    return _SURE * spread[number] + 32 * unit / max(near_1, unit)
 
 
 def _with_usual_eps(fit: Fits, interval: Array) -> Fits:
@@ -213,7 +213,7 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
     least, most = float(sizes.min(initial=1.0)), float(sizes.max(initial=1e-12))
     ends = np.log(1e-10 * least), np.log(10 * most)
     squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    grid = np.exp(np.linspace(ends[0], ends[1], 36) * (2 if squared else 1))
+    grid = np.exp(np.linspace(float(ends[0]), float(ends[1]), 36) * (2 if squared else 1))
     return np.sort(np.concatenate([[0.0, value], grid]))
 
 

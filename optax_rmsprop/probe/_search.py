@@ -333,7 +333,7 @@ def _seeded(rules: Rules, number: int, run: Run) -> Rules:
     sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
     least, most = float(sizes.min(initial=1e300)), float(sizes.max(initial=1e-300))
     ends = np.log(1e-4 * least), np.log(10 * most)
-    heights: Array = np.exp(np.linspace(ends[0], ends[1], _SEEDS))
+    heights: Array = np.exp(np.linspace(float(ends[0]), float(ends[1]), _SEEDS))
     squared = np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED)) | (number == SCALE)
     values: Array = np.where(squared[:, None], heights**2, heights)
     values = _best_of(rules, number, few, values).numbers[:, number]
