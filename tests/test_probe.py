@@ -23,7 +23,9 @@ CONTINUED = {"float64": 1e-6, "float32": 1e-2}  # what errors of the numbers mak
 
 # What the short lane tries of the wide sweep.
 SHORT_LOGS = {("torch", "float64", 0), ("keras", "float64", 1), ("tensorflow1", "float32", 0)}
-SHORT_BOXES = {("rmsprop", "float64", 0)}
+SHORT_LOGS |= {("mindspore", "float32", 0), ("rmsprop", "float32", 0)}
+SHORT_BOXES = {("rmsprop", "float64", 0), ("stable_baselines3", "float64", 0)}
+SHORT_BOXES |= {("timm", "float32", 0), ("mxnet2", "float64", 0)}
 
 
 def sweep(short, dtypes=("float64", "float32"), seeds=2):

@@ -79,7 +79,7 @@ def named(report, run):
 
 
 # Of the lanes, each for a switch of its own; the rest is a proof.
-ALWAYS = {"timm/sched_cwd", "optax/bc_cent"}
+ALWAYS = {"timm/sched_cwd", "optax/bc_cent", "tf1/cent", "keras_jax/gclip", "heavyball/wd"}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,23 @@ def test_a_recorded_run_is_named(name):
     run, params, grads, rates = log_of(name)
     report = probe.identify_log(params, grads, rates)
     assert named(report, run), (name, str(report))
+
+
+def test_numbers_rounded_to_float32_are_written_so():
+    _, params, grads, _ = log_of("tf1/default")
+    report = probe.identify_log(params, grads)
+    assert report.rule["decay"] == float(np.float32(0.9))
+    assert report.rule["learning_rate"] == float(np.float32(0.02))
+    low, high = report.undetermined["eps"]
+    assert low <= 1e-10 <= high and high / low < 1.01
+
+
+def test_a_norm_is_named_that_a_later_step_shows():
+    _, params, grads, _ = log_of("keras_tensorflow/clipnorm")
+    report = probe.identify_log(params, grads)
+    assert (
+        report.calls[0].startswith("dialects.keras(") and "clipnorm=1.58113883" in report.calls[0]
+    )
 
 
 @pytest.mark.proof

@@ -24,8 +24,12 @@ _FORMATS = {
 }
 # A memory this short is none: what is divided by is the gradient's own size.
 _LEAST_DECAY = 1e-6
+# How well a decay is known, on the scale of the fit, where past gradients have a part.
+_REMEMBERS = 1e-3
 # The largest error of a rule that is named, relative to the largest change of a coordinate.
 _EXPLAINS = 0.1
+# How many units of the last place a coordinate has to move by, or else it shows only rounding.
+_MOVES = 64.0
 # Rates that differ by less are one.
 _CONSTANT = 1e-6
 
@@ -113,6 +117,8 @@ def nothing(contradictions: list[str], unit: float, error: float = float("inf"))
 
 def degenerate(found: Fits, run: Run) -> list[str]:
     """Why what a rule of the family explains is none: its average has no part in it."""
+    if (found.deviation[:, model.DECAY] < _REMEMBERS).all():
+        return []  # the data see how long it remembers
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
         for other in others(run)
@@ -182,15 +188,20 @@ def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
 
 
 def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> float:
-    """The largest error of a change, relative to the largest change of its coordinate."""
-    worst = 0.0
+    """The largest error of a change, relative to the largest change of its coordinate.
+
+    Of the coordinates that move by more than their rounding, if any does.
+    """
+    worst = [0.0]
     for run in runs:
         changes = model.simulate(finding.rules, run)[0]
         valid = run.valid[from_step:]
-        left = np.abs(changes - run.changes)[from_step:] * valid
+        left = (np.abs(changes - run.changes)[from_step:] * valid).max(0, initial=0.0)
         size = np.abs(run.changes[from_step:] * valid).max(0, initial=0.0)
-        worst = max(worst, float((left / np.where(size > 0, size, 1.0)).max(initial=0.0)))
-    return worst
+        moves = size > _MOVES * run.unit * np.abs(run.params).max(0)
+        moves = moves if moves.any() else size > 0
+        worst.append(float((left[moves] / size[moves]).max(initial=0.0)))
+    return max(worst)
 
 
 def fits_all(finding: Finding, run: Run) -> bool:

@@ -1,6 +1,7 @@
 """The rule of a box that makes steps: designed gradients, and the same search."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
@@ -13,7 +14,7 @@ import optax
 from . import _conclude as conclude
 from . import _model as model
 from ._calls import Rule
-from ._finish import finish, shortest
+from ._finish import Finding, finish
 from ._model import Array, Rules, Run
 from ._report import Report
 from ._search import (
@@ -27,6 +28,7 @@ from ._search import (
     polished,
     refined,
     search,
+    shortest,
     started,
 )
 
@@ -125,6 +127,11 @@ class _Box:
     unit: float
     falls: float = 0.0  # the rate is divided by 1 + falls·count
 
+    @functools.cached_property
+    def bound(self) -> float:
+        """Where the parameters are cut off."""
+        return _bound_of_params(self)
+
     def rates(self, steps: int) -> Array:
         """The rate of each step, relative to that of the first."""
         return 1 / (1 + self.falls * np.arange(steps))
@@ -152,18 +159,20 @@ def _identified(play: Play, falls: float = 0.0) -> Report:
         return conclude.nothing(["the parameters do not change"], 2.0**-53)
     unit = conclude.unit_of(first[1:])
     box = _Box(play, _couples(play, unit), unit, falls)
-    sweep, long, check = _sweep(box), _long(box), _check(box)
+    sweep, check = _sweep(box), _check(box)
     found, everything, unit = _explained(box, sweep)
     if not len(found) and not box.falls and not conclude.is_another(check):
         falls = _falling(box, sweep)
         if falls:
             return _identified(play, falls)
-    sweep, long, check = conclude.with_unit((sweep, long, check), unit)
-    reasons = []
-    if len(found):
-        reasons = conclude.degenerate(found, check)
-        findings = [] if reasons else finish(_of_all(found, box), (sweep, long))
-        agreeing = [f for f in findings if conclude.fits_all(f, check)]
+    runs = conclude.with_unit((sweep, _long(box), *_held(box)), unit)
+    check = conclude.with_unit(check, unit)
+    reasons = conclude.degenerate(found, check) if len(found) else []
+    if len(found) and not reasons:
+        agreeing = _agreeing(found, box, runs, check)
+        if not agreeing:  # the sweep had not asked for the right one
+            found = explained(polished(found, runs[0]), runs[0])
+            agreeing = _agreeing(found, box, runs, check)
         if agreeing:
             return conclude.report(
                 agreeing, unit, lambda finding: conclude.check_error(finding, (check,)),
@@ -172,6 +181,12 @@ def _identified(play: Play, falls: float = 0.0) -> Report:
             )  # fmt: skip
     reasons = reasons or conclude.unexplained(everything, check, lambda i: f"entry {i}")
     return conclude.nothing(reasons, unit)
+
+
+def _agreeing(found: Fits, box: _Box, runs: tuple[Run, ...], check: Run) -> list[Finding]:
+    """What explains all runs, and the check."""
+    findings = finish(_of_all(found, box), runs) if len(found) else []
+    return [finding for finding in findings if conclude.fits_all(finding, check)]
 
 
 def _falls(rule: Rule, falls: float) -> Rule:
@@ -236,6 +251,25 @@ def _long(box: _Box) -> Run:
     return box.run(np.zeros(size), gradients)
 
 
+def _held(box: _Box) -> tuple[Run, ...]:
+    """Steps from parameters around the bound of theirs, if they have one."""
+    if not np.isfinite(box.bound):
+        return ()
+    sides = np.repeat([1.0, -1.0], 6)
+    around = box.bound * np.tile([0.25, 0.9375, 1.0, 1.25, 1.5, 4.0], 2) * sides
+    return (box.run(around, _gradients(12, 4, 8, (-6, 2))),)
+
+
+def _bound_of_params(box: _Box) -> float:
+    """The bound at which large parameters are cut off by the first step, or infinity."""
+    params = np.exp2(np.arange(-12.0, 25.0, 3.0)) * (-1.0) ** np.arange(13)
+    after = np.abs(box.run(params, _gradients(13, 2, 7, (-6, -6))).params[1])
+    last = float(after[-1])
+    same = bool(np.isclose(after[-3:], last, rtol=8 * box.unit, atol=0).all())
+    cut = same and 0 < last < abs(params[-1]) / 2
+    return shortest(last, last * (1 - box.unit), last * (1 + box.unit)) if cut else np.inf
+
+
 def _check(box: _Box) -> Run:
     """Gradients as a training run may have them."""
     rng = np.random.default_rng(5)
@@ -285,8 +319,6 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
     sizes, change = np.abs(sweep.grads[0]), sweep.changes[0]
     large = still & valid & (sizes >= np.median(sizes[still]))
     maximize = bool((np.sign(change[large]) == np.sign(sweep.grads[0, large])).mean() > 0.5)
-    held = np.abs(sweep.params[1:][sweep.valid])
-    boxed = bool(np.isclose(held, held.max(initial=0), rtol=8 * sweep.unit).sum() > 5)
     clipped = len(_bounds(box)) > 0
     options: list[Option] = []
     for kind in _decays(sweep):
@@ -296,7 +328,7 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
             clips = [model.CLIP_BEFORE] + [model.CLIP_AFTER] * (kind == model.L2)
         cautions = (True, False) if box.coupled and not clipped else (False,)
         options += [
-            Option(kind, clip, caution, boxed, rare, sign)
+            Option(kind, clip, caution, bool(np.isfinite(box.bound)), rare, sign)
             for rare in (False, True)
             for sign in signs
             for clip in clips
@@ -357,7 +389,6 @@ def _starts(few: Run, box: _Box, sweep: Run, option: Option) -> tuple[Rules, Arr
     crossing, threshold = _crossing(sweep)
     weights = _weights(sweep) if option.kind == model.L2 else np.zeros(1)
     bounds = _bounds(box) if option.clip != model.NO_CLIP else np.ones(1)
-    held = np.abs(sweep.params[1:][sweep.valid]).max() if option.boxed else np.inf
     numbers: list[Any] = []
     switches: list[Any] = []
     for shape in RARE if option.rare else SHAPES:
@@ -368,7 +399,7 @@ def _starts(few: Run, box: _Box, sweep: Run, option: Option) -> tuple[Rules, Arr
             inside = denominator in (model.INSIDE, model.SUBTRACTED)
             shares = _splits(square if inside else np.sqrt(square), square / (1 - keep))
             for (eps, scale), weight, bound in itertools.product(shares, weights, bounds):
-                numbers.append((1.0, 1 - keep, eps, scale, 0.0, weight, bound, held))
+                numbers.append((1.0, 1 - keep, eps, scale, 0.0, weight, bound, box.bound))
                 switches.append(shape)
     rules = model.rules(
         numbers, *np.array(switches)[:, :3].T, alone=np.array(switches)[:, 3],

@@ -1,6 +1,7 @@
 """From fitted hypotheses to named rules: short numbers, and what the data leave open."""
 
 import dataclasses
+import decimal
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,16 @@ from ._model import (
     Array,
     Rules,
 )
-from ._search import LIMIT, Fits, explained, fitted, join, misfit, weighed
+from ._search import LIMIT, Fits, explained, fitted, join, misfit, shortest, weighed
 
 _NAMES = {
     LR: "learning_rate", DECAY: "decay", EPS: "eps", SCALE: "initial_scale",
     MOMENTUM: "momentum", LAMBDA: "weight_decay", BOUND: "clip_value",
 }  # fmt: skip
-
+# From how many standard deviations on a value is refused, and which deviation says too little.
+_SURE, _VAGUE = 20.0, 0.02
+# Where the damping of a fit begins that is near its end.
+_NEAR = 1e-9
 
 SWITCHES = (
     "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
@@ -53,41 +57,102 @@ def finish(fits: Fits, runs: Runs) -> list[Finding]:
 
 
 def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
-    """The hypotheses, and the same with each number that may be as usual: 0, 1 or infinite."""
-    for number, usual in ((SCALE, 0.0), (SCALE, 1.0), (MOMENTUM, 0.0), (BOX, np.inf)):
-        rows = np.flatnonzero(fits.free[:, number])
-        if len(rows):
-            numbers, free = fits.rules.numbers[rows].copy(), fits.free[rows].copy()
-            numbers[:, number], free[:, number] = usual, False
-            fits = join([fits, fitted(fits.rules.take(rows).of(numbers), runs, 30, free)])
-    for switch, absent in (("kind", model.NO_DECAY), ("clip", model.NO_CLIP)):
-        rows = np.flatnonzero(getattr(fits.rules, switch) != absent)
-        if len(rows):
-            fewer = fits.rules.take(rows).replace(**{switch: absent})
-            fits = join([fits, fitted(fewer, runs, 30)])
-    return fits
+    """The hypotheses, and the same with each number that may be as usual: 0, 1 or infinite.
+
+    Not where the data see that a number is something else, but for ε and ν₀: far below what is
+    added to them they follow any rounding.
+    """
+    values, vague = fits.rules.numbers, fits.free & ~(fits.deviation < _VAGUE)
+    near_1 = fits.free[:, SCALE] & (np.abs(np.log(values[:, SCALE] + 1e-300)) < 0.1)
+    vague[:, BOX] = np.isfinite(values[:, BOX])
+    usual = [
+        (EPS, 0.0, fits.free[:, EPS]), (SCALE, 0.0, fits.free[:, SCALE]),
+        (SCALE, 1.0, vague[:, SCALE] | near_1), (MOMENTUM, 0.0, vague[:, MOMENTUM]),
+        (BOX, np.inf, vague[:, BOX]),
+    ]  # fmt: skip
+    parts = [fits]
+    for number, value, rows in usual:
+        if rows.any():
+            numbers, free = values[rows].copy(), fits.free[rows].copy()
+            numbers[:, number], free[:, number] = value, False
+            fewer = fits.rules.take(rows).of(numbers)
+            parts.append(fitted(fewer, runs, 30, free, _NEAR))
+            both = fewer.centered & fewer.corrected
+            if number == SCALE and value == 0 and both.any():  # a tiny ν₀ stands for Optax's start
+                optax = fewer.take(both).replace(alone=False)
+                parts.append(fitted(optax, runs, 30, free[both], _NEAR))
+    for number, absent in ((LAMBDA, {"kind": model.NO_DECAY}), (BOUND, {"clip": model.NO_CLIP})):
+        if vague[:, number].any():
+            fewer = fits.rules.take(vague[:, number]).replace(**absent)
+            parts.append(fitted(fewer, runs, 30, None, _NEAR))
+    return join(parts)
 
 
 def _finding(fit: Fits, runs: Runs) -> Finding:
-    left: dict[str, list[float]] = {}
-    for number, name in _NAMES.items():
-        if fit.free[0, number] and not fit.deviation[0, number] < 0.02:
-            fit, interval = _opened(fit, number, runs)
-            if interval:
-                left[name] = interval
-    vague = fit.free[0] & (fit.deviation[0] > 1e-3) & np.isfinite(fit.deviation[0])
-    for number in map(int, np.flatnonzero(vague)):
-        if number in _NAMES:
-            around = _interval(fit.rules.numbers[0, number], 4 * fit.deviation[0, number], number)
-            left.setdefault(_NAMES[number], [float(f"{x:.3g}") for x in around])
+    ranges = _ranges(fit, each(runs)[0].unit)
+    for number in _NAMES:
+        vague = fit.free[0, number] and not fit.deviation[0, number] < _VAGUE
+        if vague or (number == EPS and fit.rules.numbers[0, EPS] == 0):
+            fit, seen = _opened(fit, number, runs)
+            ranges = _hull(ranges, seen)
     fit = _shortened(fit, runs)
-    if left.get("eps", [1.0])[0] == 0:  # as good as none: then the one that is usual with this rule
-        usual = default_eps(rule_of(fit.rules))
-        if usual is not None and usual <= left["eps"][1]:
-            numbers = fit.rules.numbers.copy()
-            numbers[:, EPS] = usual
-            fit = dataclasses.replace(fit, rules=fit.rules.of(numbers))
+    values = fit.rules.numbers[0]
+    ranges = _hull(ranges, np.stack([values, values], 1))
+    fit = _with_usual_eps(fit, ranges[EPS])
+    left = {
+        name: _rounded_outwards(*ranges[number])
+        for number, name in _NAMES.items()
+        if np.ptp(ranges[number]) > _tolerance(each(runs)[0].unit) * values[number]
+    }
     return Finding(rule_of(fit.rules), fit.rules, left)
+
+
+def _tolerance(unit: float) -> float:
+    """How near a number has to be known, or else it is open."""
+    return min(max(2.0**-20, 2.0**14 * unit), 0.02)
+
+
+def _hull(first: Array, second: Array) -> Array:
+    """The intervals [n, 2] that hold both."""
+    ends = np.concatenate([first, second], 1)
+    return np.stack([ends.min(1), ends.max(1)], 1)
+
+
+def _ranges(fit: Fits, unit: float, row: int = 0) -> Array:
+    """The interval [n, 2] of each number that the spread of the fit allows."""
+    values, spread = fit.rules.numbers[row], fit.deviation[row]
+    ranges = np.stack([values, values], 1)
+    for number in map(int, np.flatnonzero(fit.free[row] & (spread < 1))):
+        ranges[number] = _interval(values[number], _width(values, spread, number, unit), number)
+    return ranges
+
+
+def _width(values: Array, spread: Array, number: int, unit: float) -> float:
+    """How far a number may be off on the scale of the fit; what is near 1 is rounded itself."""
+    near_1 = 1 - values[number] if number in (DECAY, MOMENTUM) else 1.0
+    return _SURE * spread[number] + 32 * unit / max(near_1, unit)
+
+
+def _with_usual_eps(fit: Fits, interval: Array) -> Fits:
+    """The ε that is usual with the rule, where one that is as good as none may be it."""
+    usual = default_eps(rule_of(fit.rules)) if interval[0] == 0 < interval[1] else None
+    if usual is None or usual > interval[1]:
+        return fit
+    numbers = fit.rules.numbers.copy()
+    numbers[:, EPS] = usual
+    return dataclasses.replace(fit, rules=fit.rules.of(numbers))
+
+
+def _rounded_outwards(low: float, high: float) -> list[float]:
+    """An interval with as many digits as its width, and its ends, have a use for."""
+    width = decimal.Decimal(high) - decimal.Decimal(low)
+    found: list[float] = []
+    for end, rounding in ((low, decimal.ROUND_FLOOR), (high, decimal.ROUND_CEILING)):
+        exact = decimal.Decimal(end)
+        last = min(width.adjusted(), exact.adjusted() if end else width.adjusted()) - 1
+        context = decimal.Context(prec=400, rounding=rounding)
+        found.append(float(exact.quantize(decimal.Decimal((0, (1,), last)), context=context)))
+    return found
 
 
 def rule_of(rules: Rules) -> Rule:
@@ -97,73 +162,75 @@ def rule_of(rules: Rules) -> Rule:
     return Rule(*switches, *values)
 
 
-def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, list[float]]:
+def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, Array]:
     """The hypothesis with a usual or a round value of a number, if the data leave it open.
 
-    And the ends of what they leave, found by fitting the other numbers to each of many values.
+    And the intervals [n, 2] of all numbers, as the others are fitted to each of many values of it.
     """
-    value = fit.rules.numbers[0, number]
+    value, unit = fit.rules.numbers[0, number], each(runs)[0].unit
     values = _around(fit, number, runs)
-    rules = fit.rules.take(np.zeros(len(values), int))
-    numbers, free = rules.numbers.copy(), np.repeat(fit.free, len(values), 0)
-    numbers[:, number], free[:, number] = values, False
-    tried = fitted(rules.of(numbers), runs, 20, free)
-    largest, mean = misfit(tried.rules, runs)
-    good = (largest <= LIMIT) & (mean <= 1.5 * mean.min() + 0.02)
+    tried, good = _held(fit, number, values, runs)
     here = int(np.argmin(np.abs(values - value)))
     if number == EPS and good[0]:
         here = 0
-    if not good[here]:
-        return fit, []
     low, high = here, here
     while low > 0 and good[low - 1]:
         low -= 1
     while high + 1 < len(good) and good[high + 1]:
         high += 1
-    if low == high:
-        return fit, []
-    interval = [float(f"{values[low]:.2g}"), float(f"{values[high]:.2g}")]
+    if not good[here] or low == high:
+        return fit, _ranges(fit, unit)
+    ranges = _ranges(tried, unit, low)
+    for row in range(low, high + 1):
+        ranges = _hull(ranges, _ranges(tried, unit, row))
+    ranges[number] = values[max(low - 1, 0)], values[min(high + 1, len(values) - 1)]
     none = number == EPS and values[low] == 0
     chosen = 0.0 if none else shortest(value, values[low], values[high])
-    numbers, free = fit.rules.numbers.copy(), fit.free.copy()
-    numbers[:, number], free[:, number] = chosen, False
-    chosen_fit = fitted(fit.rules.of(numbers), runs, 30, free)
-    if misfit(chosen_fit.rules, runs)[0][0] > LIMIT:
-        return fit, interval
-    return chosen_fit, interval
+    nearer, good = _held(fit, number, np.array([chosen]), runs)
+    return (nearer if good[0] else fit), ranges
+
+
+def _held(fit: Fits, number: int, values: Array, runs: Runs) -> tuple[Fits, Array]:
+    """The hypothesis with each value of a number, the others fitted, and where that explains."""
+    rules = fit.rules.take(np.zeros(len(values), int))
+    numbers, free = rules.numbers.copy(), np.repeat(fit.free, len(values), 0)
+    numbers[:, number], free[:, number] = values, False
+    tried = fitted(rules.of(numbers), runs, 12, free, _NEAR)
+    largest, mean = misfit(tried.rules, runs)
+    least = min(mean.min(), misfit(fit.rules, runs)[1][0])
+    return tried, (largest <= LIMIT) & (mean <= 1.5 * least + 0.02)
 
 
 def _around(fit: Fits, number: int, runs: Runs) -> Array:
     """Values that a number may have as well."""
     value = fit.rules.numbers[0, number]
     if number in (DECAY, MOMENTUM):
-        odds = value / (1 - value) * np.logspace(-4, 4, 33)
+        odds = value / (1 - value) * np.logspace(-4, 4, 25)
         return odds / (1 + odds)
     if number != EPS:
-        return value * np.logspace(-8, 8, 65)
-    size = max(float(np.abs(r.grads[r.valid]).max(initial=0)) for r in each(runs)) or 1.0
+        return value * np.logspace(-6, 6, 37)
+    sizes = np.concatenate([np.abs(r.grads[r.valid & (r.grads != 0)]) for r in each(runs)])
+    least, most = float(sizes.min(initial=1.0)), float(sizes.max(initial=1e-12))
+    ends = np.log(1e-10 * least), np.log(10 * most)
     squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    grid = (size * np.logspace(-16, 1, 52)) ** (2 if squared else 1)
+    grid = np.exp(np.linspace(float(ends[0]), float(ends[1]), 36) * (2 if squared else 1))
     return np.sort(np.concatenate([[0.0, value], grid]))
 
 
 def _shortened(fit: Fits, runs: Runs) -> Fits:
     """The shortest decimals that explain the data as well, the surest number first."""
-    largest, mean = misfit(fit.rules, runs)
-    for number in np.argsort(np.where(fit.free[0], fit.deviation[0], np.inf)):
+    unit = each(runs)[0].unit
+    for number in map(int, np.argsort(np.where(fit.free[0], fit.deviation[0], np.inf))):
         if not fit.free[0, number] or not fit.deviation[0, number] < 0.2:
             continue
-        value, sure = fit.rules.numbers[0, number], fit.deviation[0, number]
-        for room in (256, 32, 4):
-            numbers, free = fit.rules.numbers.copy(), fit.free.copy()
-            width = room * (sure + each(runs)[0].unit)
-            numbers[0, number] = shortest(value, *_interval(value, width, number))
-            free[0, number] = False
-            tried = fitted(fit.rules.of(numbers), runs, 4, free)
-            new_largest, new_mean = misfit(tried.rules, runs)
-            if new_largest <= max(largest, LIMIT) and new_mean <= max(1.5 * mean, 0.6):
-                fit = tried
-                break
+        largest, mean = misfit(fit.rules, runs)
+        value = fit.rules.numbers[0, number]
+        width = _width(fit.rules.numbers[0], fit.deviation[0], number, unit)
+        short = shortest(value, *_interval(value, width, number))
+        tried, _ = _held(fit, number, np.array([short]), runs)
+        new_largest, new_mean = misfit(tried.rules, runs)
+        if new_largest <= max(largest, LIMIT) and new_mean <= max(1.5 * mean, 0.6):
+            fit = tried
     return fit
 
 
@@ -175,15 +242,6 @@ def _interval(value: float, width: float, number: int) -> tuple[float, float]:
     odds = value / (1 - value)
     low, high = odds * np.exp(-width), odds * np.exp(width)
     return low / (1 + low), high / (1 + high)
-
-
-def shortest(value: float, low: float, high: float) -> float:
-    """The decimal of fewest digits in an interval."""
-    for digits in range(1, 17):
-        short = float(f"{value:.{digits}g}")
-        if low <= short <= high:
-            return short
-    return float(value)
 
 
 def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
@@ -224,12 +282,13 @@ def members(finding: Finding, ratio: float | None) -> list[Rule]:
     """
     rule = finding.rule
     found = [rule]
-    interval = finding.open.get("eps", [1.0])
+    interval = finding.open.get("eps", [rule.eps, rule.eps])
     if interval[0] == 0 and rule.denominator in _POWERS:
         found += [
             _without_eps(rule, denominator, interval[1])
             for denominator in _POWERS
             if denominator != rule.denominator
+            and (rule.centered or denominator != model.SUBTRACTED)
         ]
     if ratio is None:
         return found
@@ -247,7 +306,7 @@ def members(finding: Finding, ratio: float | None) -> list[Rule]:
 
 
 # ε inside the root is a square.
-_POWERS = {model.INSIDE: 2, model.OUTSIDE: 1, model.FLOOR: 1}
+_POWERS = {model.INSIDE: 2, model.OUTSIDE: 1, model.FLOOR: 1, model.SUBTRACTED: 2}
 
 
 def _without_eps(rule: Rule, denominator: int, highest: float) -> Rule:

@@ -4,6 +4,7 @@ Numbers are varied on a scale where each may take any value: the logarithm, or t
 lies between 0 and 1.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
@@ -17,8 +18,14 @@ _BLIND = 1e-13
 Simulate: TypeAlias = Callable[[Any, Run], Array]
 Runs: TypeAlias = Run | tuple[Run, ...]
 
-# A step of a difference: large enough that rounding of the residuals does not hide what it does.
-_LEAST_STEP, _LARGEST_STEP, _CHANGE = 1e-7, 0.1, 1e-10
+# A fit whose next step would take away no more of the mean square is at its end.
+_SETTLED = 1e-9
+
+# Below this a step of a number and of its logarithm are the same, in a narrow valley too.
+_LARGE = 1e-6
+
+# Bounds of the step of a difference, and what arithmetic in float64 does to a change.
+_LEAST_STEP, _LARGEST_STEP, _ROUNDED = 1e-8, 0.1, 2.0**-51
 
 
 def each(runs: Runs) -> tuple[Run, ...]:
@@ -49,53 +56,110 @@ def cost(simulate: Simulate, rules: Any, run: Runs, chunk: int = 2_000_000) -> A
     return np.concatenate(parts)
 
 
+@dataclasses.dataclass
+class _Fit:
+    """Hypotheses on the scale of the fit, and what they leave."""
+
+    simulate: Simulate
+    rules: Any
+    runs: Runs
+    free: Array  # [B, n]
+    logits: list[int]
+    x: Array  # [B, n]
+    left: Array  # [B, M]: the residuals
+    value: Array  # [B]: their mean square
+    step: Array  # [B, n]: of the differences
+
+    def at(self, rows: Array, x: Array) -> Array:
+        """The residuals of these rows with other numbers."""
+        return residuals(self.simulate, self.named(rows, x), self.runs)
+
+    def named(self, rows: Array, x: Array) -> Any:
+        """These rows as hypotheses."""
+        rules = self.rules.take(rows)
+        values = np.exp(x)
+        for i in self.logits:
+            values[:, i] = 1 / (1 + np.exp(-np.clip(x[:, i], -690, 36)))
+        return rules.of(np.where(self.free[rows], values, rules.numbers))
+
+    def jacobian(self, rows: Array) -> Array:
+        """Derivatives [B, M, n] of the residuals of these rows."""
+        row, column = np.nonzero(self.free[rows])
+        x, h = self.x[rows[row]], self.step[rows[row], column]
+        x[np.arange(len(row)), column] += h
+        result = np.zeros((len(rows), self.left.shape[1], x.shape[1]))
+        if len(row):
+            change = self.at(rows[row], x) - self.left[rows[row]]
+            result[row, :, column] = change / h[:, None]
+        return result
+
+    def take_better(self, rows: Array, move: Array) -> Array:
+        """Go where it is better, by a step of the logarithms or of the numbers, and say where.
+
+        The changes are linear in a rate, in a decay of weights, and in an ε or a ν₀ that is small.
+        """
+        better = np.zeros(len(rows), bool)
+        start = self.x[rows]
+        linear = np.log1p(np.clip(move, -0.95, 20))
+        linear[:, self.logits] = np.clip(move[:, self.logits], -3, 3)
+        steps = [np.clip(move, -3, 3), linear]
+        for step in steps if np.abs(move).max(initial=0.0) > _LARGE else steps[:1]:
+            x = np.clip(start + step, -690, 690)
+            left = self.at(rows, x)
+            value = (left**2).mean(1)
+            less = value < self.value[rows]
+            at = rows[less]
+            self.x[at], self.left[at], self.value[at] = x[less], left[less], value[less]
+            better |= less
+        return better
+
+
 def fit(
-    simulate: Simulate, rules: Any, run: Runs, free: Array, iterations: int = 25, logits: Any = None
+    simulate: Simulate,
+    rules: Any,
+    runs: Runs,
+    free: Array,
+    iterations: int = 25,
+    logits: Any = None,
+    start: float = 1e-2,
 ) -> tuple[Any, Array, Array]:
     """The hypotheses with the numbers that `free` [B, n] marks fitted, their costs, and errors.
 
     The errors [B, n] are standard deviations of the free numbers, on the scale where each may take
-    any value.
+    any value. The damping begins at `start`: near the end little will do.
     """
     logits = [DECAY, MOMENTUM] if logits is None else logits
-    numbers, free = rules.numbers.copy(), np.asarray(free, bool)
-    x = _to_free(numbers, logits)
-    old = residuals(simulate, rules, run)
-    value = (old**2).mean(1)
-    damping = np.full(len(x), 1e-2)
+    free, left = np.asarray(free, bool), residuals(simulate, rules, runs)
+    x = _to_free(rules.numbers, logits)
     step = np.full(x.shape, 1e-5)
-    deviation = np.full(x.shape, np.inf)
-    alive = np.ones(len(x), bool)
+    state = _Fit(simulate, rules, runs, free, logits, x, left, (left**2).mean(1), step)
+    every, noise = np.arange(len(x)), _noise(runs)
+    damping, alive = np.full(len(x), start), np.ones(len(x), bool)
     for _ in range(iterations):
         rows = np.flatnonzero(alive)
         if not len(rows):
             break
-        jacobian = _jacobian(
-            simulate, rules.take(rows), x[rows], old[rows], run, free[rows], logits, step[rows]
-        )
-        step[rows] = _steps(jacobian)
-        move = _move(jacobian, old[rows], damping[rows])
-        trial = np.clip(x[rows] + move, -690, 690)
-        tried = rules.take(rows).of(_of_free(numbers[rows], trial, free[rows], logits))
-        new = residuals(simulate, tried, run)
-        new_value = (new**2).mean(1)
-        better = new_value < value[rows]
-        accepted = rows[better]
-        x[accepted], old[accepted] = trial[better], new[better]
-        value[accepted] = new_value[better]
+        jacobian = state.jacobian(rows)
+        step[rows] = _steps(jacobian, noise)
+        move, gain = _move(jacobian, state.left[rows], damping[rows])
+        better = state.take_better(rows, move)
         eased = np.maximum(damping[rows] / 8, 1e-12)
         damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
-        small = np.abs(move).max(1) < 1e-13
-        alive[rows] &= ~(small | (value[rows] == 0) | (~better & (damping[rows] > 1e6)))
-    rules = rules.of(_of_free(numbers, x, free, logits))
-    jacobian = _jacobian(simulate, rules, x, old, run, free, logits, step)
-    for b in range(len(x)):
-        deviation[b] = _deviation(jacobian[b], value[b], free[b])
-    return rules, value, deviation
+        settled = (gain <= _SETTLED * state.value[rows]) & (damping[rows] < 1e-10)
+        over = settled | (state.value[rows] == 0) | (~better & (damping[rows] > 1e6))
+        alive[rows] &= ~over
+    jacobian = state.jacobian(every)
+    deviation = np.stack([
+        _deviation(*each) for each in zip(jacobian, state.value, free, strict=True)
+    ])  # fmt: skip
+    return state.named(every, state.x), state.value, deviation
 
 
-def _move(jacobian: Array, left: Array, damping: Array) -> Array:
-    """The damped step [B, n] of Gauss and Newton; 0 where the data do not see a number."""
+def _move(jacobian: Array, left: Array, damping: Array) -> tuple[Array, Array]:
+    """The damped step [B, n] of Gauss and Newton, 0 where the data do not see a number.
+
+    And the part of the mean square [B] that it takes away where the residuals are linear.
+    """
     length = np.sqrt((jacobian**2).sum(1))
     seen = length > 0
     length = np.where(seen, length, 1)
@@ -104,8 +168,8 @@ def _move(jacobian: Array, left: Array, damping: Array) -> Array:
     slope = np.einsum("bmi,bm->bi", normal, left)
     damped = np.where(seen, damping[:, None], 1.0)[:, None, :]
     gram = gram + np.eye(jacobian.shape[2]) * damped
-    move = -cast(Array, np.linalg.solve(gram, slope[..., None]))[..., 0] / length
-    return np.clip(np.where(seen, move, 0.0), -3, 3)
+    move = -cast(Array, np.linalg.solve(gram, slope[..., None]))[..., 0] * seen
+    return move / length, -(slope * move).sum(1) / left.shape[1]
 
 
 def _deviation(jacobian: Array, value: float, free: Array) -> Array:
@@ -124,35 +188,16 @@ def _deviation(jacobian: Array, value: float, free: Array) -> Array:
     return result
 
 
-def _steps(jacobian: Array) -> Array:
-    """The steps [B, n] that suit derivatives of this size."""
+def _noise(runs: Runs) -> float:
+    """What rounding in the simulation itself does to a residual, root mean square."""
+    noise = [_ROUNDED * np.abs(r.changes) * (r.valid / r.scale) for r in each(runs)]
+    return float(np.sqrt(np.mean(np.concatenate([x.ravel() for x in noise]) ** 2)))
+
+
+def _steps(jacobian: Array, noise: float) -> Array:
+    """The steps [B, n] of differences in which noise and curvature do as little."""
     size = np.sqrt((jacobian**2).mean(1))
-    return np.clip(_CHANGE / np.maximum(size, 1e-300), _LEAST_STEP, _LARGEST_STEP)
-
-
-def _jacobian(
-    simulate: Simulate,
-    rules: Any,
-    x: Array,
-    at: Array,
-    run: Runs,
-    free: Array,
-    logits: Any,
-    step: Array,
-) -> Array:
-    """Derivatives [B, T * N, n] of the residuals."""
-    size, count = x.shape
-    row, column = np.nonzero(free)
-    moved = x[row]
-    h = step[row, column]
-    moved[np.arange(len(row)), column] += h
-    tried = rules.take(row)
-    tried = tried.of(_of_free(rules.numbers[row], moved, free[row], logits))
-    jacobian = np.zeros((size, at.shape[1], count))
-    if not len(row):
-        return jacobian
-    jacobian[row, :, column] = (residuals(simulate, tried, run) - at[row]) / h[:, None]
-    return jacobian
+    return np.clip(np.sqrt(noise / np.maximum(size, 1e-300)), _LEAST_STEP, _LARGEST_STEP)
 
 
 def _to_free(numbers: Array, logits: Any) -> Array:
@@ -161,10 +206,3 @@ def _to_free(numbers: Array, logits: Any) -> Array:
         for i in logits:
             x[:, i] = np.log(numbers[:, i]) - np.log1p(-numbers[:, i])
     return np.clip(np.nan_to_num(x, nan=-690.0, posinf=690.0, neginf=-690.0), -690, 690)
-
-
-def _of_free(numbers: Array, x: Array, free: Array, logits: Any) -> Array:
-    values = np.exp(x)
-    for i in logits:
-        values[:, i] = 1 / (1 + np.exp(-np.clip(x[:, i], -690, 36)))
-    return np.where(free, values, numbers)

@@ -11,7 +11,7 @@ import numpy as np
 from . import _conclude as conclude
 from . import _model as model
 from ._calls import Rule, calls
-from ._finish import finish
+from ._finish import Finding, finish
 from ._model import Array, Run
 from ._report import Report
 from ._search import Fits, explained, search
@@ -107,17 +107,20 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     searched = _searched(run, seen)
     found, part, unit = searched.found, searched.part, searched.unit
     reasons = conclude.degenerate(found, part) if len(found) else []
-    findings = finish(found, part) if len(found) and not reasons else []
+    every = run.steps(min(steps, 8 * _STEPS)).columns(searched.columns)
+    every = conclude.with_unit(every, unit)
+    findings, checked = _checked(found, part, every) if not reasons else ([], [])
+    start = len(part.grads)
+    if findings and not checked:  # what the first steps hide, a later one shows
+        start = max(conclude.first_misfit(finding, every) for finding in findings) + 1
+        _, checked = _checked(found, every.steps(start), every)
     if not findings:
         tried = found if len(found) else searched.everything
         reasons = reasons or conclude.unexplained(
             tried, part, lambda column: name(int(searched.columns[column]))
         )
         return conclude.nothing(reasons, unit)
-    every = run.steps(min(steps, 8 * _STEPS)).columns(searched.columns)
-    every = conclude.with_unit(every, unit)
-    checked = [finding for finding in findings if conclude.fits_all(finding, every)]
-    start = len(seen.grads) if len(seen.grads) < len(every.grads) else 0
+    start = start if start < len(every.grads) else 0
     if not checked:
         late, call = conclude.first_misfit(findings[0], every), next(calls(findings[0].rule))[1]
         text = f"{call} explains the steps before step {late}, and not that one"
@@ -133,6 +136,12 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
         written=(lambda rule: _written(rule, learning_rates, run)) if given else None,
         learning_rates=learning_rates,
     )  # fmt: skip
+
+
+def _checked(found: Fits, part: Run, every: Run) -> tuple[list[Finding], list[Finding]]:
+    """What explains a part of a run, and what of it explains every step."""
+    findings = finish(found, part) if len(found) else []
+    return findings, [finding for finding in findings if conclude.fits_all(finding, every)]
 
 
 def _ratio(rates: Array) -> float | None:

@@ -45,6 +45,10 @@ RARE = [
 # Above this a residual is no rounding: the bound of the error analysis, and room for another order
 # of the same operations.
 LIMIT = 4.0
+# How many values of a number are tried, from far below the gradients to far above.
+_SEEDS = 40
+# How many kinds of hypotheses are polished.
+_KINDS = 4
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _NEAR = 1e-5
 
@@ -98,15 +102,20 @@ def join(parts: list[Fits]) -> Fits:
     return Fits(concatenate([part.rules for part in parts]), *arrays)
 
 
-def fitted(rules: Rules, run: Runs, iterations: int, free: Array | None = None) -> Fits:
+def fitted(
+    rules: Rules, run: Runs, iterations: int, free: Array | None = None, start: float = 1e-2
+) -> Fits:
     """The hypotheses with their free numbers fitted."""
     free = free_numbers(rules) if free is None else free
-    rules, value, deviation = fit(model.simulate, rules, run, free, iterations)
+    rules, value, deviation = fit(model.simulate, rules, run, free, iterations, start=start)
     return Fits(rules, free, value, deviation)
 
 
 def free_numbers(rules: Rules) -> Array:
-    """Which numbers a hypothesis has: those that its switches leave a part to."""
+    """Which numbers a hypothesis has: those that its switches leave a part to.
+
+    Not where the parameters are cut off, which is read off exactly.
+    """
     free = np.zeros(rules.numbers.shape, bool)
     free[:, [LR, DECAY]] = True
     free[:, EPS] = rules.numbers[:, EPS] > 0
@@ -114,7 +123,6 @@ def free_numbers(rules: Rules) -> Array:
     free[:, MOMENTUM] = rules.numbers[:, MOMENTUM] > 0
     free[:, LAMBDA] = rules.kind != model.NO_DECAY
     free[:, BOUND] = rules.clip != model.NO_CLIP
-    free[:, BOX] = np.isfinite(rules.numbers[:, BOX])
     return free
 
 
@@ -231,7 +239,20 @@ def _bounds(run: Run, option: Option) -> tuple[float, ...]:
 
 
 def _box(run: Run, option: Option) -> float:
-    return float(np.abs(run.params[1:][run.valid]).max(initial=0.0)) if option.boxed else np.inf
+    if not option.boxed:
+        return np.inf
+    largest = float(np.abs(run.params[1:][run.valid]).max(initial=0.0))
+    return shortest(largest, largest * (1 - run.unit), largest * (1 + run.unit))
+
+
+def shortest(value: float, low: float, high: float) -> float:
+    """The decimal of fewest digits in an interval, or its rounding to float32."""
+    for digits in range(1, 17):
+        short = float(f"{value:.{digits}g}")
+        for candidate in (short, float(np.float32(short))):
+            if low <= candidate <= high:
+                return candidate
+    return float(value)
 
 
 def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
@@ -252,11 +273,15 @@ def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
 
 def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
     """The best hypotheses with this option, fitted."""
-    short = few = run.steps(min(10, len(run.grads)))
-    if not option.caution:
-        sizes = np.argsort(np.abs(short.grads).max(0, initial=0))
-        few = short.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, 16).astype(int)]))
+    short = run.steps(min(10, len(run.grads)))
+    few = short if option.caution else spread(short, 16)
     return refined(*starts(few, option, grid), short, run, most)
+
+
+def spread(run: Run, most: int) -> Run:
+    """Some columns, from those of the smallest gradients to those of the largest."""
+    sizes = np.argsort(np.abs(run.grads).max(0, initial=0), kind="stable")
+    return run.columns(np.unique(sizes[np.linspace(0, len(sizes) - 1, most).astype(int)]))
 
 
 def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits | None:
@@ -273,15 +298,20 @@ def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits
 def polished(fits: Fits, run: Run) -> Fits:
     """The best fits once more, with each denominator, from numbers too small to be seen before."""
     near = np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32))
-    rows = near[np.argsort(fits.cost[near], kind="stable")][:6]
-    rules = fits.rules.take(rows)
+    near = near[np.argsort(fits.cost[near], kind="stable")]
+    alike = fits.rules.replace(denominator=model.INSIDE)
+    has = fits.free[:, [SCALE, MOMENTUM]]
+    kinds = {(alike.switches(row), *has[row].tolist()): row for row in near[::-1]}
+    # Of costs that differ little, those with few numbers first: more of them hold each other up.
+    order = np.round(np.log10(fits.cost + 1e-300) / 2) + 1e-3 * fits.free.sum(1)
+    rules = fits.rules.take(sorted(kinds.values(), key=lambda row: order[row])[:_KINDS])
     variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
     rare = rules.take(rules.denominator > model.FLOOR)
-    rules = concatenate([*variants, rare])
-    seeded = [_seeded(rules, EPS, run)]
-    if (rules.numbers[:, SCALE] > 0).any():
-        seeded.append(_seeded(seeded[0].take(rules.numbers[:, SCALE] > 0), SCALE, run))
-    last = fitted(concatenate([fits.rules.take(rows), *seeded]), weighed(run, rules.take([0])), 80)
+    seeded = [_seeded(concatenate([*variants, rare]), EPS, run)]
+    scaled = seeded[0].numbers[:, SCALE] > 0
+    if scaled.any():
+        seeded.append(_seeded(seeded[0].take(scaled), SCALE, run))
+    last = fitted(concatenate([rules, *seeded]), weighed(run, rules.take([0])), 80)
     return dataclasses.replace(last, cost=cost(model.simulate, last.rules, run))
 
 
@@ -294,18 +324,44 @@ def weighed(runs: Runs, rules: Rules) -> Any:
 
 
 def _seeded(rules: Rules, number: int, run: Run) -> Rules:
-    """The hypotheses with the value of one number that suits best, from very small to large."""
-    size = float(np.abs(run.grads[run.valid]).max(initial=1e-300))
-    heights = size * np.logspace(-12, 1, 27)
+    """The hypotheses from the value of one number, very small to large, that does best.
+
+    The other numbers are fitted to each value: they hide what a number leaves out that is too
+    small. Then values between its neighbours: a floor has to be near before a slope shows it.
+    """
+    few = spread(run.steps(min(10, len(run.grads))), 24)
+    sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
+    least, most = float(sizes.min(initial=1e300)), float(sizes.max(initial=1e-300))
+    ends = np.log(1e-4 * least), np.log(10 * most)
+    heights: Array = np.exp(np.linspace(float(ends[0]), float(ends[1]), _SEEDS))
     squared = np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED)) | (number == SCALE)
-    values = np.where(squared[:, None], heights**2, heights)
-    tried = rules.take(np.repeat(np.arange(len(rules)), len(heights)))
+    values: Array = np.where(squared[:, None], heights**2, heights)
+    values = _best_of(rules, number, few, values).numbers[:, number]
+    steps = np.where(squared[:, None], 2.0, 1.0) * np.log(heights[1] / heights[0])
+    values = values[:, None] * np.exp(steps * np.linspace(-1, 1, 15))
+    seeds = [_best_of(rules, number, few, values)]
+    floors = rules.denominator == model.FLOOR
+    if floors.any():
+        seeds.append(_best_of(rules.take(floors), number, few, values[floors], 1))
+    return concatenate(seeds)
+
+
+def _best_of(rules: Rules, number: int, run: Run, values: Array, further: int = 0) -> Rules:
+    """The hypotheses with the best of several values [B, m] of a number, the others fitted.
+
+    The largest of those that do as well, or one `further` on: the least floor that is felt.
+    """
+    tried = rules.take(np.repeat(np.arange(len(rules)), values.shape[1]))
     numbers = tried.numbers.copy()
     numbers[:, number] = values.ravel()
-    left = cost(model.simulate, tried.of(numbers), run).reshape(values.shape)
-    numbers = rules.numbers.copy()
-    numbers[:, number] = values[np.arange(len(rules)), left.argmin(1)]
-    return rules.of(numbers)
+    tried = tried.of(numbers)
+    free = free_numbers(tried)
+    free[:, number] = False
+    fits = fitted(tried, run, 5, free, 1e-4)
+    costs, last = fits.cost.reshape(values.shape), values.shape[1] - 1
+    good = costs <= costs.min(1, keepdims=True) * (1 + 1e-6)
+    best = np.minimum(last - good[:, ::-1].argmax(1) + further, last)
+    return fits.rules.take(np.arange(len(rules)) * (last + 1) + best)
 
 
 def stages(run: Run, varied: bool) -> list[list[Option]]:
@@ -369,6 +425,9 @@ def _is_told(rules: Rules, runs: Runs) -> Array:
 
 
 def _simplest(fits: Fits) -> list[int]:
+    free = fits.free.copy()
+    free[:, BOX] = np.isfinite(fits.rules.numbers[:, BOX])
+    fits = dataclasses.replace(fits, free=free)
     order = sorted(range(len(fits)), key=lambda row: (fits.free[row].sum(), fits.cost[row]))
     kept: list[int] = []
     for row in order:
@@ -423,11 +482,13 @@ def search(
             if fits is None:
                 continue
             found = explained(fits, data)
-            if not len(found) and fits.cost.min() < _NEAR:
+            least = float(fits.cost.min())
+            helps = option == Option() or least < 0.1 * alone.get(Option(), np.inf)
+            if not len(found) and helps and least < _NEAR:
                 fits = join([fits, polished(fits, data)])
                 found = explained(fits, data)
             everything.append(fits)
-            alone[option] = float(fits.cost.min())
+            alone[option] = least
             if len(found):
                 return found, join(everything)
     tried = join(everything)
