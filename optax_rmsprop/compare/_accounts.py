@@ -19,11 +19,13 @@ from ..probe._search import (
     stages,
     starts,
 )  # fmt: skip
-from ._records import Array, Record
+from ._records import UNITS, Array, Record
 from ._sides import Side, changes, cost, fit, held_by, misfits, rounded, side_of, spread
 
 _CORE, _FEW, _LEAF = 30, 16, 256  # columns to fit on, to try on, and of each leaf to check on
+_WORST = 8  # columns that are added where a fit does not explain all
 _SHORT = 16  # steps to search on
+_MOST = (72, 48, 96)  # hypotheses that are fitted to the end, of each option at a stage
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _PROMISING = 1e-5
 
@@ -45,6 +47,15 @@ class Steps:
     side: Side
     columns: Array
     frozen: frozenset[str]  # leaves that never change, though they have gradients
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether wide numbers have recorded rates that vary: they may be float32's."""
+        return self.record.unit < UNITS["float32"] and bool(np.ptp(self.side.run.rates) > 0)
+
+    def coarse(self) -> "Steps":
+        """The steps with what rounding of the rates to float32 does."""
+        return dataclasses.replace(self, side=self.side.replace(unit=UNITS["float32"]))
 
     def of(self, leaf: str) -> Array:
         """The numbers of a leaf's columns."""
@@ -77,6 +88,12 @@ class Steps:
         """Columns to fit on: some of each leaf, from small gradients to large ones."""
         each = max(2, most // max(len(leaves), 1))
         return np.concatenate([self._spread(self.of(name), each) for name in leaves[:most]])
+
+    def strained(self, side: Side, rule: Rules, leaves: list[str]) -> Array:
+        """Columns to fit on, and those of which a rule that was fitted explains the least."""
+        checked = self.checked(leaves)
+        worst = np.argsort(misfits(rule, side.columns(checked)).max((0, 1)), kind="stable")
+        return np.union1d(self.core(leaves), checked[worst[-_WORST:]])
 
     def wide(self) -> Array:
         """Columns to fit on."""
@@ -112,6 +129,16 @@ class Account:
     def side(self) -> Side:
         """The run with what is special about its leaves."""
         return self.steps.special(self.leaves)
+
+    def rules_at(self, other: Side) -> Rules:
+        """The rules for another run: a rate that varies there alone has either place."""
+        varies = other.solved or np.ptp(other.run.rates) > 0
+        if not varies or self.steps.side.solved or np.ptp(self.steps.side.run.rates) > 0:
+            return self.rules
+        others = dataclasses.replace(self.rules, buffer=~self.rules.buffer)
+        order = np.arange(2 * len(others)).reshape(2, -1).T.ravel()
+        places = concatenate([self.rules, others]).take(order)
+        return places.take((places.numbers[:, model.MOMENTUM] != 0) | (order < len(others)))
 
 
 def steps_of(record: Record, reference: Record | None = None, given: bool = True) -> Steps:
@@ -155,14 +182,15 @@ def account(steps: Steps, stage: int, alone: dict[Option, float]) -> Account | N
     return None if rules is None else confirmed(free, rules, {})
 
 
-def accounted(*runs: Steps) -> tuple[int, Account] | None:
+def accounted(*runs: Steps) -> Account | None:
     """The account of the run that the simplest options explain, the first of several."""
+    runs = (*runs, *(steps.coarse() for steps in runs if steps.scheduled))
     alone = [dict[Option, float]() for _ in runs]
     for stage in range(4):
         for i, steps in enumerate(runs):
             found = account(steps, stage, alone[i])
             if found is not None:
-                return i, found
+                return found
     return None
 
 
@@ -178,6 +206,10 @@ def confirmed(steps: Steps, rules: Rules, leaves: dict[str, Leaf]) -> Account | 
         same = rules if found == leaves else rules.take([row])
         same = concatenate([fitted, same])
         good = held_by(same, check)
+        if not good.any():
+            core = steps.strained(side, fitted, steps.trained)
+            same = _refitted(fitted, side.columns(core))
+            good = held_by(same, check)
         if good.any():
             rows = list(map(int, np.flatnonzero(good)))
             kept = [r for i, r in enumerate(rows) if same.switches(r) not in
@@ -281,7 +313,7 @@ def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
         options = sorted(options, key=lambda o: _promise(o, alone))[:3]
     near = list[Fits]()
     for option in options:
-        fits = explore(run, option, COARSE if stage else Grid(), 16 if stage else 72)
+        fits = explore(run, option, COARSE if stage else Grid(), _MOST[stage])
         if fits is None:
             continue
         alone[option] = float(fits.cost.min())
@@ -290,7 +322,7 @@ def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
             return found
         near.append(fits)
     for fits in sorted(near, key=lambda x: float(x.cost.min()))[:2]:
-        if fits.cost.min() < _PROMISING:
+        if _is_promising(fits, side):
             found = _judged(polished(fits, run), side)
             if found is not None:
                 return found
@@ -299,13 +331,26 @@ def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
 
 def _promise(option: Option, alone: dict[Option, float]) -> float:
     """How well the parts of an option did by themselves."""
-    parts = Option(kind=option.kind, maximize=option.maximize), Option(clip=option.clip)
+    clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
+    parts = Option(kind=option.kind, maximize=option.maximize), Option(clip=clip)
     return sum(float(np.log(alone.get(part, 1.0) + 1e-300)) for part in parts)
+
+
+def _is_promising(fits: Fits, side: Side) -> bool:
+    """Whether the best hypothesis may be right, but for what rounding decides."""
+    least = max(_PROMISING, (16 * side.run.unit) ** 2)
+    if fits.cost.min() <= least:
+        return True
+    best = fits.rules.take([int(np.argmin(fits.cost))])
+    size = np.abs(side.changes)
+    known = (rounded(best, side).rounding < 0.1 * size) & side.valid
+    left = (changes(best, side)[0] - side.changes)[known] / side.scale[known]
+    return bool(0.2 < known.mean() < 1 and (left**2).mean() <= 100 * least)
 
 
 def _judged(fits: Fits, side: Side) -> Rules | None:
     """The hypotheses that explain all steps, each set of switches once, the simplest first."""
-    if fits.cost.min() > max(_PROMISING, (16 * side.run.unit) ** 2):
+    if not _is_promising(fits, side):
         return None
     order = np.argsort(fits.cost, kind="stable")
     order = order[fits.cost[order] <= max(1e6 * fits.cost[order[0]], 1e-20)][:8]

@@ -45,12 +45,12 @@ def explanations(theirs: Record, ours: Record) -> Explanation:
     """The sets of changes that lead from the rule of ours to that of theirs."""
     if _equal(theirs, ours):
         return Explanation()
-    found = accounted(steps_of(ours), steps_of(theirs))
-    if found is not None:
-        which, known = found
-        other, roles = ((theirs, Roles("theirs", "ours")), (ours, Roles("ours", "theirs")))[which]
-        return _explained(known, other, roles)
-    return _unknown(theirs, ours)
+    known = accounted(steps_of(ours), steps_of(theirs))
+    if known is None:
+        return _unknown(theirs, ours)
+    if known.steps.record is ours:
+        return _explained(known, theirs, Roles("theirs", "ours"))
+    return _explained(known, ours, Roles("ours", "theirs"))
 
 
 def _equal(theirs: Record, ours: Record) -> bool:
@@ -64,6 +64,8 @@ def _equal(theirs: Record, ours: Record) -> bool:
 
 def _explained(known: Account, record: Record, roles: Roles) -> Explanation:
     steps = steps_of(record, known.steps.record)
+    if known.steps.side.run.unit > known.steps.record.unit:
+        steps = steps.coarse()
     base = _Task(known, steps, roles)
     found = base.found()
     alternatives = tuple(dict.fromkeys(found))
@@ -93,7 +95,7 @@ class _Task:
         if not self.steps.trained:
             return [always] if always else []
         side = self.steps.special(self._leaves)
-        same = self._held(unchanged(self.known.rules, self._both(side)), side)
+        same = self._held(unchanged(self.known.rules_at(side), self._both(side)), side)
         if same:
             return [always]
         for sought in (self._alone, self._timewise, self._rewritten, self._rounded, self._pairs):
@@ -120,19 +122,21 @@ class _Task:
             found.append(schedule_change(a, b, lambda x: np.allclose(a, x, 1e-5, 0), self.roles))
         return tuple(found)
 
-    def _both(self, side: Side, core: Array | None = None, wide: bool = False) -> Both:
-        one, other = self.known, self.steps
-        chosen = Steps.wide if wide else Steps.few
-        own = one.side.columns(chosen(one.steps))
-        return Both(own, side.columns(chosen(other) if core is None else core))
+    def _both(self, side: Side, core: Array | None = None) -> Both:
+        """Both runs on a few columns each, or all that suit and these of the other."""
+        one = self.known
+        if core is None:
+            return Both(one.side.columns(one.steps.few()), side.columns(self.steps.few()))
+        return Both(one.side.columns(one.steps.wide()), side.columns(core))
 
     def _held(self, found: list[Explained], side: Side) -> list[Explained]:
         """Those that explain all leaves."""
-        check = side.columns(self.steps.checked(self.steps.trained))
-        kept = list[Explained]()
+        steps, kept = self.steps, list[Explained]()
+        check = side.columns(steps.checked(steps.trained))
         for e in found[:_MOST]:
             if not held_by(e.other, check).all():
-                e = refined(e, self._both(side, wide=True))
+                core = steps.strained(side, e.other, steps.trained)
+                e = refined(e, self._both(side, core))
                 if not held_by(e.other, check).all():
                     continue
             kept.append(e)
@@ -144,7 +148,7 @@ class _Task:
         yield from special
         if special:
             return
-        found = self._held(single(self.known.rules, self._both(side)), side)
+        found = self._held(single(self.known.rules_at(side), self._both(side)), side)
         for e in found:
             yield rule_changes(e, self.roles)
         if not found:  # a state that is any explains more, and comes last
@@ -163,7 +167,7 @@ class _Task:
         del side
         for start, side in self._sides():
             both = self._both(side)
-            found = self._held(unchanged(self.known.rules, both), side)
+            found = self._held(unchanged(self.known.rules_at(side), both), side)
             if found:
                 yield (*start, *self._schedule(found[0], side))
                 return
@@ -192,6 +196,9 @@ class _Task:
         columns = side.columns(self.steps.checked(self.steps.trained))
         rule, _ = settled(e.other, columns)
         found, ours = rates(e.other, columns)[0], rates(e.one, self._both(side).one)[0]
+
+        if np.allclose(found, ours, 1e-5, 0):
+            return ()
 
         def holds(values: Array) -> bool:
             top = float(np.abs(values).max()) or 1.0
@@ -255,7 +262,7 @@ class _Task:
     def _pairs(self, side: Side) -> Iterator[Changes]:
         """A special leaf or step, and a change of the rule."""
         for start, side in self._sides():
-            for e in self._held(single(self.known.rules, self._both(side)), side):
+            for e in self._held(single(self.known.rules_at(side), self._both(side)), side):
                 yield (*start, *self._schedule(e, side), *rule_changes(e, self.roles))
         trained = self.steps.trained
         if len(trained) < 2:
@@ -271,10 +278,9 @@ class _Task:
 
     def _rewritten(self, side: Side) -> Iterator[Changes]:
         """The other's rule, sought for itself, and the fewest changes that lead to it."""
-        found = accounted(self.steps)
-        if found is None:
+        own = accounted(self.steps)
+        if own is None:
             return
-        own = found[1]
         side = own.side
         both = Both(self._both(side).one, side.columns(self.steps.core(self.steps.trained)))
         special = leaf_changes(own.leaves, self._leaves, self.roles)
