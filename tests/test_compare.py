@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from sklearn.datasets import load_digits
 
 import optax_rmsprop
-from optax_rmsprop import compare, dialects
+from optax_rmsprop import compare, dialects, recording
 
 pytestmark = pytest.mark.api
 
@@ -474,3 +476,79 @@ def test_a_difference_is_data():
     assert plain["first"]["leaf"] in SHAPES and plain["causes"][0]["changes"][0]["theirs"] == 0.02
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.first.step = 3
+
+
+def digits(dtype=np.float32):
+    """Batches of handwritten digits in [0, 1], and their labels."""
+    x, y = load_digits(return_X_y=True)
+    x, y = x[: STEPS * 32] / 16, y[: STEPS * 32]
+    return x.reshape(STEPS, 32, -1).astype(dtype), y.reshape(STEPS, 32)
+
+
+def flax_run(tx):
+    """A network in Flax, recorded while it trains."""
+    tx = recording.record(tx, STEPS)
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(64, 12, rngs=rngs), nnx.tanh, nnx.Linear(12, 10, rngs=rngs))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, x, y):
+        def loss(model):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+
+        optimizer.update(model, nnx.grad(loss)(model))
+
+    for x, y in zip(*digits(), strict=True):
+        step(model, optimizer, x, y)
+    return recording.Run.of(optimizer.opt_state, tx)
+
+
+def numpy_run(params, inside=False, summed=False, decayed=("kernel", "bias")):
+    """The same network with PyTorch's RMSprop and weight decay, by hand, its sums in another order.
+
+    The kernels lie as PyTorch has them.
+    """
+    names = ["0.weight", "0.bias", "1.weight", "1.bias"]
+    kept, seen, nu = [dict(zip(names, params, strict=True))], [], dict.fromkeys(names, 0)
+    for x, y in zip(*digits(), strict=True):
+        x, y, p = x[::-1], y[::-1], kept[-1]
+        h = np.tanh(x @ p["0.weight"].T + p["0.bias"])
+        odds = np.exp(h @ p["1.weight"].T + p["1.bias"])
+        delta = (odds / odds.sum(1, keepdims=True) - np.eye(10, dtype=np.float32)[y])
+        delta = delta if summed else delta / np.float32(len(y))
+        before = (delta @ p["1.weight"]) * (1 - h * h)
+        parts = (before.T @ x, before.sum(0), delta.T @ h, delta.sum(0))
+        seen.append(dict(zip(names, parts, strict=True)))
+        new = {}
+        for n, g in seen[-1].items():
+            g = g + np.float32(0.01) * p[n] if ("bias" if "bias" in n else "kernel") in decayed else g
+            nu[n] = np.float32(0.9) * nu[n] + np.float32(0.1) * g * g
+            root = np.sqrt(nu[n] + np.float32(1e-3)) if inside else np.sqrt(nu[n]) + np.float32(1e-3)
+            new[n] = p[n] - np.float32(3e-3) * g / root
+        kept.append(new)
+    stacked = ({n: np.stack([row[n] for row in rows]) for n in names} for rows in (kept, seen))
+    return recording.Run(*stacked, np.arange(STEPS))
+
+
+@pytest.mark.parametrize(
+    ["fault", "name"],
+    [
+        ({}, None),
+        ({"inside": True}, "denominator"),
+        ({"summed": True}, "gradient_factor"),
+        ({"decayed": ("kernel",)}, "weight_decay_of_leaf"),
+    ],
+)
+def test_a_network_of_another_framework(fault, name):
+    tx = dialects.torch(3e-3, alpha=0.9, eps=1e-3, weight_decay=0.01)
+    ours = flax_run(tx)
+    first = {path: x[0] for path, x in ours.params.items()}
+    paths = [next(p for p in first if f"{i}" in p and kind in p)
+             for i in (0, 2) for kind in ("kernel", "bias")]  # fmt: skip
+    theirs = numpy_run([first[p].T for p in paths], **fault)
+    found = compare.runs(theirs, ours, dict(zip(theirs.params, paths, strict=True)))
+    if name is None:
+        assert found.first is None and not found.causes and not found.unexplained, str(found)
+    else:
+        only(found, name)
