@@ -393,6 +393,15 @@ def test_another_optimizer_is_no_guess():
     assert "Unexplained" in str(found)
 
 
+def test_sgd_is_no_rmsprop():
+    ours = dialects.torch(**TORCH)
+    found = compare.steps(optax.sgd(0.1, momentum=0.9), ours, *data(13))
+    assert "theirs is SGD" in found.unexplained and not found.causes
+    assert (found.first.step, found.first.what) == (0, "parameter")
+    found = compare.steps(optax.sgd(0.1), optax.sgd(0.2), *data(13))
+    assert "neither" in found.unexplained and not found.causes
+
+
 def test_a_black_box_and_a_transformation(x64):
     def start(params):
         p, nu = params.copy(), np.zeros_like(params)
@@ -419,6 +428,67 @@ def test_settings_are_put_back():
     params, grads = data(15)
     compare.steps(dialects.torch(0.1), dialects.torch(0.1), params, grads)
     assert jax.config.jax_enable_x64 == before
+
+
+def test_steps_that_are_not_finite_end_the_comparison(base):
+    params, grads = data(4)
+    grads = {n: np.where(np.arange(STEPS).reshape(-1, *[1] * (g.ndim - 1)) == 5, np.nan, g)
+             for n, g in grads.items()}  # fmt: skip
+    theirs = run(dialects.torch(**TORCH), params, grads)
+    change = only(compare.runs(theirs, base), "nonfinite")
+    assert change.step == 5 and "theirs" in change.text
+    ours = run(dialects.keras(**KERAS, momentum=0.9), params, grads)
+    found = compare.runs(theirs, ours)
+    only(found, "denominator")
+    assert found.notes == tuple(
+        f"the gradients of step 5 are not finite in 'a/bias' of {who}" for who in ("theirs", "ours")
+    )
+
+
+def test_noise_of_fewer_digits_is_one_change(base):
+    params, grads = data(4)
+    rng = np.random.default_rng(0)
+    params, grads = leaf(params, scale=np.ones(())), leaf(grads, scale=rng.normal(size=STEPS))
+    noisy = {n: g * (1 + 1e-6 * rng.normal(size=g.shape)) for n, g in grads.items()}
+    tx = dialects.torch(**TORCH)
+    found = compare.runs(run(tx, params, noisy), run(tx, params, grads))
+    assert "noise of" in only(found, "gradient_precision").text and len(found.causes) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_short_runs(base, steps):
+    def short(recorded):
+        return changed(
+            recorded, steps=np.arange(steps),
+            params={n: p[: steps + 1] for n, p in recorded.params.items()},
+            grads={n: g[:steps] for n, g in recorded.grads.items()},
+        )  # fmt: skip
+
+    assert compare.runs(short(base), base) == compare.Difference(None)
+    theirs = run(dialects.torch(**TORCH | {"lr": 0.02}), *data(4))
+    found = compare.runs(short(theirs), base)
+    assert found.first.step == 0 and found.causes[0].left == 0
+    assert ("learning_rate",) in [cause.names for cause in found.causes if cause.left == 0]
+
+
+def test_trees_of_lists_and_leaves_without_numbers(x64):
+    rng = np.random.default_rng(0)
+    params = [{"w": rng.normal(size=(4, 3))}, [np.zeros(3), np.ones(())], np.zeros((0, 2))]
+    grads = jax.tree.map(lambda p: 0.1 * rng.normal(size=(STEPS, *p.shape)), params)
+    theirs, ours = dialects.torch(0.01, eps=1e-2), dialects.keras(0.01, rho=0.99, epsilon=1e-2)
+    found = compare.steps(theirs, ours, params, grads)
+    only(found, "denominator")
+    assert found.first.leaf in ("0/w", "1/0", "1/1")
+    assert compare.steps(theirs, theirs, params, grads).first is None
+
+
+def test_parameters_in_bfloat16(base):
+    params, grads = data(4, jnp.bfloat16)
+    rules = dialects.torch(**TORCH), dialects.keras(**KERAS, momentum=0.9)
+    theirs, ours = (run(tx, params, grads) for tx in rules)
+    assert compare.runs(ours, ours).first is None
+    found = compare.runs(theirs, ours)
+    assert ("denominator",) in [cause.names for cause in found.causes if cause.left == 0]
 
 
 @pytest.mark.parametrize(
@@ -515,16 +585,22 @@ def numpy_run(params, inside=False, summed=False, decayed=("kernel", "bias")):
         x, y, p = x[::-1], y[::-1], kept[-1]
         h = np.tanh(x @ p["0.weight"].T + p["0.bias"])
         odds = np.exp(h @ p["1.weight"].T + p["1.bias"])
-        delta = (odds / odds.sum(1, keepdims=True) - np.eye(10, dtype=np.float32)[y])
+        delta = odds / odds.sum(1, keepdims=True) - np.eye(10, dtype=np.float32)[y]
         delta = delta if summed else delta / np.float32(len(y))
         before = (delta @ p["1.weight"]) * (1 - h * h)
         parts = (before.T @ x, before.sum(0), delta.T @ h, delta.sum(0))
         seen.append(dict(zip(names, parts, strict=True)))
         new = {}
         for n, g in seen[-1].items():
-            g = g + np.float32(0.01) * p[n] if ("bias" if "bias" in n else "kernel") in decayed else g
+            g = (
+                g + np.float32(0.01) * p[n]
+                if ("bias" if "bias" in n else "kernel") in decayed
+                else g
+            )
             nu[n] = np.float32(0.9) * nu[n] + np.float32(0.1) * g * g
-            root = np.sqrt(nu[n] + np.float32(1e-3)) if inside else np.sqrt(nu[n]) + np.float32(1e-3)
+            root = (
+                np.sqrt(nu[n] + np.float32(1e-3)) if inside else np.sqrt(nu[n]) + np.float32(1e-3)
+            )
             new[n] = p[n] - np.float32(3e-3) * g / root
         kept.append(new)
     stacked = ({n: np.stack([row[n] for row in rows]) for n in names} for rows in (kept, seen))

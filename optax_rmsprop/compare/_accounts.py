@@ -9,6 +9,7 @@ from ..probe import _model as model
 from ..probe._model import LR, Rules, concatenate
 from ..probe._search import (
     COARSE,
+    LIMIT,
     Fits,
     Grid,
     Option,
@@ -156,6 +157,21 @@ def steps_of(record: Record, reference: Record | None = None, given: bool = True
     return Steps(record, side_of(run), columns, frozenset(frozen))
 
 
+def is_plain(steps: Steps) -> bool:
+    """Whether each step is a multiple of a sum of gradients: SGD, with momentum or without."""
+    side = steps.side.columns(steps.few())
+    size = float(np.linalg.norm(side.changes) / (np.linalg.norm(side.grads) or 1.0))
+    start = [[size * (1 - mu), 1.0, 0.0, 1.0, mu, 0.0, 1.0, np.inf] for mu in (0.0, 0.5, 0.9)]
+    free = np.zeros((len(start), len(model.NUMBERS)), bool)
+    free[:, LR], free[1:, model.MOMENTUM] = True, True
+    rules = fit(changes, model.rules(start), side, free, 20)[0]
+    check = side.run
+    with np.errstate(all="ignore"):
+        made, room = model.simulate_bounded(rules, check)
+        good = (np.abs(made - check.changes) <= LIMIT * room) | ~check.valid
+    return bool(good.all((1, 2)).any() and (check.changes != 0).any())
+
+
 def account(steps: Steps, stage: int, alone: dict[Option, float]) -> Account | None:
     """The rules that explain a run.
 
@@ -164,8 +180,6 @@ def account(steps: Steps, stage: int, alone: dict[Option, float]) -> Account | N
     not known.
     """
     leaves = steps.trained
-    if not leaves:
-        return None
     core = steps.core(leaves)
     if stage < 3:
         found = _rules(steps.side.columns(core), stage, alone)
@@ -184,6 +198,7 @@ def account(steps: Steps, stage: int, alone: dict[Option, float]) -> Account | N
 
 def accounted(*runs: Steps) -> Account | None:
     """The account of the run that the simplest options explain, the first of several."""
+    runs = tuple(steps for steps in runs if steps.trained and not is_plain(steps))
     runs = (*runs, *(steps.coarse() for steps in runs if steps.scheduled))
     alone = [dict[Option, float]() for _ in runs]
     for stage in range(4):
@@ -382,7 +397,7 @@ def _unknown_rates(side: Side) -> Rules | None:
     varied = dataclasses.replace(run, rates=np.linspace(1.0, 0.99, len(run.rates)))
     for i, option in enumerate(options):
         rules, _ = starts(varied, option, COARSE if i else Grid())
-        costs = cost(changes, rules, side)
+        costs = cost(changes, rules, side.columns(slice(None, None, 2)))
         rules = rules.take(best(rules, costs, 2, 40))
         free = free_numbers(rules)
         free[:, LR] = False

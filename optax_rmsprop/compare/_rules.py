@@ -9,7 +9,7 @@ import numpy as np
 from ..probe import _model as model
 from ..probe._model import LR, Rules
 from ..probe._search import LIMIT
-from ._accounts import Account, Leaf, Steps, accounted, special_leaves, steps_of
+from ._accounts import Account, Leaf, Steps, accounted, is_plain, special_leaves, steps_of
 from ._moves import Explained, between, nearest, refined, single, unchanged
 from ._records import UNITS, Array, Record
 from ._report import Change
@@ -67,6 +67,9 @@ def _explained(known: Account, record: Record, roles: Roles) -> Explanation:
     if known.steps.side.run.unit > known.steps.record.unit:
         steps = steps.coarse()
     base = _Task(known, steps, roles)
+    if is_plain(steps):
+        text = f"{roles.other} is SGD, whose steps are sums of gradients, and no RMSprop"
+        return Explanation((), (), base.place(), text)
     found = base.found()
     alternatives = tuple(dict.fromkeys(found))
     same = alternatives[:1] == ((),) and record.precision == known.steps.record.precision
@@ -284,7 +287,7 @@ class _Task:
         side = own.side
         both = Both(self._both(side).one, side.columns(self.steps.core(self.steps.trained)))
         special = leaf_changes(own.leaves, self._leaves, self.roles)
-        for e in between(self.known.rules, own.rules, both):
+        for e in between(self.known.rules_at(side), own.rules, both):
             extra = self._schedule(e, side) if side.solved else ()
             yield (*rule_changes(e, self.roles), *extra, *special)
 
