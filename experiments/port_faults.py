@@ -35,11 +35,11 @@ BIASES = [f"layer_{i}/bias" for i in range(len(SIZES) - 1)]
 
 Trial: TypeAlias = tuple[tuple[str, ...], int]  # the faults, and a seed
 
-TEXT = """Two trainings of a network of 64, 12, 12 and 10 units by a random RMSprop in NumPy: a rule, its
-numbers, float32 or float64, and a schedule are drawn for each. One of the two sums its batches in
-another order, as another framework does, and has the faults of the row. They are named if the first
-of `causes` leaves rounding alone and is these changes and no others; without a fault, if nothing at
-all is found.
+TEXT = """Two trainings of a network of 64, 12, 12 and 10 units by a random RMSprop in NumPy: a
+rule, its numbers, float32 or float64, and a schedule are drawn for each. One of the two sums its
+batches in another order, as another framework does, and has the faults of the row. They are named
+if the first of `causes` leaves rounding alone and is these changes and no others; without a fault,
+if nothing at all is found.
 """
 
 

@@ -142,13 +142,13 @@ class Account:
         return places.take((places.numbers[:, model.MOMENTUM] != 0) | (order < len(others)))
 
 
-def steps_of(record: Record, reference: Record | None = None, given: bool = True) -> Steps:
+def steps_of(record: Record, reference: Record | None = None) -> Steps:
     """A run's columns, at the recorded rates, or at those of another run, or at a constant one."""
     run, columns = record.run()
     scale = next((r.rates for r in (reference, record) if r is not None and r.rates is not None), 1)
     top = float(np.abs(scale).max()) or 1.0
-    own = record.rates if given else None
-    run = dataclasses.replace(run, rates=np.ones(record.count) if own is None else own / top)
+    rates = np.ones(record.count) if record.rates is None else record.rates / top
+    run = dataclasses.replace(run, rates=rates)
     frozen = set[str]()
     for name, g in record.grads.items():
         p = record.params[name]
