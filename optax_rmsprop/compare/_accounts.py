@@ -1,7 +1,7 @@
 """How one run is explained: a rule, and what is special about some of its leaves and steps."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,8 @@ _SHORT = 16  # steps to search on
 _MOST = (72, 48, 96)  # hypotheses that are fitted to the end, of each option at a stage
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _PROMISING = 1e-5
+
+Costs: TypeAlias = dict[Option, float]  # how well each option did by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,44 +171,73 @@ def is_plain(steps: Steps) -> bool:
     with np.errstate(all="ignore"):
         made, room = model.simulate_bounded(rules, check)
         good = (np.abs(made - check.changes) <= LIMIT * room) | ~check.valid
-    return bool(good.all((1, 2)).any() and (check.changes != 0).any())
-
-
-def account(steps: Steps, stage: int, alone: dict[Option, float]) -> Account | None:
-    """The rules that explain a run.
-
-    Stages 0 to 2 seek one rule for all leaves, with no option, with one and with two; `alone` keeps
-    how well each option did. Stage 3 seeks rules that do not hold for all leaves, or rates that are
-    not known.
-    """
-    leaves = steps.trained
-    core = steps.core(leaves)
-    if stage < 3:
-        found = _rules(steps.side.columns(core), stage, alone)
-        return None if found is None else confirmed(steps, found, {})
-    if len(leaves) > 1:
-        main = _lone(steps.side.columns(steps.core(_main(steps)[:1])))
-        for early in range(2):
-            rules = _rules(main, early, {})
-            whole = None if rules is None else confirmed(steps, rules, {})
-            if whole is not None:
-                return whole
-    free = dataclasses.replace(steps, side=steps.side.replace(solved=True))
-    rules = _unknown_rates(free.side.columns(core))
-    return None if rules is None else confirmed(free, rules, {})
+    told = (check.valid & (check.changes != 0)).sum() > 4
+    return bool(told and good.all((1, 2)).any())
 
 
 def accounted(*runs: Steps) -> Account | None:
-    """The account of the run that the simplest options explain, the first of several."""
+    """The account of the run that the simplest options explain, the first of several.
+
+    One rule for all leaves is sought first, with no option, with one and with two; then rules that
+    do not hold for all leaves, and rates that are not known.
+    """
     runs = tuple(steps for steps in runs if steps.trained and not is_plain(steps))
     runs = (*runs, *(steps.coarse() for steps in runs if steps.scheduled))
-    alone = [dict[Option, float]() for _ in runs]
-    for stage in range(4):
-        for i, steps in enumerate(runs):
-            found = account(steps, stage, alone[i])
+    alone: list[Costs] = [{} for _ in runs]
+    for attempt in (_simple, _hidden, _with_option, _with_options, _otherwise):
+        for steps, costs in zip(runs, alone, strict=True):
+            found = attempt(steps, costs)
             if found is not None:
                 return found
     return None
+
+
+def _simple(steps: Steps, alone: Costs) -> Account | None:
+    """One rule without options."""
+    return _at_stage(steps, 0, alone)
+
+
+def _hidden(steps: Steps, alone: Costs) -> Account | None:
+    """One rule without options at rates that were not recorded, if they leave enough to explain."""
+    if steps.record.rates is not None or steps.record.count < 5 or steps.record.unit > 1e-6:
+        return None
+    return _at_any_rates(steps, [Option()])
+
+
+def _with_option(steps: Steps, alone: Costs) -> Account | None:
+    """One rule with one option."""
+    return _at_stage(steps, 1, alone)
+
+
+def _with_options(steps: Steps, alone: Costs) -> Account | None:
+    """One rule with two options."""
+    return _at_stage(steps, 2, alone)
+
+
+def _otherwise(steps: Steps, alone: Costs) -> Account | None:
+    """A rule of the largest leaf, to which others are special, or one at any rates."""
+    if len(steps.trained) > 1:
+        main = _lone(steps.side.columns(steps.core(_main(steps)[:1])))
+        for stage in range(2):
+            rules = _rules(main, stage, {})
+            found = None if rules is None else confirmed(steps, rules, {})
+            if found is not None:
+                return found
+    return _at_any_rates(steps, [
+        Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
+        Option(clip=model.CLIP_BEFORE), Option(clip=model.CLIP_ALL),
+    ])  # fmt: skip
+
+
+def _at_stage(steps: Steps, stage: int, alone: Costs) -> Account | None:
+    rules = _rules(steps.side.columns(steps.core(steps.trained)), stage, alone)
+    return None if rules is None else confirmed(steps, rules, {})
+
+
+def _at_any_rates(steps: Steps, options: list[Option]) -> Account | None:
+    free = dataclasses.replace(steps, side=steps.side.replace(solved=True))
+    rules = _unknown_rates(free.side.columns(steps.core(steps.trained)), options)
+    return None if rules is None else confirmed(free, rules, {})
 
 
 def confirmed(steps: Steps, rules: Rules, leaves: dict[str, Leaf]) -> Account | None:
@@ -319,7 +350,7 @@ def _main(steps: Steps) -> list[str]:
     return sorted(steps.trained, key=lambda n: (min(grads[n].ndim, 3), grads[n].size))[::-1]
 
 
-def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
+def _rules(side: Side, stage: int, alone: Costs) -> Rules | None:
     """The rules of a stage's options that explain some columns."""
     run = side.run.steps(min(_SHORT, len(side.run.grads)))
     options = stages(run, bool(np.ptp(run.rates) > 0))[stage]
@@ -344,7 +375,7 @@ def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
     return None
 
 
-def _promise(option: Option, alone: dict[Option, float]) -> float:
+def _promise(option: Option, alone: Costs) -> float:
     """How well the parts of an option did by themselves."""
     clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
     parts = Option(kind=option.kind, maximize=option.maximize), Option(clip=clip)
@@ -388,10 +419,8 @@ def _judged(fits: Fits, side: Side) -> Rules | None:
     return rules.take(np.array(kept))
 
 
-def _unknown_rates(side: Side) -> Rules | None:
+def _unknown_rates(side: Side, options: list[Option]) -> Rules | None:
     """The rules that explain some columns at rates that are solved for."""
-    options = [Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
-               Option(clip=model.CLIP_BEFORE), Option(clip=model.CLIP_ALL)]  # fmt: skip
     # Rates that vary are unknown: the buffer's place is tried as if they were.
     run = side.run
     varied = dataclasses.replace(run, rates=np.linspace(1.0, 0.99, len(run.rates)))
