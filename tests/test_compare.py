@@ -555,8 +555,10 @@ def digits(dtype=np.float32):
     return x.reshape(STEPS, 32, -1).astype(dtype), y.reshape(STEPS, 32)
 
 
-def flax_run(tx):
+@pytest.fixture(scope="module")
+def flax_run():
     """A network in Flax, recorded while it trains."""
+    tx = dialects.torch(3e-3, alpha=0.9, eps=1e-3, weight_decay=0.01)
     tx = recording.record(tx, STEPS)
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Linear(64, 12, rngs=rngs), nnx.tanh, nnx.Linear(12, 10, rngs=rngs))
@@ -579,29 +581,23 @@ def numpy_run(params, inside=False, summed=False, decayed=("kernel", "bias")):
 
     The kernels lie as PyTorch has them.
     """
-    names = ["0.weight", "0.bias", "1.weight", "1.bias"]
+    f32, names = np.float32, ["0.weight", "0.bias", "1.weight", "1.bias"]
     kept, seen, nu = [dict(zip(names, params, strict=True))], [], dict.fromkeys(names, 0)
     for x, y in zip(*digits(), strict=True):
         x, y, p = x[::-1], y[::-1], kept[-1]
         h = np.tanh(x @ p["0.weight"].T + p["0.bias"])
         odds = np.exp(h @ p["1.weight"].T + p["1.bias"])
-        delta = odds / odds.sum(1, keepdims=True) - np.eye(10, dtype=np.float32)[y]
-        delta = delta if summed else delta / np.float32(len(y))
+        delta = odds / odds.sum(1, keepdims=True) - np.eye(10, dtype=f32)[y]
+        delta = delta if summed else delta / f32(len(y))
         before = (delta @ p["1.weight"]) * (1 - h * h)
         parts = (before.T @ x, before.sum(0), delta.T @ h, delta.sum(0))
         seen.append(dict(zip(names, parts, strict=True)))
         new = {}
         for n, g in seen[-1].items():
-            g = (
-                g + np.float32(0.01) * p[n]
-                if ("bias" if "bias" in n else "kernel") in decayed
-                else g
-            )
-            nu[n] = np.float32(0.9) * nu[n] + np.float32(0.1) * g * g
-            root = (
-                np.sqrt(nu[n] + np.float32(1e-3)) if inside else np.sqrt(nu[n]) + np.float32(1e-3)
-            )
-            new[n] = p[n] - np.float32(3e-3) * g / root
+            g = g + f32(0.01) * p[n] * (("bias" if "bias" in n else "kernel") in decayed)
+            nu[n] = f32(0.9) * nu[n] + f32(0.1) * g * g
+            root = np.sqrt(nu[n] + f32(1e-3)) if inside else np.sqrt(nu[n]) + f32(1e-3)
+            new[n] = p[n] - f32(3e-3) * g / root
         kept.append(new)
     stacked = ({n: np.stack([row[n] for row in rows]) for n in names} for rows in (kept, seen))
     return recording.Run(*stacked, np.arange(STEPS))
@@ -616,9 +612,8 @@ def numpy_run(params, inside=False, summed=False, decayed=("kernel", "bias")):
         ({"decayed": ("kernel",)}, "weight_decay_of_leaf"),
     ],
 )
-def test_a_network_of_another_framework(fault, name):
-    tx = dialects.torch(3e-3, alpha=0.9, eps=1e-3, weight_decay=0.01)
-    ours = flax_run(tx)
+def test_a_network_of_another_framework(flax_run, fault, name):
+    ours = flax_run
     first = {path: x[0] for path, x in ours.params.items()}
     paths = [next(p for p in first if f"{i}" in p and kind in p)
              for i in (0, 2) for kind in ("kernel", "bias")]  # fmt: skip

@@ -23,6 +23,8 @@ Relation: TypeAlias = tuple[Change, Turn] | None
 _ROUNDINGS, _AMPLIFIED = 512, 30
 # Above this a gradient is another one, not one computed with fewer digits.
 _FEWER_DIGITS = 0.02
+# Directions of many numbers do not come as near to each other by chance.
+_ALONG = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,9 +393,11 @@ def _ratio(step: _Step, name: str) -> float | None:
     if not (np.isfinite(a).all() and np.isfinite(e).all()) or not e.any() or not a.any():
         return None
     factor = float(np.vdot(a, e) / np.vdot(e, e))
-    fits = step.agrees(name, factor * e, scale=max(abs(factor), 1.0)) and factor
-    # A leaf that is smaller than the noise has any factor.
-    return factor if fits and np.linalg.norm(e) > 4 * step.noise[name] else None
+    if not factor or not step.agrees(name, factor * e, scale=max(abs(factor), 1.0)):
+        return None
+    # A leaf that is smaller than the noise has any factor, unless it is along the other anyhow.
+    along = a.size >= 8 and norm(a - factor * e) <= _ALONG * norm(a)
+    return factor if along or norm(e) > 4 * step.noise[name] else None
 
 
 def _slack(step: _Step, name: str) -> float:
