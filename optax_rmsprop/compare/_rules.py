@@ -187,7 +187,7 @@ class _Task:
             numbers = tuple(int(k) for k in np.flatnonzero(still))
             text = f"{self.roles.other} makes no update at {_steps(numbers)}"
             change = Change("skipped_step", text, *self.roles.pair(numbers, ()), step=numbers[0])
-            yield (change,), _without(side, still)
+            yield (change,), _kept(side, ~still)
             yield (change,), side.replace(rates=np.where(still, 0.0, run.rates))
         if not side.solved:
             yield (), side.replace(solved=True)
@@ -334,23 +334,18 @@ def _distinct(found: list[Changes]) -> list[Changes]:
     return list(best.values())
 
 
-def _without(side: Side, steps: Array) -> Side:
-    """The run without steps that changed nothing."""
-    run, kept = side.run, ~steps
-    rows = np.concatenate([kept, [True]])
+def _kept(side: Side, steps: Array) -> Side:
+    """The run of some steps [T], without those that changed nothing or came before."""
+    run, rows = side.run, np.append(steps, True)
     return side.replace(
-        params=run.params[rows], grads=run.grads[kept], rates=run.rates[kept],
-        valid=run.valid[kept], leaf_norm=run.leaf_norm[kept], norm=run.norm[kept],
+        params=run.params[rows], grads=run.grads[steps], rates=run.rates[steps],
+        valid=run.valid[steps], leaf_norm=run.leaf_norm[steps], norm=run.norm[steps],
     )  # fmt: skip
 
 
 def _from(side: Side, step: int) -> Side:
     """The run from a step on."""
-    run = side.run
-    return side.replace(
-        params=run.params[step:], grads=run.grads[step:], rates=run.rates[step:],
-        valid=run.valid[step:], leaf_norm=run.leaf_norm[step:], norm=run.norm[step:],
-    )  # fmt: skip
+    return _kept(side, np.arange(len(side.run.grads)) >= step)
 
 
 def _continues(rule: Rules, side: Side) -> bool:
@@ -378,10 +373,7 @@ def _continues(rule: Rules, side: Side) -> bool:
 
     def made(exponent: Array, stop: int) -> Array:
         numbers[:, model.SCALE] = np.exp(exponent)
-        short = later.replace(**{
-            name: getattr(later.run, name)[: stop + (name == "params")]
-            for name in ("params", "grads", "rates", "valid", "leaf_norm", "norm")
-        })  # fmt: skip
+        short = dataclasses.replace(later, run=later.run.steps(stop))
         return np.diagonal(changes(rows.of(numbers), short), axis1=0, axis2=2)
 
     for _ in range(80):
@@ -389,16 +381,11 @@ def _continues(rule: Rules, side: Side) -> bool:
         large = np.abs(made(middle, 1)[0]) > np.abs(steps[begin])
         low, high = np.where(large, middle, low), np.where(large, high, middle)
     found = made(low, len(steps) - begin)
-    allowed = _bounds_of(rule, side)
+    allowed = bounds(rule, side)[0]
     spare = np.abs(found - steps[begin:])
     room = LIMIT * 4 * (allowed[begin:] + momentum * np.roll(allowed, 1, 0)[begin:])
     room += np.abs(found) * np.abs(room[:1] / np.maximum(np.abs(found[:1]), 1e-300))
     return bool((spare <= room)[1:].all())
-
-
-def _bounds_of(rule: Rules, side: Side) -> Array:
-    """What rounding may do to each change [T, N]."""
-    return bounds(rule, side)[0]
 
 
 def _unknown(theirs: Record, ours: Record) -> Explanation:
