@@ -21,7 +21,18 @@ from ..probe._search import (
     starts,
 )  # fmt: skip
 from ._records import UNITS, Array, Record
-from ._sides import Side, changes, cost, fit, held_by, misfits, rounded, side_of, spread
+from ._sides import (
+    Side,
+    changes,
+    cost,
+    explained_by,
+    fit,
+    held_by,
+    misfits,
+    rounded,
+    side_of,
+    spread,
+)
 
 _CORE, _FEW, _LEAF = 30, 16, 256  # columns to fit on, to try on, and of each leaf to check on
 _WORST = 8  # columns that are added where a fit does not explain all
@@ -251,11 +262,11 @@ def confirmed(steps: Steps, rules: Rules, leaves: dict[str, Leaf]) -> Account | 
         check = side.columns(steps.checked(steps.trained))
         same = rules if found == leaves else rules.take([row])
         same = concatenate([fitted, same])
-        good = held_by(same, check)
+        good = explained_by(same, check)
         if not good.any():
             core = steps.strained(side, fitted, steps.trained)
             same = _refitted(fitted, side.columns(core))
-            good = held_by(same, check)
+            good = explained_by(same, check)
         if good.any():
             rows = list(map(int, np.flatnonzero(good)))
             kept = [r for i, r in enumerate(rows) if same.switches(r) not in
@@ -402,7 +413,7 @@ def _judged(fits: Fits, side: Side) -> Rules | None:
     order = order[fits.cost[order] <= max(1e6 * fits.cost[order[0]], 1e-20)][:8]
     rules = fits.rules.take(order)
     rules = concatenate([_refitted(rules, side), rules])
-    good = np.flatnonzero(held_by(rules, side))
+    good = np.flatnonzero(explained_by(rules, side))
     if not len(good):
         return None
     count = free_numbers(rules).sum(1)
@@ -434,7 +445,7 @@ def _unknown_rates(side: Side, options: list[Option]) -> Rules | None:
         rules, free = (x.take(np.argsort(costs)[:6]) if x is rules else x[np.argsort(costs)[:6]]
                        for x in (rules, free))  # fmt: skip
         rules = fit(changes, rules, side, free, 30)[0]
-        good = held_by(rules, side)
+        good = explained_by(rules, side)
         if good.any():
             rules = rules.take(np.flatnonzero(good))
             return rules.take(np.argsort(spread(misfits(rules, side)))[:4])

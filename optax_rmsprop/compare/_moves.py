@@ -29,6 +29,7 @@ from ._sides import (
     cost,
     fitted,
     held_by,
+    is_told,
     misfits,
     pairs,
     polished,
@@ -293,7 +294,11 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
     ratios = [misfits(rules, side) for rules, side in sides]
     largest = np.max([r.max((1, 2), initial=0.0) for r in ratios], 0)
     means = np.max([spread(r) for r in ratios], 0)
-    good = list(map(int, np.flatnonzero(largest <= LIMIT)))
+    good = [
+        int(row)
+        for row in np.flatnonzero(largest <= LIMIT)
+        if all(is_told(rules.take([row]), side) for rules, side in sides)
+    ]
     good = [row for row in good if means[row] <= 2 * means[good].min() + 0.02]
     best = dict[Any, Explained]()
     for row in sorted(good, key=lambda r: (_own(moves[r], fits, r), means[r])):
