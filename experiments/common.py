@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import statistics
 import sys
 import time
@@ -61,6 +62,14 @@ def _finished(folder: Path) -> bool:
     return (folder / "metrics.jsonl").exists() and any(
         row["kind"] == "result" for row in report.read_metrics(folder)
     )
+
+
+def finished(path: Path) -> list[dict]:
+    """Return the whole lines of a file of trials, and cut off what a kill left of another one."""
+    text = path.read_text("utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    environment.write_text(path, whole)
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def result(rows: list[dict]) -> dict:

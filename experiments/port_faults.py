@@ -1,23 +1,29 @@
-"""Planted faults: does `compare` name what was changed in one of two trainings, and nothing else?
+"""Does `compare` name what was changed in one of two trainings, and nothing else?
+
+    python -m experiments.port_faults --workdir runs/port_faults
 
 Ours and theirs train the same small network on handwritten digits with an RMSprop in NumPy, whose
 rule and numbers are drawn. Theirs sums its batches in another order, as another framework would.
 A fault changes one thing in theirs; a pair changes two. It is named if the first of `causes` leaves
-rounding alone, and is that change and no other.
+rounding alone, and is that change and no other. A trial that is in `--workdir` is not made again.
 """
 
 import argparse
 import dataclasses
 import itertools
+import json
 import multiprocessing
+import statistics
+import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from examples.cifar10.main import exit_code
 from experiments import common
 from optax_rmsprop import compare
 from tools import environment
@@ -26,6 +32,15 @@ STEPS, BATCH = 20, 32
 SIZES = (64, 12, 12, 10)
 KERNELS = [f"layer_{i}/kernel" for i in range(len(SIZES) - 1)]
 BIASES = [f"layer_{i}/bias" for i in range(len(SIZES) - 1)]
+
+Trial: TypeAlias = tuple[tuple[str, ...], int]  # the faults, and a seed
+
+TEXT = """Two trainings of a network of 64, 12, 12 and 10 units by a random RMSprop in NumPy: a
+rule, its numbers, float32 or float64, and a schedule are drawn for each. One of the two sums its
+batches in another order, as another framework does, and has the faults of the row. They are named
+if the first of `causes` leaves rounding alone and is these changes and no others; without a fault,
+if nothing at all is found.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,19 +419,23 @@ def planted(names: Sequence[str], seed: int) -> tuple[Training, Training]:
     return dataclasses.replace(ours, noise=True, **changes), ours
 
 
-def judged(names: Sequence[str], seed: int) -> tuple[bool, str]:
-    """Return whether the faults are named, and what is."""
-    theirs, ours = planted(names, seed)
-    begun = time.perf_counter()
-    found = compare.runs(train(theirs), train(ours))
-    seconds = time.perf_counter() - begun
-    wanted = sorted(FAULTS[name].name for name in names)
-    best = found.causes[0] if found.causes else compare.Cause(())
-    named = best.left == 0 and sorted(best.names) == wanted and not found.unexplained
-    if not names:
-        named = found.first is None and not found.causes and not found.unexplained
-    said = str(best) if found.causes else str(found.unexplained or "agree")
-    return named, f"{', '.join(names) or 'clean'} seed {seed} ({seconds:.1f} s): {said}"
+def judged(names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return whether the faults are named, what is, and the seconds of a processor that it took."""
+    runs = [train(training) for training in planted(names, seed)]
+    begun = time.process_time()
+    found = compare.runs(*runs)
+    seconds = time.process_time() - begun
+    named = is_named(found, sorted(FAULTS[name].name for name in names))
+    said = str(found.causes[0]) if found.causes else found.unexplained or "the runs agree"
+    return {"faults": list(names), "seed": seed, "named": named, "said": said, "seconds": seconds}
+
+
+def is_named(found: compare.Difference, wanted: list[str]) -> bool:
+    """Return whether the first cause is these changes, no others, and leaves rounding alone."""
+    if not wanted:
+        return found == compare.Difference(None, notes=found.notes)
+    best = found.causes[0] if found.causes else compare.Cause((), 1.0)
+    return best.left == 0 and sorted(best.names) == wanted and not found.unexplained
 
 
 def pairs(count: int) -> list[tuple[str, str]]:
@@ -442,52 +461,95 @@ def _clash(a: str, b: str) -> bool:
     return bool(keys[0] & keys[1]) or hidden or (any(layouts) and any(gradient)) or all(layouts)
 
 
-def study(results: Path, seeds: int, sample: int, workers: int, only: Sequence[str] = ()) -> None:
-    """Plant every fault, and a sample of pairs, and write `port_faults.md`."""
-    chosen = list(only) or list(FAULTS)
-    tasks = [((name,), seed) for name in chosen for seed in range(seeds)]
-    if not only:
-        tasks += [((), seed) for seed in range(10 * seeds)]
-        tasks += [(pair, 0) for pair in pairs(sample)]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        outcomes = list(zip(tasks, pool.starmap(judged, tasks, chunksize=1), strict=True))
-    for _, (named, text) in outcomes:
-        print("named  " if named else "NOT    ", text, flush=True)
-    if only:
-        return
-    lines = environment.heading(
-        "Planted faults", "experiments.port_faults",
-        [f"--seeds {seeds} --pairs {sample}"], date=time.strftime("%Y-%m-%d"),
-    )  # fmt: skip
-    groups = {
-        "one fault": [x for x in outcomes if len(x[0][0]) == 1],
-        "two faults": [x for x in outcomes if len(x[0][0]) == 2],
-        "no fault": [x for x in outcomes if not x[0][0]],
-    }
-    lines += ["| | trainings | named, and nothing else | share |", "|---|--:|--:|--:|"]
-    for title, rows in groups.items():
-        good = sum(named for _, (named, _) in rows)
-        lines.append(f"| {title} | {len(rows)} | {good} | {100 * good / len(rows):.1f} % |")
-    lines += ["", "| fault | named |", "|---|--:|"]
+def trials(seeds: int, sample: int) -> list[Trial]:
+    """Return what to plant: every fault, nothing, and a sample of pairs."""
+    singles = [((name,), seed) for seed in range(seeds) for name in FAULTS]
+    return [*singles, *(((), seed) for seed in range(10 * seeds)), *((p, 0) for p in pairs(sample))]
+
+
+def run(path: Path, wanted: list[Trial], workers: int) -> list[dict[str, Any]]:
+    """Make the trials that are missing in a file, and return those that are wanted."""
+    rows = common.finished(path)
+    done = {(tuple(row["faults"]), row["seed"]) for row in rows}
+    missing = [trial for trial in wanted if trial not in done]
+    with (
+        multiprocessing.get_context("spawn").Pool(workers) as pool,
+        path.open("a", encoding="utf-8") as file,
+    ):
+        for i, row in enumerate(pool.imap_unordered(_judged, missing), 1):
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            words = "" if row["named"] else f": {', '.join(row['faults'])} is not named"
+            print(f"{i} of {len(missing)}{words}", flush=True)
+    return [row for row in rows if (tuple(row["faults"]), row["seed"]) in set(wanted)]
+
+
+def _judged(trial: Trial) -> dict[str, Any]:
+    return judged(*trial)
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the tables, and what was not named."""
+    yield "| | trainings | named, and nothing else | share | CPU seconds, median (largest) |"
+    yield "|---|--:|--:|--:|--:|"
+    for count, title in enumerate(("no fault", "one fault", "two faults")):
+        group = [row for row in rows if len(row["faults"]) == count]
+        if group:
+            good, seconds = sum(r["named"] for r in group), [r["seconds"] for r in group]
+            yield (
+                f"| {title} | {len(group)} | {good} | {100 * good / len(group):.1f} % | "
+                f"{statistics.median(seconds):.1f} ({max(seconds):.1f}) |"
+            )
+    yield from ("", "| fault | named |", "|---|--:|")
     for name in FAULTS:
-        rows = [named for (names, _), (named, _) in outcomes if names == (name,)]
-        lines.append(f"| {name} | {sum(rows)} of {len(rows)} |")
-    missed = [text for _, (named, text) in outcomes if not named]
-    lines += ["", "What was not named:", "", *(f"- {text}" for text in missed or ["nothing"])]
-    common.write(results / "port_faults.md", lines)
+        group = [row["named"] for row in rows if row["faults"] == [name]]
+        yield f"| {name} | {sum(group)} of {len(group)} |"
+    yield from ("", "What was not named:", "")
+    missed = [row for row in rows if not row["named"]]
+    for row in missed:
+        yield f"- {' and '.join(row['faults']) or 'no fault'}, seed {row['seed']}: {row['said']}"
+    if not missed:
+        yield "- nothing"
 
 
-def main() -> None:
+def study(
+    results: Path, workdir: Path, seeds: int, sample: int, workers: int,
+    arguments: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Plant every fault, and a sample of pairs, and write `port_faults.md`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    rows = run(workdir / "trials.jsonl", trials(seeds, sample), workers)
+    lines = environment.heading(
+        "Planted faults", "experiments.port_faults", arguments,
+        data=f"handwritten digits of scikit-learn; {STEPS} steps of {BATCH}",
+        date=time.strftime("%Y-%m-%d"),
+    )  # fmt: skip
+    results.mkdir(parents=True, exist_ok=True)
+    environment.write_text(
+        results / "port_faults.md", "\n".join([*lines, TEXT, *table(rows)]) + "\n"
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--results", type=Path, default=common.RESULTS)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=100)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=())
-    given = parser.parse_args()
-    study(given.results, given.seeds, given.pairs, given.workers, given.only)
+    parser = argparse.ArgumentParser(prog="python -m experiments.port_faults", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each fault")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs of faults")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--only", nargs="+", choices=FAULTS, metavar="FAULT", help="no table")
+    parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the table")
+    given = parser.parse_args(arguments)
+    if given.only:
+        for name, seed in itertools.product(given.only, range(given.seeds)):
+            print(json.dumps(judged((name,), seed)), flush=True)
+        return
+    call = lambda: study(  # noqa: E731
+        given.results, given.workdir, given.seeds, given.pairs, given.workers, arguments
+    )
+    sys.exit(exit_code(call))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

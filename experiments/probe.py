@@ -86,19 +86,9 @@ def alike(report: Any, rule: boxes.Rule, params: Any, grads: Any, tolerance: flo
     return bool(min(np.abs(run - expected).max() for run in runs) <= tolerance * size)
 
 
-def finished(path: Path) -> list[dict[str, Any]]:
-    """Return the trials of a file, but for a line that a kill cut off."""
-    rows = []
-    for line in path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
-
-
 def run(path: Path, trials: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Make the trials that are missing, and return all; those of every cell at the same pace."""
-    rows = finished(path)
-    environment.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = common.finished(path)
     done = {(row["precision"], row["steps"], row["index"]) for row in rows}
     for index in range(trials):
         for cell in cells():

@@ -1,9 +1,22 @@
 """The studies, on made-up data: they run, go on where they were, and write what they promise."""
 
+import dataclasses
+import json
+
 import pytest
 
-from experiments import common, crowded_valley, eps_ladder, five_rules, kills, storage, tuning
+from experiments import (
+    common,
+    crowded_valley,
+    eps_ladder,
+    five_rules,
+    kills,
+    port_faults,
+    storage,
+    tuning,
+)
 from experiments import probe as probe_study
+from optax_rmsprop import compare
 
 TINY = "--dataset synthetic --widths 24 24 24 --batch-size 64 --train-images 64".split()
 TINY += ["--epochs", "1"]
@@ -97,6 +110,42 @@ def test_a_trial_of_the_probe_is_judged():
     for cell in (("float64", 5), ("float32", 5)):
         row = probe_study.trial(cell, 0)
         assert row["outcome"] in ("right", "alike") and row["call"].startswith("dialects.torch(")
+
+
+@pytest.mark.slow
+def test_a_killed_study_of_faults_goes_on_after_its_last_whole_line(tmp_path, monkeypatch):
+    few = {name: port_faults.FAULTS[name] for name in ("learning rate", "a leaf not trained")}
+    monkeypatch.setattr(port_faults, "FAULTS", few)
+    rows = [
+        {"faults": list(faults), "seed": seed, "named": True, "said": "", "seconds": 2.0}
+        for faults, seed in port_faults.trials(1, 0)
+    ]
+    assert [row["faults"] for row in rows] == [[name] for name in few] + [[]] * 10
+    file = tmp_path / "trials.jsonl"
+    lines = [json.dumps(row | {"named": row["faults"] != ["learning rate"]}) for row in rows]
+    file.write_text("\n".join([*lines[:-1], lines[-1][:-5]]))
+    port_faults.study(tmp_path, tmp_path, 1, 0, 1)
+    text = (tmp_path / "port_faults.md").read_text()
+    assert "| no fault | 10 | 10 | 100.0 % | 2.0 (2.0) |" in text
+    assert "| one fault | 2 | 1 | 50.0 % | 2.0 (2.0) |" in text
+    assert "- learning rate, seed 0: " in text
+    assert file.read_text().count("\n") == 12
+
+
+@pytest.mark.parametrize("fault", ["learning rate", "a leaf not trained", "kernel transposed"])
+def test_a_fault_is_judged(fault):
+    found = port_faults.judged((fault,), 0)
+    assert found["named"] and found["said"].endswith("(leaves rounding alone)")
+
+
+def test_what_is_named():
+    cause = compare.Cause((compare.Change("eps", "epsilon differs"),))
+    found = compare.Difference(None, (cause,))
+    assert port_faults.is_named(found, ["eps"]) and not port_faults.is_named(found, ["decay"])
+    assert not port_faults.is_named(found, []) and not port_faults.is_named(found, ["eps", "decay"])
+    part = dataclasses.replace(found, causes=(dataclasses.replace(cause, left=0.5),))
+    assert not port_faults.is_named(part, ["eps"])
+    assert port_faults.is_named(compare.Difference(None, notes=("short",)), [])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """How one run is explained: a rule, and what is special about some of its leaves and steps."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from ..probe import _model as model
 from ..probe._model import LR, Rules, concatenate
 from ..probe._search import (
     COARSE,
+    LIMIT,
     Fits,
     Grid,
     Option,
@@ -19,13 +20,28 @@ from ..probe._search import (
     stages,
     starts,
 )  # fmt: skip
-from ._records import Array, Record
-from ._sides import Side, changes, cost, fit, held_by, misfits, rounded, side_of, spread
+from ._records import UNITS, Array, Record
+from ._sides import (
+    Side,
+    changes,
+    cost,
+    explained_by,
+    fit,
+    held_by,
+    misfits,
+    rounded,
+    side_of,
+    spread,
+)
 
 _CORE, _FEW, _LEAF = 30, 16, 256  # columns to fit on, to try on, and of each leaf to check on
+_WORST = 8  # columns that are added where a fit does not explain all
 _SHORT = 16  # steps to search on
+_MOST = (72, 48, 96)  # hypotheses that are fitted to the end, of each option at a stage
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _PROMISING = 1e-5
+
+Costs: TypeAlias = dict[Option, float]  # how well each option did by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +61,15 @@ class Steps:
     side: Side
     columns: Array
     frozen: frozenset[str]  # leaves that never change, though they have gradients
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether wide numbers have recorded rates that vary: they may be float32's."""
+        return self.record.unit < UNITS["float32"] and bool(np.ptp(self.side.run.rates) > 0)
+
+    def coarse(self) -> "Steps":
+        """The steps with what rounding of the rates to float32 does."""
+        return dataclasses.replace(self, side=self.side.replace(unit=UNITS["float32"]))
 
     def of(self, leaf: str) -> Array:
         """The numbers of a leaf's columns."""
@@ -77,6 +102,12 @@ class Steps:
         """Columns to fit on: some of each leaf, from small gradients to large ones."""
         each = max(2, most // max(len(leaves), 1))
         return np.concatenate([self._spread(self.of(name), each) for name in leaves[:most]])
+
+    def strained(self, side: Side, rule: Rules, leaves: list[str]) -> Array:
+        """Columns to fit on, and those of which a rule that was fitted explains the least."""
+        checked = self.checked(leaves)
+        worst = np.argsort(misfits(rule, side.columns(checked)).max((0, 1)), kind="stable")
+        return np.union1d(self.core(leaves), checked[worst[-_WORST:]])
 
     def wide(self) -> Array:
         """Columns to fit on."""
@@ -113,14 +144,24 @@ class Account:
         """The run with what is special about its leaves."""
         return self.steps.special(self.leaves)
 
+    def rules_at(self, other: Side) -> Rules:
+        """The rules for another run: a rate that varies there alone has either place."""
+        varies = other.solved or np.ptp(other.run.rates) > 0
+        if not varies or self.steps.side.solved or np.ptp(self.steps.side.run.rates) > 0:
+            return self.rules
+        others = dataclasses.replace(self.rules, buffer=~self.rules.buffer)
+        order = np.arange(2 * len(others)).reshape(2, -1).T.ravel()
+        places = concatenate([self.rules, others]).take(order)
+        return places.take((places.numbers[:, model.MOMENTUM] != 0) | (order < len(others)))
 
-def steps_of(record: Record, reference: Record | None = None, given: bool = True) -> Steps:
+
+def steps_of(record: Record, reference: Record | None = None) -> Steps:
     """A run's columns, at the recorded rates, or at those of another run, or at a constant one."""
     run, columns = record.run()
     scale = next((r.rates for r in (reference, record) if r is not None and r.rates is not None), 1)
     top = float(np.abs(scale).max()) or 1.0
-    own = record.rates if given else None
-    run = dataclasses.replace(run, rates=np.ones(record.count) if own is None else own / top)
+    rates = np.ones(record.count) if record.rates is None else record.rates / top
+    run = dataclasses.replace(run, rates=rates)
     frozen = set[str]()
     for name, g in record.grads.items():
         p = record.params[name]
@@ -129,41 +170,85 @@ def steps_of(record: Record, reference: Record | None = None, given: bool = True
     return Steps(record, side_of(run), columns, frozenset(frozen))
 
 
-def account(steps: Steps, stage: int, alone: dict[Option, float]) -> Account | None:
-    """The rules that explain a run.
+def is_plain(steps: Steps) -> bool:
+    """Whether each step is a multiple of a sum of gradients: SGD, with momentum or without."""
+    side = steps.side.columns(steps.few())
+    size = float(np.linalg.norm(side.changes) / (np.linalg.norm(side.grads) or 1.0))
+    start = [[size * (1 - mu), 1.0, 0.0, 1.0, mu, 0.0, 1.0, np.inf] for mu in (0.0, 0.5, 0.9)]
+    free = np.zeros((len(start), len(model.NUMBERS)), bool)
+    free[:, LR], free[1:, model.MOMENTUM] = True, True
+    rules = fit(changes, model.rules(start), side, free, 20)[0]
+    check = side.run
+    with np.errstate(all="ignore"):
+        made, room = model.simulate_bounded(rules, check)
+        good = (np.abs(made - check.changes) <= LIMIT * room) | ~check.valid
+    told = (check.valid & (check.changes != 0)).sum() > 4
+    return bool(told and good.all((1, 2)).any())
 
-    Stages 0 to 2 seek one rule for all leaves, with no option, with one and with two; `alone` keeps
-    how well each option did. Stage 3 seeks rules that do not hold for all leaves, or rates that are
-    not known.
+
+def accounted(*runs: Steps) -> Account | None:
+    """The account of the run that the simplest options explain, the first of several.
+
+    One rule for all leaves is sought first, with no option, with one and with two; then rules that
+    do not hold for all leaves, and rates that are not known.
     """
-    leaves = steps.trained
-    if not leaves:
-        return None
-    core = steps.core(leaves)
-    if stage < 3:
-        found = _rules(steps.side.columns(core), stage, alone)
-        return None if found is None else confirmed(steps, found, {})
-    if len(leaves) > 1:
-        main = _lone(steps.side.columns(steps.core(_main(steps)[:1])))
-        for early in range(2):
-            rules = _rules(main, early, {})
-            whole = None if rules is None else confirmed(steps, rules, {})
-            if whole is not None:
-                return whole
-    free = dataclasses.replace(steps, side=steps.side.replace(solved=True))
-    rules = _unknown_rates(free.side.columns(core))
-    return None if rules is None else confirmed(free, rules, {})
-
-
-def accounted(*runs: Steps) -> tuple[int, Account] | None:
-    """The account of the run that the simplest options explain, the first of several."""
-    alone = [dict[Option, float]() for _ in runs]
-    for stage in range(4):
-        for i, steps in enumerate(runs):
-            found = account(steps, stage, alone[i])
+    runs = tuple(steps for steps in runs if steps.trained and not is_plain(steps))
+    runs = (*runs, *(steps.coarse() for steps in runs if steps.scheduled))
+    alone: list[Costs] = [{} for _ in runs]
+    for attempt in (_simple, _hidden, _with_option, _with_options, _otherwise):
+        for steps, costs in zip(runs, alone, strict=True):
+            found = attempt(steps, costs)
             if found is not None:
-                return i, found
+                return found
     return None
+
+
+def _simple(steps: Steps, alone: Costs) -> Account | None:
+    """One rule without options."""
+    return _at_stage(steps, 0, alone)
+
+
+def _hidden(steps: Steps, alone: Costs) -> Account | None:
+    """One rule without options at rates that were not recorded, if they leave enough to explain."""
+    if steps.record.rates is not None or steps.record.count < 5 or steps.record.unit > 1e-6:
+        return None
+    return _at_any_rates(steps, [Option()])
+
+
+def _with_option(steps: Steps, alone: Costs) -> Account | None:
+    """One rule with one option."""
+    return _at_stage(steps, 1, alone)
+
+
+def _with_options(steps: Steps, alone: Costs) -> Account | None:
+    """One rule with two options."""
+    return _at_stage(steps, 2, alone)
+
+
+def _otherwise(steps: Steps, alone: Costs) -> Account | None:
+    """A rule of the largest leaf, to which others are special, or one at any rates."""
+    if len(steps.trained) > 1:
+        main = _lone(steps.side.columns(steps.core(_main(steps)[:1])))
+        for stage in range(2):
+            rules = _rules(main, stage, {})
+            found = None if rules is None else confirmed(steps, rules, {})
+            if found is not None:
+                return found
+    return _at_any_rates(steps, [
+        Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
+        Option(clip=model.CLIP_BEFORE), Option(clip=model.CLIP_ALL),
+    ])  # fmt: skip
+
+
+def _at_stage(steps: Steps, stage: int, alone: Costs) -> Account | None:
+    rules = _rules(steps.side.columns(steps.core(steps.trained)), stage, alone)
+    return None if rules is None else confirmed(steps, rules, {})
+
+
+def _at_any_rates(steps: Steps, options: list[Option]) -> Account | None:
+    free = dataclasses.replace(steps, side=steps.side.replace(solved=True))
+    rules = _unknown_rates(free.side.columns(steps.core(steps.trained)), options)
+    return None if rules is None else confirmed(free, rules, {})
 
 
 def confirmed(steps: Steps, rules: Rules, leaves: dict[str, Leaf]) -> Account | None:
@@ -177,7 +262,11 @@ def confirmed(steps: Steps, rules: Rules, leaves: dict[str, Leaf]) -> Account | 
         check = side.columns(steps.checked(steps.trained))
         same = rules if found == leaves else rules.take([row])
         same = concatenate([fitted, same])
-        good = held_by(same, check)
+        good = explained_by(same, check)
+        if not good.any():
+            core = steps.strained(side, fitted, steps.trained)
+            same = _refitted(fitted, side.columns(core))
+            good = explained_by(same, check)
         if good.any():
             rows = list(map(int, np.flatnonzero(good)))
             kept = [r for i, r in enumerate(rows) if same.switches(r) not in
@@ -272,7 +361,7 @@ def _main(steps: Steps) -> list[str]:
     return sorted(steps.trained, key=lambda n: (min(grads[n].ndim, 3), grads[n].size))[::-1]
 
 
-def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
+def _rules(side: Side, stage: int, alone: Costs) -> Rules | None:
     """The rules of a stage's options that explain some columns."""
     run = side.run.steps(min(_SHORT, len(side.run.grads)))
     options = stages(run, bool(np.ptp(run.rates) > 0))[stage]
@@ -281,7 +370,7 @@ def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
         options = sorted(options, key=lambda o: _promise(o, alone))[:3]
     near = list[Fits]()
     for option in options:
-        fits = explore(run, option, COARSE if stage else Grid(), 16 if stage else 72)
+        fits = explore(run, option, COARSE if stage else Grid(), _MOST[stage])
         if fits is None:
             continue
         alone[option] = float(fits.cost.min())
@@ -290,28 +379,41 @@ def _rules(side: Side, stage: int, alone: dict[Option, float]) -> Rules | None:
             return found
         near.append(fits)
     for fits in sorted(near, key=lambda x: float(x.cost.min()))[:2]:
-        if fits.cost.min() < _PROMISING:
+        if _is_promising(fits, side):
             found = _judged(polished(fits, run), side)
             if found is not None:
                 return found
     return None
 
 
-def _promise(option: Option, alone: dict[Option, float]) -> float:
+def _promise(option: Option, alone: Costs) -> float:
     """How well the parts of an option did by themselves."""
-    parts = Option(kind=option.kind, maximize=option.maximize), Option(clip=option.clip)
+    clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
+    parts = Option(kind=option.kind, maximize=option.maximize), Option(clip=clip)
     return sum(float(np.log(alone.get(part, 1.0) + 1e-300)) for part in parts)
+
+
+def _is_promising(fits: Fits, side: Side) -> bool:
+    """Whether the best hypothesis may be right, but for what rounding decides."""
+    least = max(_PROMISING, (16 * side.run.unit) ** 2)
+    if fits.cost.min() <= least:
+        return True
+    best = fits.rules.take([int(np.argmin(fits.cost))])
+    size = np.abs(side.changes)
+    known = (rounded(best, side).rounding < 0.1 * size) & side.valid
+    left = (changes(best, side)[0] - side.changes)[known] / side.scale[known]
+    return bool(0.2 < known.mean() < 1 and (left**2).mean() <= 100 * least)
 
 
 def _judged(fits: Fits, side: Side) -> Rules | None:
     """The hypotheses that explain all steps, each set of switches once, the simplest first."""
-    if fits.cost.min() > max(_PROMISING, (16 * side.run.unit) ** 2):
+    if not _is_promising(fits, side):
         return None
     order = np.argsort(fits.cost, kind="stable")
     order = order[fits.cost[order] <= max(1e6 * fits.cost[order[0]], 1e-20)][:8]
     rules = fits.rules.take(order)
     rules = concatenate([_refitted(rules, side), rules])
-    good = np.flatnonzero(held_by(rules, side))
+    good = np.flatnonzero(explained_by(rules, side))
     if not len(good):
         return None
     count = free_numbers(rules).sum(1)
@@ -328,16 +430,14 @@ def _judged(fits: Fits, side: Side) -> Rules | None:
     return rules.take(np.array(kept))
 
 
-def _unknown_rates(side: Side) -> Rules | None:
+def _unknown_rates(side: Side, options: list[Option]) -> Rules | None:
     """The rules that explain some columns at rates that are solved for."""
-    options = [Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
-               Option(clip=model.CLIP_BEFORE), Option(clip=model.CLIP_ALL)]  # fmt: skip
     # Rates that vary are unknown: the buffer's place is tried as if they were.
     run = side.run
     varied = dataclasses.replace(run, rates=np.linspace(1.0, 0.99, len(run.rates)))
     for i, option in enumerate(options):
         rules, _ = starts(varied, option, COARSE if i else Grid())
-        costs = cost(changes, rules, side)
+        costs = cost(changes, rules, side.columns(slice(None, None, 2)))
         rules = rules.take(best(rules, costs, 2, 40))
         free = free_numbers(rules)
         free[:, LR] = False
@@ -345,7 +445,7 @@ def _unknown_rates(side: Side) -> Rules | None:
         rules, free = (x.take(np.argsort(costs)[:6]) if x is rules else x[np.argsort(costs)[:6]]
                        for x in (rules, free))  # fmt: skip
         rules = fit(changes, rules, side, free, 30)[0]
-        good = held_by(rules, side)
+        good = explained_by(rules, side)
         if good.any():
             rules = rules.take(np.flatnonzero(good))
             return rules.take(np.argsort(spread(misfits(rules, side)))[:4])

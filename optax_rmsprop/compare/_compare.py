@@ -1,5 +1,6 @@
 """The comparison of two runs, of two optimizers on the same gradients."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,10 @@ def _difference(theirs: Record, ours: Record) -> Difference:
     layout = aligned(theirs, ours)
     theirs = layout.theirs
     found = compared(theirs, ours) if layout.same else Found()
-    notes = list(layout.notes)
+    notes = [*layout.notes, *_end("theirs", theirs), *_end("ours", ours)]
+    moved = {(change.name, change.leaves) for change in found.changes}
+    if moved and moved <= {(change.name, change.leaves) for change in layout.changes}:
+        layout, found = _at_the_start(layout), Found()  # the gradients lie as ours do
     if layout.changes and any(c.name in ("data", "step_shift") for c in found.changes):
         found = Found()
         notes.append("the layout changes what the model computes: gradients are not compared")
@@ -96,6 +100,26 @@ def _difference(theirs: Record, ours: Record) -> Difference:
         return Difference(None, notes=tuple(notes))
     unexplained = found.unexplained or explanation.unexplained
     return Difference(first, causes, unexplained, tuple(notes))
+
+
+def _end(who: str, record: Record) -> list[str]:
+    """The words for numbers that are not finite, which end what is explained."""
+    sides = [(record.params, "parameters before"), (record.grads, "gradients of")]
+    for step in range(record.count):
+        for side, what in sides:
+            leaves = [name for name, x in side.items() if not np.isfinite(x[step]).all()]
+            if leaves:
+                return [f"the {what} step {step} are not finite in {leaves[0]!r} of {who}"]
+    return []
+
+
+def _at_the_start(layout: Layout) -> Layout:
+    """A layout of the initial parameters that the gradients do not have."""
+    changes = tuple(
+        dataclasses.replace(change, text=f"{change.text} at the start, and its gradients are not")
+        for change in layout.changes
+    )
+    return dataclasses.replace(layout, changes=changes)
 
 
 def _precision(theirs: Record, ours: Record) -> list[Change]:

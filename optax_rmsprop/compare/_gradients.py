@@ -23,6 +23,8 @@ Relation: TypeAlias = tuple[Change, Turn] | None
 _ROUNDINGS, _AMPLIFIED = 512, 30
 # Above this a gradient is another one, not one computed with fewer digits.
 _FEWER_DIGITS = 0.02
+# Directions of many numbers do not come as near to each other by chance.
+_ALONG = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +66,9 @@ def compared(theirs: Record, ours: Record) -> Found:
     """The changes of the gradients that a part of the run shows where the parameters agree."""
     changes, place, allowed = list[Change](), None, 0.0
     turns = list[Turn]()  # what makes ours' gradients those that are expected of theirs
-    secant = _secants(ours)
+    secant, digits = _secants(ours), 0.0  # relative noise of gradients with fewer digits
     for k in range(theirs.count):
-        step = _step(theirs, ours, k, secant, turns)
+        step = _step(theirs, ours, k, secant, turns, digits)
         for _ in range(4):
             bad = step.bad
             if not bad:
@@ -81,12 +83,14 @@ def compared(theirs: Record, ours: Record) -> Found:
             change, turn = found
             changes.append(change)
             turns.append(turn)
-            step = _step(theirs, ours, k, secant, turns)
+            if change.name == "gradient_precision":
+                digits = 4 * max(_relative_gap(step, name) for name in bad)
+            step = _step(theirs, ours, k, secant, turns, digits)
     return Found(tuple(changes), place, allowed)
 
 
 def _step(
-    theirs: Record, ours: Record, k: int, secant: dict[str, float], turns: list[Turn]
+    theirs: Record, ours: Record, k: int, secant: dict[str, float], turns: list[Turn], digits: float
 ) -> _Step:
     """The gradients of a step, ours after what was found so far."""
     actual = {name: x[k].astype(float) for name, x in theirs.grads.items()}
@@ -106,7 +110,7 @@ def _step(
     stretch = mean / max(_mean_size(ours, k), 1e-300)
     noise = {
         name: float(
-            unit * (scales[name] + mean * np.linalg.norm(np.ones(x.size)))
+            (unit + digits) * (scales[name] + mean * np.linalg.norm(np.ones(x.size)))
             + (_AMPLIFIED * secant[name] * max(stretch, 1.0) * distance if distance else 0.0)
         )
         for name, x in expected.items()
@@ -135,6 +139,8 @@ def _secants(ours: Record) -> dict[str, float]:
 
 def _relation(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """The change that explains some of the leaves that differ, and what it does to gradients."""
+    if any(not np.isfinite(side[n]).all() for side in (step.theirs, step.expected) for n in bad):
+        return None
     tries = (_factor, _missing, _bounded, _decayed, _bounded_leaves, _leaf_factor, _exchanged,
              _rounded)  # fmt: skip
     for attempt in tries:
@@ -295,7 +301,7 @@ def _leaf_factor(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> R
     """A factor of some leaves alone."""
     factors = {name: _ratio(step, name) for name in bad}
     known = {n: c for n, c in factors.items() if c is not None}
-    if not known:
+    if sum(step.expected[n].size for n in known) < 2:  # one number has a factor always
         return None
     factor = next(iter(known.values()))
     alike = tuple(n for n, c in known.items() if abs(c - factor) <= 1e-3 * abs(factor))
@@ -328,8 +334,7 @@ def _turned(name: str) -> Turn:
 def _rounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relation:
     """Gradients with fewer digits in one of the runs."""
     sides = {"theirs": theirs, "ours": ours}
-    gaps = [_gap(step, n) / max(np.linalg.norm(step.expected[n]), 1e-300) for n in bad]
-    worst = float(max(gaps))
+    worst = max(_relative_gap(step, n) for n in bad)
     if worst > _FEWER_DIGITS or len(bad) * 2 < len(step.theirs):
         return None
     for who, record in sides.items():
@@ -340,22 +345,17 @@ def _rounded(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Relat
             fewer = (held(x, name) == x).all() and not (held(y, name) == y).all()
             if fewer and len(x) >= 8 and worst <= 4 * UNITS[name]:
                 text = f"the gradients of {who} are rounded to {name}"
-                return Change("gradient_precision", text, *_sided(who, name)), _as(step, name, who)
+                return Change("gradient_precision", text, *_sided(who, name)), _held(name, who)
     text = (
         f"the gradients differ by a noise of {worst:.1g} of their size, more than the rounding "
         "of the parameters' format: a narrower format is used on the way to them"
     )
-    return Change("gradient_precision", text), _noisy(step)
+    return Change("gradient_precision", text), lambda grads, _: grads
 
 
-def _as(step: _Step, name: str, who: str) -> Turn:
-    if who == "theirs":
-        return lambda grads, _: {n: held(g, name) for n, g in grads.items()}
-    return _noisy(step)
-
-
-def _noisy(step: _Step) -> Turn:
-    return lambda grads, _: step.theirs
+def _held(name: str, who: str) -> Turn:
+    """What rounding to a format makes of the gradients, if ours have more digits."""
+    return lambda grads, _: {n: held(g, name) if who == "theirs" else g for n, g in grads.items()}
 
 
 def _other(theirs: Record, ours: Record, step: _Step, bad: list[str]) -> Change:
@@ -393,9 +393,11 @@ def _ratio(step: _Step, name: str) -> float | None:
     if not (np.isfinite(a).all() and np.isfinite(e).all()) or not e.any() or not a.any():
         return None
     factor = float(np.vdot(a, e) / np.vdot(e, e))
-    fits = step.agrees(name, factor * e, scale=max(abs(factor), 1.0)) and factor
-    # A leaf that is smaller than the noise has any factor.
-    return factor if fits and np.linalg.norm(e) > 4 * step.noise[name] else None
+    if not factor or not step.agrees(name, factor * e, scale=max(abs(factor), 1.0)):
+        return None
+    # A leaf that is smaller than the noise has any factor, unless it is along the other anyhow.
+    along = a.size >= 8 and norm(a - factor * e) <= _ALONG * norm(a)
+    return factor if along or norm(e) > 4 * step.noise[name] else None
 
 
 def _slack(step: _Step, name: str) -> float:
@@ -408,7 +410,7 @@ def _factor_change(factor: float, leaves: tuple[str, ...], step: int) -> Change:
     hint = ""
     if abs(factor + 1) < 1e-3:
         hint = " (one maximizes what the other minimizes)"
-    elif abs(large - round(large)) <= 1e-3 * abs(large):
+    elif round(large) > 1 and abs(large - round(large)) <= 1e-3 * large:
         hint = " (a sum in place of a mean, another batch size, or a loss scale)"
     exact = round(factor) if abs(factor - round(factor)) <= 1e-6 * abs(factor) else factor
     text = f"the gradients of theirs are {exact:.7g} times ours{where}{hint}"
@@ -422,7 +424,7 @@ def _times(factor: float, leaves: Any) -> Turn:
 
 
 def _norms(record: Record) -> Array:
-    rows = [g.reshape(record.count, -1).astype(float) for g in record.grads.values()]
+    rows = [_finite(g.reshape(record.count, -1).astype(float)) for g in record.grads.values()]
     with np.errstate(all="ignore"):
         return np.linalg.norm([np.linalg.norm(x, axis=1) for x in rows], axis=0)
 
@@ -434,6 +436,10 @@ def _mean_size(ours: Record, k: int) -> float:
 
 def _gap(step: _Step, name: str) -> float:
     return float(np.linalg.norm(_finite(step.theirs[name] - step.expected[name])))
+
+
+def _relative_gap(step: _Step, name: str) -> float:
+    return _gap(step, name) / max(norm(step.expected[name]), 1e-300)
 
 
 def _finite(x: Array) -> Array:

@@ -36,22 +36,9 @@ def aligned(theirs: Record, ours: Record) -> Layout:
     names = ours.names
     views = {name: _views(theirs.grads[name].shape[1:], ours.grads[name].shape[1:])
              for name in names}  # fmt: skip
-    # A transposition that a shape forces holds for all leaves of as many axes: a convention.
-    forced = {
-        ours.grads[name].ndim: _axes(theirs, ours, name, name, views[name])
-        for name in names
-        if theirs.grads[name].shape != ours.grads[name].shape
-    }
-    usual = {name: forced.get(ours.grads[name].ndim) or next(iter(views[name])) for name in names}
-    usual = {n: axes if axes in views[n] else next(iter(views[n])) for n, axes in usual.items()}
+    usual, notes = _usual(theirs, ours, views)
     chosen, order = dict[str, View](), dict[str, str]()
     changes, differ = list[Change](), list[str]()
-    notes = tuple(
-        f"leaves of {ndim - 1} axes are compared with theirs' axes in the order {list(axes)}, "
-        "which their shapes ask for"
-        for ndim, axes in sorted(forced.items())
-        if axes
-    )
     for name in names:
         plain = _permuted(usual[name])
         chosen[name], order[name] = plain, name
@@ -76,6 +63,26 @@ def aligned(theirs: Record, ours: Record) -> Layout:
     unmoved = theirs.leaves({name: _permuted(usual[name]) for name in names}, names)
     found = (*changes, *_started(moved, ours, differ))
     return Layout(moved, unmoved, found, notes, tuple(differ))
+
+
+def _usual(theirs: Record, ours: Record, views: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The order of axes of each leaf by convention, and the words for what shapes ask for."""
+    names = ours.names
+    # A transposition that a shape forces holds for all leaves of as many axes: a convention.
+    forced = {
+        ours.grads[name].ndim: _axes(theirs, ours, name, name, views[name])
+        for name in names
+        if theirs.grads[name].shape != ours.grads[name].shape
+    }
+    usual = {name: forced.get(ours.grads[name].ndim) or next(iter(views[name])) for name in names}
+    usual = {n: axes if axes in views[n] else next(iter(views[n])) for n, axes in usual.items()}
+    notes = tuple(
+        f"leaves of {ndim - 1} axes are compared with theirs' axes in the order {list(axes)}, "
+        "which their shapes ask for"
+        for ndim, axes in sorted(forced.items())
+        if axes
+    )
+    return usual, notes
 
 
 def _settled(

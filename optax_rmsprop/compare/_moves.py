@@ -29,6 +29,7 @@ from ._sides import (
     cost,
     fitted,
     held_by,
+    is_told,
     misfits,
     pairs,
     polished,
@@ -52,8 +53,8 @@ class Explained:
     names: frozenset[str]
     free: int
     spread: float
+    pair: Pairs
     factor: float = 1.0
-    pair: Pairs | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,6 @@ class _Move:
 
 def refined(e: Explained, both: Both) -> Explained:
     """The same change, its numbers fitted on other columns."""
-    if e.pair is None:
-        return e
     fits = polished(e.pair, both, np.array(["factor" in e.names]))
     factor = float(fits.numbers[0, -1])
     return dataclasses.replace(e, one=fits.ones, other=fits.others, factor=factor, pair=fits)
@@ -80,10 +79,10 @@ def unchanged(one: Rules, both: Both) -> list[Explained]:
     tied = np.ones(COUNT, bool)
     as_they_are = np.flatnonzero(held_by(one, both.one) & held_by(one, both.other))
     if len(as_they_are):
-        ratio = misfits(one.take(as_they_are), both.other)
+        means = spread(misfits(one.take(as_they_are), both.other))
         same = [one.take([i]) for i in as_they_are]
-        return [Explained(x, x, frozenset(), 0, float(spread(ratio[i : i + 1])[0]))
-                for i, x in enumerate(same)]  # fmt: skip
+        return [Explained(x, x, frozenset(), 0, float(mean), pairs(x, x, tied[None]))
+                for x, mean in zip(same, means, strict=True)]  # fmt: skip
     moves = [_Move(frozenset(), one.take([i]), one.take([i]), tied, 0) for i in range(len(one))]
     return _explained(moves, both)
 
@@ -295,14 +294,18 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
     ratios = [misfits(rules, side) for rules, side in sides]
     largest = np.max([r.max((1, 2), initial=0.0) for r in ratios], 0)
     means = np.max([spread(r) for r in ratios], 0)
-    good = list(map(int, np.flatnonzero(largest <= LIMIT)))
+    good = [
+        int(row)
+        for row in np.flatnonzero(largest <= LIMIT)
+        if all(is_told(rules.take([row]), side) for rules, side in sides)
+    ]
     good = [row for row in good if means[row] <= 2 * means[good].min() + 0.02]
     best = dict[Any, Explained]()
     for row in sorted(good, key=lambda r: (_own(moves[r], fits, r), means[r])):
         move = moves[row]
         found = Explained(
             fits.ones.take([row]), fits.others.take([row]), move.names, _own(move, fits, row),
-            float(means[row]), float(fits.numbers[row, -1]), fits.take([row]),
+            float(means[row]), fits.take([row]), float(fits.numbers[row, -1]),
         )  # fmt: skip
         best.setdefault((move.names, found.other.switches(0)), found)
     # Gradients that agree are rather the optimizer's than scaled within it.
@@ -324,7 +327,8 @@ def nearest(one: Rules, both: Both) -> list[tuple[Explained, float]]:
     for fits, row, move in _fitted(moves, both):
         rules = fits.ones.take([row]), fits.others.take([row])
         left = left_by(rules[0], rules[1], both)
-        found.append((Explained(*rules, move.names, 1, 0.0, float(fits.numbers[row, -1])), left))
+        pair, factor = fits.take([row]), float(fits.numbers[row, -1])
+        found.append((Explained(*rules, move.names, 1, 0.0, pair, factor), left))
     best = dict[Any, tuple[Explained, float]]()
     for explained, left in sorted(found, key=lambda x: x[1]):
         best.setdefault(explained.names, (explained, left))

@@ -105,6 +105,9 @@ def read(argument: str, run: Any) -> Record:
         raise ValueError(f"compare.runs: {argument}.params is empty")
     if differ := sorted(params.keys() ^ grads.keys()):
         raise ValueError(f"compare.runs: {argument} has {differ[0]!r} in params or grads alone")
+    if not any(x.size for x in params.values()):
+        raise ValueError(f"compare.runs: {argument}.params holds no number")
+    params, grads = ({k: x for k, x in side.items() if params[k].size} for side in (params, grads))
     steps, whole = _steps(argument, getattr(run, "steps", None), next(iter(grads.values())))
     settings = dict(getattr(run, "settings", None) or {})
     for name in params:

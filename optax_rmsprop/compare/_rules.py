@@ -9,7 +9,7 @@ import numpy as np
 from ..probe import _model as model
 from ..probe._model import LR, Rules
 from ..probe._search import LIMIT
-from ._accounts import Account, Leaf, Steps, accounted, special_leaves, steps_of
+from ._accounts import Account, Leaf, Steps, accounted, is_plain, special_leaves, steps_of
 from ._moves import Explained, between, nearest, refined, single, unchanged
 from ._records import UNITS, Array, Record
 from ._report import Change
@@ -45,12 +45,12 @@ def explanations(theirs: Record, ours: Record) -> Explanation:
     """The sets of changes that lead from the rule of ours to that of theirs."""
     if _equal(theirs, ours):
         return Explanation()
-    found = accounted(steps_of(ours), steps_of(theirs))
-    if found is not None:
-        which, known = found
-        other, roles = ((theirs, Roles("theirs", "ours")), (ours, Roles("ours", "theirs")))[which]
-        return _explained(known, other, roles)
-    return _unknown(theirs, ours)
+    known = accounted(steps_of(ours), steps_of(theirs))
+    if known is None:
+        return _unknown(theirs, ours)
+    if known.steps.record is ours:
+        return _explained(known, theirs, Roles("theirs", "ours"))
+    return _explained(known, ours, Roles("ours", "theirs"))
 
 
 def _equal(theirs: Record, ours: Record) -> bool:
@@ -64,7 +64,12 @@ def _equal(theirs: Record, ours: Record) -> bool:
 
 def _explained(known: Account, record: Record, roles: Roles) -> Explanation:
     steps = steps_of(record, known.steps.record)
+    if known.steps.side.run.unit > known.steps.record.unit:
+        steps = steps.coarse()
     base = _Task(known, steps, roles)
+    if is_plain(steps):
+        text = f"{roles.other} is SGD, whose steps are sums of gradients, and no RMSprop"
+        return Explanation((), (), base.place(), text)
     found = base.found()
     alternatives = tuple(dict.fromkeys(found))
     same = alternatives[:1] == ((),) and record.precision == known.steps.record.precision
@@ -93,7 +98,7 @@ class _Task:
         if not self.steps.trained:
             return [always] if always else []
         side = self.steps.special(self._leaves)
-        same = self._held(unchanged(self.known.rules, self._both(side)), side)
+        same = self._held(unchanged(self.known.rules_at(side), self._both(side)), side)
         if same:
             return [always]
         for sought in (self._alone, self._timewise, self._rewritten, self._rounded, self._pairs):
@@ -120,19 +125,21 @@ class _Task:
             found.append(schedule_change(a, b, lambda x: np.allclose(a, x, 1e-5, 0), self.roles))
         return tuple(found)
 
-    def _both(self, side: Side, core: Array | None = None, wide: bool = False) -> Both:
-        one, other = self.known, self.steps
-        chosen = Steps.wide if wide else Steps.few
-        own = one.side.columns(chosen(one.steps))
-        return Both(own, side.columns(chosen(other) if core is None else core))
+    def _both(self, side: Side, core: Array | None = None) -> Both:
+        """Both runs on a few columns each, or all that suit and these of the other."""
+        one = self.known
+        if core is None:
+            return Both(one.side.columns(one.steps.few()), side.columns(self.steps.few()))
+        return Both(one.side.columns(one.steps.wide()), side.columns(core))
 
     def _held(self, found: list[Explained], side: Side) -> list[Explained]:
         """Those that explain all leaves."""
-        check = side.columns(self.steps.checked(self.steps.trained))
-        kept = list[Explained]()
+        steps, kept = self.steps, list[Explained]()
+        check = side.columns(steps.checked(steps.trained))
         for e in found[:_MOST]:
             if not held_by(e.other, check).all():
-                e = refined(e, self._both(side, wide=True))
+                core = steps.strained(side, e.other, steps.trained)
+                e = refined(e, self._both(side, core))
                 if not held_by(e.other, check).all():
                     continue
             kept.append(e)
@@ -144,7 +151,7 @@ class _Task:
         yield from special
         if special:
             return
-        found = self._held(single(self.known.rules, self._both(side)), side)
+        found = self._held(single(self.known.rules_at(side), self._both(side)), side)
         for e in found:
             yield rule_changes(e, self.roles)
         if not found:  # a state that is any explains more, and comes last
@@ -163,7 +170,7 @@ class _Task:
         del side
         for start, side in self._sides():
             both = self._both(side)
-            found = self._held(unchanged(self.known.rules, both), side)
+            found = self._held(unchanged(self.known.rules_at(side), both), side)
             if found:
                 yield (*start, *self._schedule(found[0], side))
                 return
@@ -180,7 +187,7 @@ class _Task:
             numbers = tuple(int(k) for k in np.flatnonzero(still))
             text = f"{self.roles.other} makes no update at {_steps(numbers)}"
             change = Change("skipped_step", text, *self.roles.pair(numbers, ()), step=numbers[0])
-            yield (change,), _without(side, still)
+            yield (change,), _kept(side, ~still)
             yield (change,), side.replace(rates=np.where(still, 0.0, run.rates))
         if not side.solved:
             yield (), side.replace(solved=True)
@@ -192,6 +199,9 @@ class _Task:
         columns = side.columns(self.steps.checked(self.steps.trained))
         rule, _ = settled(e.other, columns)
         found, ours = rates(e.other, columns)[0], rates(e.one, self._both(side).one)[0]
+
+        if np.allclose(found, ours, 1e-5, 0):
+            return ()
 
         def holds(values: Array) -> bool:
             top = float(np.abs(values).max()) or 1.0
@@ -255,7 +265,7 @@ class _Task:
     def _pairs(self, side: Side) -> Iterator[Changes]:
         """A special leaf or step, and a change of the rule."""
         for start, side in self._sides():
-            for e in self._held(single(self.known.rules, self._both(side)), side):
+            for e in self._held(single(self.known.rules_at(side), self._both(side)), side):
                 yield (*start, *self._schedule(e, side), *rule_changes(e, self.roles))
         trained = self.steps.trained
         if len(trained) < 2:
@@ -271,14 +281,13 @@ class _Task:
 
     def _rewritten(self, side: Side) -> Iterator[Changes]:
         """The other's rule, sought for itself, and the fewest changes that lead to it."""
-        found = accounted(self.steps)
-        if found is None:
+        own = accounted(self.steps)
+        if own is None:
             return
-        own = found[1]
         side = own.side
         both = Both(self._both(side).one, side.columns(self.steps.core(self.steps.trained)))
         special = leaf_changes(own.leaves, self._leaves, self.roles)
-        for e in between(self.known.rules, own.rules, both):
+        for e in between(self.known.rules_at(side), own.rules, both):
             extra = self._schedule(e, side) if side.solved else ()
             yield (*rule_changes(e, self.roles), *extra, *special)
 
@@ -325,23 +334,18 @@ def _distinct(found: list[Changes]) -> list[Changes]:
     return list(best.values())
 
 
-def _without(side: Side, steps: Array) -> Side:
-    """The run without steps that changed nothing."""
-    run, kept = side.run, ~steps
-    rows = np.concatenate([kept, [True]])
+def _kept(side: Side, steps: Array) -> Side:
+    """The run of some steps [T], without those that changed nothing or came before."""
+    run, rows = side.run, np.append(steps, True)
     return side.replace(
-        params=run.params[rows], grads=run.grads[kept], rates=run.rates[kept],
-        valid=run.valid[kept], leaf_norm=run.leaf_norm[kept], norm=run.norm[kept],
+        params=run.params[rows], grads=run.grads[steps], rates=run.rates[steps],
+        valid=run.valid[steps], leaf_norm=run.leaf_norm[steps], norm=run.norm[steps],
     )  # fmt: skip
 
 
 def _from(side: Side, step: int) -> Side:
     """The run from a step on."""
-    run = side.run
-    return side.replace(
-        params=run.params[step:], grads=run.grads[step:], rates=run.rates[step:],
-        valid=run.valid[step:], leaf_norm=run.leaf_norm[step:], norm=run.norm[step:],
-    )  # fmt: skip
+    return _kept(side, np.arange(len(side.run.grads)) >= step)
 
 
 def _continues(rule: Rules, side: Side) -> bool:
@@ -369,10 +373,7 @@ def _continues(rule: Rules, side: Side) -> bool:
 
     def made(exponent: Array, stop: int) -> Array:
         numbers[:, model.SCALE] = np.exp(exponent)
-        short = later.replace(**{
-            name: getattr(later.run, name)[: stop + (name == "params")]
-            for name in ("params", "grads", "rates", "valid", "leaf_norm", "norm")
-        })  # fmt: skip
+        short = dataclasses.replace(later, run=later.run.steps(stop))
         return np.diagonal(changes(rows.of(numbers), short), axis1=0, axis2=2)
 
     for _ in range(80):
@@ -380,16 +381,11 @@ def _continues(rule: Rules, side: Side) -> bool:
         large = np.abs(made(middle, 1)[0]) > np.abs(steps[begin])
         low, high = np.where(large, middle, low), np.where(large, high, middle)
     found = made(low, len(steps) - begin)
-    allowed = _bounds_of(rule, side)
+    allowed = bounds(rule, side)[0]
     spare = np.abs(found - steps[begin:])
     room = LIMIT * 4 * (allowed[begin:] + momentum * np.roll(allowed, 1, 0)[begin:])
     room += np.abs(found) * np.abs(room[:1] / np.maximum(np.abs(found[:1]), 1e-300))
     return bool((spare <= room)[1:].all())
-
-
-def _bounds_of(rule: Rules, side: Side) -> Array:
-    """What rounding may do to each change [T, N]."""
-    return bounds(rule, side)[0]
 
 
 def _unknown(theirs: Record, ours: Record) -> Explanation:

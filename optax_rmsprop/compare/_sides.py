@@ -143,6 +143,22 @@ def held_by(rules: Rules, side: Side) -> Array:
     return misfits(rules, side).max((1, 2), initial=0.0) <= LIMIT
 
 
+def explained_by(rules: Rules, side: Side) -> Array:
+    """Which hypotheses [B] do, and leave no more than a part of the changes to rounding alone."""
+    held = held_by(rules, side)
+    for row in np.flatnonzero(held):
+        held[row] = is_told(rules.take([row]), side)
+    return held
+
+
+def is_told(rule: Rules, side: Side) -> bool:
+    """Whether a hypothesis says something of a change: rounding may do anything where it is 0/0."""
+    seen = side.valid & (side.changes != 0)
+    with np.errstate(all="ignore"):
+        known = np.isfinite(bounds(*settled(rule, side))[0])
+    return not seen.any() or bool(known[seen].mean() > 0.2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """Hypotheses on two runs: those of the one, and the other's, whose tied numbers are the same.

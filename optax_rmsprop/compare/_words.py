@@ -1,6 +1,7 @@
 """Sentences for changes."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -176,45 +177,71 @@ def schedule_change(
     """What the rates of two runs differ by; `holds` says whether rates explain the other run."""
     count = min(len(other), len(one))
     other, one = other[:count], one[:count]
+    step = int(np.argmax(np.abs(other - one) > 1e-4 * np.abs(one).max()))
+    return (
+        _rate_change(other, one, holds, roles)
+        or _shift_change(other, one, holds, step, roles)
+        or _stairs_change(other, one, step, roles)
+        or _shape_change(other, one, step, roles)
+    )
+
+
+def _rate_change(
+    other: Array, one: Array, holds: Callable[[Array], bool], roles: Roles
+) -> Change | None:
+    """Rates that are a multiple of each other."""
     with np.errstate(all="ignore"):
         factor = float(np.median(other[one != 0] / one[one != 0])) if one.any() else 1.0
-    if holds(factor * one):
-        theirs = factor if roles.other == "theirs" else 1 / factor
-        if np.ptp(one) <= 1e-6 * abs(one[0]):
-            values = [_number(other[-1]), _number(one[-1])]
-            text = roles.both("the learning rate", *map(_short, values))
-            return Change("learning_rate", text, *roles.pair(*values))
-        text = f"the learning rates of theirs are {_short(theirs)} times those of ours"
-        return Change("learning_rate", text, _number(theirs), 1.0)
-    step = int(np.argmax(np.abs(other - one) > 1e-4 * np.abs(one).max()))
-    for by in range(1, min(4, count - 1)):
-        for sign in (1, -1):
-            for scale in (1.0, None):
-                found = _shifted(other, one, sign * by, scale)
-                if found is not None and np.ptp(one) and holds(found[0]):
-                    return _shift_change(sign * by, found[1], step, roles)
-    rows = [_number(x) for x in (other[step], one[step])]
+    if not holds(factor * one):
+        return None
+    if np.ptp(one) <= 1e-6 * abs(one[0]):
+        values = [_number(other[-1]), _number(one[-1])]
+        text = roles.both("the learning rate", *map(_short, values))
+        return Change("learning_rate", text, *roles.pair(*values))
+    theirs = factor if roles.other == "theirs" else 1 / factor
+    text = f"the learning rates of theirs are {_short(theirs)} times those of ours"
+    return Change("learning_rate", text, _number(theirs), 1.0)
+
+
+def _shift_change(
+    other: Array, one: Array, holds: Callable[[Array], bool], step: int, roles: Roles
+) -> Change | None:
+    """A schedule that is some steps early or late, and perhaps a multiple."""
+    if not np.ptp(one):
+        return None
+    for by, sign, scale in itertools.product(range(1, min(4, len(one) - 1)), (1, -1), (1.0, None)):
+        found = _shifted(other, one, sign * by, scale)
+        if found is not None and holds(found[0]):
+            return _shift_words(sign * by, found[1], step, roles)
+    return None
+
+
+def _stairs_change(other: Array, one: Array, step: int, roles: Roles) -> Change | None:
+    """A schedule that one run follows by epochs."""
+    count = len(one)
     for every in range(2, count // 2 + 1):
         for who, x, y in ((roles.other, other, one), (roles.one, one, other)):
             coarse = y[every * (np.arange(count) // every)]
-            near = np.abs(x - coarse) <= 1e-4 * np.abs(coarse).max()
-            if np.ptp(y) and near.all():
+            if np.ptp(y) and (np.abs(x - coarse) <= 1e-4 * np.abs(coarse).max()).all():
                 text = f"{who} changes the learning rate every {every} steps only"
                 return Change("schedule", text, *roles.pair(every, 1), step=step)
+    return None
+
+
+def _shape_change(other: Array, one: Array, step: int, roles: Roles) -> Change:
+    """Schedules of another shape: a warm-up, a constant rate, or just others."""
+    rows = [_number(x) for x in (other[step], one[step])]
     detail = f"first at step {step}, " + roles.both("where it", *map(_short, rows))
     text = f"the schedules of the learning rate differ, {detail}"
-    for who, x in ((roles.other, other), (roles.one, one)):
+    sides = ((roles.other, other, roles.one), (roles.one, one, roles.other))
+    for who, x, rest in sides:
         if np.ptp(x) <= 1e-4 * np.abs(x).max():
-            rest = roles.one if who == roles.other else roles.other
             text = f"{who} has a constant learning rate, {rest} a schedule: {detail}"
     same = np.abs(other - one) <= 1e-4 * np.abs(one).max()
     warm = int(np.argmax(np.logical_and.accumulate(same[::-1])[::-1])) if same[-1] else 0
-    if 0 < warm < count:
-        first = other if np.ptp(other[: warm + 1]) > np.ptp(one[: warm + 1]) else one
-        if (np.diff(first[: warm + 1]) > 0).all():
-            who = roles.other if first is other else roles.one
-            rest = roles.one if first is other else roles.other
-            text = f"{who} warms the learning rate up for {warm} steps, {rest} does not: {detail}"
+    who, rates, rest = max(sides, key=lambda side: np.ptp(side[1][: warm + 1]))
+    if warm and (np.diff(rates[: warm + 1]) > 0).all():
+        text = f"{who} warms the learning rate up for {warm} steps, {rest} does not: {detail}"
     return Change("schedule", text, *roles.pair(*rows), step=step)
 
 
@@ -231,7 +258,7 @@ def _shifted(other: Array, one: Array, by: int, scale: float | None) -> tuple[Ar
     return np.where(known, factor * values, other), factor
 
 
-def _shift_change(by: int, factor: float, step: int, roles: Roles) -> Change:
+def _shift_words(by: int, factor: float, step: int, roles: Roles) -> Change:
     steps = by if roles.other == "theirs" else -by
     what = "behind" if steps > 0 else "ahead of"
     number = "one step" if abs(steps) == 1 else f"{abs(steps)} steps"

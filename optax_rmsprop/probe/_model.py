@@ -318,11 +318,16 @@ def steps(
         changes[:, t] = change
         if error is not None:
             e_into = np.abs(within) * error[:, t]
-            e_buffer = mu * e_buffer + e_into + 2 * run.unit * np.abs(buffer)
-            e_step: Array = np.where(nesterov, e_into + mu * e_buffer, e_buffer)
+            e_buffer = _times(mu, e_buffer) + e_into + 2 * run.unit * np.abs(buffer)
+            e_step: Array = np.where(nesterov, e_into + _times(mu, e_buffer), e_buffer)
             e_step = np.where(inside, 1.0, np.abs(rate)) * e_step + 2 * run.unit * np.abs(change)
             changes[:, t] = e_step + run.unit * (np.abs(p) + np.abs(run.params[t + 1]))
     return changes
+
+
+def _times(mu: Array, error: Array) -> Array:
+    """What momentum keeps of an error, nothing of one without bound where it is 0."""
+    return np.where(mu == 0, 0.0, mu * error)
 
 
 def _rate(rules: Rules, observed: Array, weight: Array, u: Array, buffer: Array) -> Array:
