@@ -70,6 +70,7 @@ FLOORS = {
     "retuning": 11,
     "probe._model": 11,
     "probe._calls": 12,
+    "probe._progress": 11,
     "probe._report": 11,
     "probe._frameworks": 11,
     "probe._fit": 12,

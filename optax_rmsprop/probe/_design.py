@@ -16,6 +16,7 @@ from . import _model as model
 from ._calls import Rule
 from ._finish import Finding, finish
 from ._model import Array, Rules, Run
+from ._progress import told
 from ._report import Report
 from ._search import (
     RARE,
@@ -44,6 +45,7 @@ _FORGETTING = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4)
 _MOMENTA = (0.0, 0.5, 0.9, 0.99)
 
 
+@told
 def identify(optimizer: optax.GradientTransformation | Start) -> Report:
     """Name the rule of an optimizer from what it does to designed gradients.
 

@@ -13,6 +13,7 @@ from . import _model as model
 from ._calls import Rule, calls
 from ._finish import Finding, finish
 from ._model import Array, Run
+from ._progress import told
 from ._report import Report
 from ._search import Fits, explained, search
 
@@ -20,6 +21,7 @@ from ._search import Fits, explained, search
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
 
 
+@told
 def identify_log(params: Any, grads: Any, learning_rates: Any = None) -> Report:
     """Name the rule that led a recorded run from its parameters and gradients to the next.
 
