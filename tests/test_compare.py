@@ -386,6 +386,7 @@ def test_parameters_that_are_rounded():
     assert ours.params.keys() == theirs.params.keys()
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_no_guess():
     found = compare.steps(optax.adam(0.01), dialects.torch(**TORCH), *data(13))
     assert found.first is not None and "RMSprop" in found.unexplained
