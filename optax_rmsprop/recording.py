@@ -88,7 +88,8 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
     Raises:
         TypeError: if `steps` is no integer or sequence of integers, or a gradient is wider than
             its parameter, and than float32.
-        ValueError: if `steps` is empty, negative, or not increasing, or `update` gets no `params`.
+        ValueError: if `steps` is empty, negative, not increasing, or more than 2²⁴, or `update`
+            gets no `params`.
 
     Example:
         >>> import jax.numpy as jnp, optax, optax_rmsprop
