@@ -200,10 +200,7 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
     any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
     alone = (rules.alone & rules.centered & rules.corrected)[:, None]
     square: Array = np.broadcast_to(initial, shape).astype(float)
-    mean: Array = np.zeros(shape)
-    e_g: Array = np.zeros(shape)
-    e_square: Array = np.zeros(shape)
-    e_mean: Array = np.zeros(shape)
+    mean, e_g, e_square, e_mean = (np.zeros(shape) for _ in range(4))
     for t in range(g.shape[1]):
         x = g[:, t]
         after, before = 1 - decay ** (t + 1), 1 - decay**t
@@ -226,18 +223,22 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
         divisor = _divisor(rules, sq, eps)
         positive = divisor > 0
         u[:, t] = np.where(positive, x / np.where(positive, divisor, 1), 0.0)
-        if errors and error is not None:
+        if error is not None:
             e_sq: Array = e_square + 2 * unit * square
             if any_centered:  # a framework may take the square of the mean from the second moment
                 e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
             e_sq = np.where(corrected, e_sq / after, e_sq)
             relative = 3 * unit + _rounding(rules, sq, divisor, e_sq)
             bound = np.abs(u[:, t]) * relative + e_g / divisor
-            # Infinite where rounding decides whether anything is left to divide by.
-            edge = np.abs(sq - eps) <= 4 * e_sq
-            edge &= (rules.denominator == SUBTRACTED)[:, None]
+            edge = _is_edge(rules, sq, eps, e_sq)
             error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
+
+
+def _is_edge(rules: Rules, square: Array, eps: Array, error: Array) -> Array:
+    """Where rounding decides whether anything is left to divide by [B, N]."""
+    subtracts = (rules.denominator == SUBTRACTED)[:, None]
+    return (np.abs(square - eps) <= 4 * error) & subtracts
 
 
 def _divisor(rules: Rules, square: Array, eps: Array) -> Array:
