@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-_Arguments, _Result = ParamSpec("_Arguments"), TypeVar("_Result")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 PATIENCE = 3.0  # seconds before the first word
 
