@@ -1,0 +1,1 @@
+"""Advantage actor-critic as Stable-Baselines3 has it, with any RMSprop."""
