@@ -29,6 +29,8 @@ def draw(
             for rule, curves in rules.items():
                 values = np.asarray(curves[name], float)
                 known = np.isfinite(values).any(0)  # In a part of a training, no episode may end.
+                if not known.any():
+                    continue
                 low, middle, high = np.nanpercentile(values[:, known], [5, 50, 95], axis=0)
                 x = np.linspace(0, steps[task], len(known) + 1)[1:][known]
                 (line,) = ax.plot(x, middle, label=f"{rule} (n = {len(curves[name])})")
@@ -37,13 +39,13 @@ def draw(
             if name != "episode_return":
                 ax.set_yscale("log")
             ax.grid(alpha=0.3)
-        axes[0].legend(fontsize=7)
+        axes[-1].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     with environment.replacing(path) as new:
         figure.savefig(new, dpi=110)
 
 
 def late(returns: np.ndarray) -> np.ndarray:
-    """Return the mean of the last two parts [seeds, parts] of each seed; NaN if no episode ended."""
+    """Return each seed's mean of the last two parts, of [seeds, parts]; NaN without an episode."""
     last = np.ma.masked_invalid(np.asarray(returns[:, -2:], float))
     return last.mean(axis=1).filled(np.nan)
