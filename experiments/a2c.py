@@ -1,21 +1,23 @@
-"""Does it matter which RMSprop? A2C in the rules of several frameworks: `python -m experiments.a2c`.
+"""Does it matter which RMSprop? A2C in several rules: `python -m experiments.a2c`.
 
 Every rule trains the same seeds. What is finished is in `results/a2c/`, a file for a task and a
-rule, and is not trained again; so a study that was stopped goes on, and one of more seeds adds to it.
+rule, and is not trained again: a study that was stopped goes on, and one of more seeds adds to it.
 """
 
 import argparse
 import functools
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from rich.progress import Progress
 
-from examples.a2c import a2c
+from examples.a2c import a2c, report
 from experiments import common
 from tools import environment
 
@@ -39,7 +41,7 @@ optimizer = functools.cache(lambda rule, task: a2c.optimizer(rule, a2c.TASKS[tas
 
 
 def plan(seeds: int) -> Iterator[tuple[str, str, int]]:
-    """Name the task, the rule and the seeds of all trainings; an eighth of the seeds for the rest."""
+    """Name the task, the rule and the seeds of all trainings; what is beside has an eighth."""
     for task in a2c.TASKS:
         for rule in a2c.RULES:
             whole = task in OPEN and rule in RULES
@@ -58,7 +60,7 @@ def extend(path: Path, task: str, rule: str, seeds: range) -> None:
     """Train seeds, and add them to the file of a task and a rule."""
     setting, keys = a2c.TASKS[task], jnp.asarray(seeds)
     parts = []
-    for agents, progress in a2c.train(setting, optimizer(rule, task), keys, a2c.PARTS):
+    for agents, progress in a2c.train(setting, optimizer(rule, task), keys, a2c.PARTS):  # noqa: B007
         parts.append(progress)
     new = {"seed": keys, "evaluation": a2c.evaluate(setting, agents, keys, EPISODES)}
     new |= {name: jnp.stack([getattr(part, name) for part in parts], 1) for name in CURVES}
@@ -72,7 +74,7 @@ def extend(path: Path, task: str, rule: str, seeds: range) -> None:
 
 
 def train(results: Path, seeds: int, tasks: Sequence[str]) -> None:
-    """Train what is missing, a chunk of every rule in turn, so that all have about as many seeds."""
+    """Train what is missing, a chunk of every rule in turn."""
     size = CHUNK if jax.default_backend() == "cpu" else 16 * CHUNK
     wanted = {(t, r): n for t, r, n in plan(seeds) if t in tasks}
     paths = {(t, r): results / "a2c" / t / f"{r}.npz" for t, r in wanted}
@@ -90,8 +92,87 @@ def train(results: Path, seeds: int, tasks: Sequence[str]) -> None:
 
 
 def study(results: Path, seeds: int, tasks: Sequence[str], arguments: Sequence[str] = ()) -> None:
-    """Train every rule, and write the page and its figures."""
+    """Train every rule, and write `a2c.md` and `a2c.png`."""
     train(results, seeds, tasks)
+    runs: dict[str, dict[str, Runs]] = {task: {} for task in tasks}
+    for task, rule, n in plan(seeds):
+        if task in tasks:
+            known = read(results / "a2c" / task / f"{rule}.npz")
+            runs[task][rule] = {name: values[:n].astype(float) for name, values in known.items()}
+    lines = environment.heading(
+        "Does it matter which RMSprop?", "experiments.a2c", arguments,
+        setting="A2C of Stable-Baselines3 with the hyperparameters of RL Baselines3 Zoo",
+        numbers="mean ± standard deviation over n seeds; late: in the last 8 % of the steps",
+        date=time.strftime("%Y-%m-%d"),
+    )  # fmt: skip
+    for task in tasks:
+        lines += [f"## {task}", "", *table(task, runs[task]), ""]
+    lines += ["## Beside the table of RL Baselines3 Zoo", "", *published(runs)]
+    environment.write_text(results / "a2c.md", "\n".join(lines) + "\n")
+    drawn = {task: {rule: runs[task][rule] for rule in RULES} for task in tasks if task in OPEN}
+    steps = {task: a2c.TASKS[task].steps for task in tasks}
+    report.draw(results / "a2c.png", drawn or runs, steps)
+
+
+COLUMNS = (
+    "rule", "n", "late return", "worst seed", "return, all steps", "steps to the threshold",
+    "ends below it", "p", "fell below it", "p", "effective rate, late", "largest update, late",
+)  # fmt: skip
+
+
+def table(task: str, runs: dict[str, Runs]) -> list[str]:
+    """Return a row for each rule; the probabilities are of Fisher's test against torch's."""
+    threshold = THRESHOLDS.get(task, np.nan)
+    lines = [f"The threshold is {threshold:g}.", ""] if task in THRESHOLDS else []
+    lines += [f"| {' | '.join(COLUMNS)} |", f"|---|{'--:|' * (len(COLUMNS) - 1)}"]
+    for rule, run in runs.items():
+        late = report.late(run["episode_return"])
+        rate, update = np.median(run["rate"][:, -1]), np.median(run["update"][:, -2:].max(1))
+        reached, ends, fell = falls(run, threshold)
+        part = a2c.TASKS[task].steps // a2c.PARTS
+        cells = [
+            f"`{rule}`", f"{len(late)}", common.mean_and_spread(list(late), 1), f"{late.min():.1f}",
+            common.mean_and_spread(list(np.nanmean(run["episode_return"], axis=1)), 1),
+            f"{part * np.median(reached):,.0f}" if task in THRESHOLDS else "–",
+        ]  # fmt: skip
+        for mine, its in zip((ends, fell), falls(runs["torch"], threshold)[1:], strict=True):
+            low, high = scipy.stats.binomtest(int(mine.sum()), len(mine)).proportion_ci()
+            counts = [[x.sum(), (~x).sum()] for x in (mine, its)]
+            p = "–" if rule == "torch" else f"{scipy.stats.fisher_exact(counts).pvalue:.1g}"
+            shown = f"{mine.sum()}: {mine.mean():.1%} [{low:.1%}, {high:.1%}]", p
+            cells += shown if task in THRESHOLDS else ("–", "–")
+        lines.append(f"| {' | '.join([*cells, f'{rate:.3g}', f'{update:.3g}'])} |")
+    return lines
+
+
+def falls(run: Runs, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tell for each seed the first part above a threshold, and whether it ends or fell below.
+
+    A seed that never reached it has the number of parts, and neither ends nor fell below.
+    """
+    above = run["episode_return"] >= threshold
+    reached = np.where(above.any(1), above.argmax(1) + 1, np.inf)
+    below = (run["episode_return"] < threshold) & np.logical_or.accumulate(above, axis=1)
+    return reached, above.any(1) & (report.late(run["episode_return"]) < threshold), below.any(1)
+
+
+def published(runs: dict[str, dict[str, Runs]]) -> list[str]:
+    """Return a row for each task, with the default of Stable-Baselines3."""
+    lines = [
+        "The likeliest action is taken. Zoo's row is of one agent; its spread, of episodes.",
+        "",
+        f"| task | Zoo | here, over all episodes | n seeds of {EPISODES} episodes | mean of a seed: "
+        "worst, quartiles, best |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for task, rules in runs.items():
+        rewards, (mean, spread) = rules["torch"]["evaluation"], PUBLISHED[task]
+        marks = np.quantile(rewards.mean(1), [0, 0.25, 0.5, 0.75, 1])
+        lines.append(
+            f"| {task} | {mean:.1f} ± {spread:.1f} | {rewards.mean():.1f} ± {rewards.std():.1f} "
+            f"| {len(rewards)} | {', '.join(f'{x:.1f}' for x in marks)} |"
+        )
+    return lines
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 
+import chex
+import numpy as np
 import pytest
 
 from experiments import (
+    a2c,
     common,
     crowded_valley,
     eps_ladder,
@@ -162,3 +165,57 @@ def test_every_trial_has_flags_that_are_right(trials):
 def test_mean_and_spread():
     assert common.mean_and_spread([1.0]) == "1.00"
     assert common.mean_and_spread([1.0, 3.0], 1) == "2.0 ± 1.4"
+
+
+@pytest.mark.slow
+def test_a2c_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    short = dataclasses.replace(a2c.a2c.TASKS["CartPole-v1"], steps=2000)
+    monkeypatch.setitem(a2c.a2c.TASKS, "CartPole-v1", short)
+    monkeypatch.setattr(a2c, "CHUNK", 2)
+    rows = [("CartPole-v1", "torch", 3), ("CartPole-v1", "sgd", 2)]
+    monkeypatch.setattr(a2c, "plan", lambda seeds: rows)
+    monkeypatch.setattr(a2c, "RULES", ("torch", "sgd"))
+    a2c.main(["--results", str(tmp_path / "whole"), "--tasks", "CartPole-v1"])
+    extend, calls = a2c.extend, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        extend(*args)
+
+    monkeypatch.setattr(a2c, "extend", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        a2c.main(["--results", str(tmp_path / "parts"), "--tasks", "CartPole-v1"])
+    a2c.main(["--results", str(tmp_path / "parts"), "--tasks", "CartPole-v1"])
+    assert [(rule, [*seeds]) for _, _, rule, seeds in calls] == [
+        ("torch", [0, 1]), ("sgd", [0, 1]), ("torch", [2]), ("torch", [2])
+    ]  # fmt: skip
+    for rule in ("torch", "sgd"):
+        found = (
+            a2c.read(tmp_path / name / "a2c" / "CartPole-v1" / f"{rule}.npz")
+            for name in ("whole", "parts")
+        )
+        chex.assert_trees_all_equal(*found)
+    assert (tmp_path / "parts" / "a2c.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "parts" / "a2c.md").read_text()
+    assert (
+        "| `torch` | 3 |" in text
+        and "| `sgd` | 2 |" in text
+        and "| CartPole-v1 | 500.0 ± 0.0 |" in text
+    )
+
+
+def test_where_a_run_falls_is_counted_after_the_threshold_was_reached():
+    nan = np.nan
+    returns = [
+        [1, 9, 9, 9, 9],
+        [9, 1, 9, 9, 9],
+        [1, nan, 9, 1, 1],
+        [1, 1, 1, 2, 2],
+        [9, 9, 9, 9, 5],
+    ]
+    reached, ends, fell = a2c.falls({"episode_return": np.array(returns, float)}, 8.0)
+    assert [*reached] == [2, 1, 3, np.inf, 1]
+    assert [*ends] == [False, False, True, False, True]  # by the mean of the last two parts
+    assert [*fell] == [False, True, True, False, True]
