@@ -107,6 +107,8 @@ def study(results: Path, seeds: int, tasks: Sequence[str], arguments: Sequence[s
     )  # fmt: skip
     for task in tasks:
         lines += [f"## {task}", "", *table(task, runs[task]), ""]
+        if task in THRESHOLDS:
+            lines += [*causes(runs[task], THRESHOLDS[task]), ""]
     lines += ["## Beside the table of RL Baselines3 Zoo", "", *published(runs)]
     environment.write_text(results / "a2c.md", "\n".join(lines) + "\n")
     drawn = {task: {rule: runs[task][rule] for rule in RULES} for task in tasks if task in OPEN}
@@ -156,10 +158,35 @@ def falls(run: Runs, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return reached, above.any(1) & (report.late(run["episode_return"]) < threshold), below.any(1)
 
 
+def causes(runs: dict[str, Runs], threshold: float) -> list[str]:
+    """Return, for each rule, what is seen in the parts of a training in which a run falls."""
+    columns = (
+        "rule", "parts after one above the threshold", "below it", "largest update in these",
+        "largest update in the others", "gradient in these", "gradient in the others",
+        "effective rate before",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
+    for rule, run in runs.items():
+        returns = run["episode_return"]
+        before, now = returns[:, :-1] >= threshold, returns[:, 1:] < threshold
+        fell, stayed = before & now, before & ~now
+        cells = [f"`{rule}`", f"{before.sum():,}", f"{fell.sum()}"]
+        for name in ("update", "gradient"):
+            for where in (fell, stayed):
+                values = run[name][:, 1:][where]
+                marks = (
+                    [f"{x:.2g}" for x in np.percentile(values, [50, 10, 90])] if len(values) else []
+                )
+                cells.append("{} ({} to {})".format(*marks) if marks else "–")
+        cells.append(f"{np.median(run['rate'][:, :-1][before]):.2g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return ["Medians, and where 80 % lie:", "", *lines]
+
+
 def published(runs: dict[str, dict[str, Runs]]) -> list[str]:
     """Return a row for each task, with the default of Stable-Baselines3."""
     lines = [
-        "The likeliest action is taken. Zoo's row is of one agent; its spread, of episodes.",
+        "The likeliest action is taken. Zoo's row is of one agent, its spread of episodes.",
         "",
         f"| task | Zoo | here, over all episodes | n seeds of {EPISODES} episodes | mean of a seed: "
         "worst, quartiles, best |",
