@@ -188,8 +188,8 @@ def published(runs: dict[str, dict[str, Runs]]) -> list[str]:
     lines = [
         "The likeliest action is taken. Zoo's row is of one agent, its spread of episodes.",
         "",
-        f"| task | Zoo | here, over all episodes | n seeds of {EPISODES} episodes | mean of a seed: "
-        "worst, quartiles, best |",
+        f"| task | Zoo | here, over all episodes | n seeds of {EPISODES} episodes "
+        "| mean of a seed: worst, quartiles, best |",
         "|---|--:|--:|--:|--:|",
     ]
     for task, rules in runs.items():
