@@ -96,7 +96,7 @@ def mean_return(episodes: np.ndarray, returns: np.ndarray) -> list[float]:
 
 def table(rows: list[Row], name: str) -> Iterator[str]:
     """Yield the lines of a task's table."""
-    yield "| rule | n | last tenth | difference | worst, best seed | all of training | CPU seconds |"
+    yield "| rule | n | last tenth | difference | worst, best seed | all of training | CPU s |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     reference: list[float] | None = None
     for rule in RULES:

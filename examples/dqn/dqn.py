@@ -1,9 +1,9 @@
 """Deep Q-learning with the centred RMSprop of the Nature paper, many seeds in one program.
 
-python -m examples.dqn                                       # CartPole, two minutes on two cores
-python -m examples.dqn --task breakout --seeds 2             # Breakout of MinAtar
-python -m examples.dqn --no-centered                         # the same without the centring
-python -m examples.dqn --momentum 0.95                       # what the paper does not mean
+python -m examples.dqn                    # CartPole
+python -m examples.dqn --task breakout    # Breakout of MinAtar
+python -m examples.dqn --no-centered      # without the centring
+python -m examples.dqn --momentum 0.95    # with a heavy ball, which the paper does not mean
 python -m examples.dqn --help
 
 The algorithm is that of Mnih et al., Human-level control through deep reinforcement learning, 2015:
@@ -13,6 +13,7 @@ that is renewed from time to time. A cycle is the life of one such copy, and one
 
 import dataclasses
 import functools
+import statistics
 import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -56,11 +57,11 @@ TASKS = {
         CARTPOLE, filters=0, hidden=(64, 64), capacity=20_000, fill=1_000, exploration=10_000,
         random=0.05, train_every=1, target_every=500, frames=50_000,
     ),
-    # MinAtar's with half of its hidden units and of its exploration, and the Nature paper's four
-    # frames an update.
+    # MinAtar's with half of its hidden units and a fifth of its exploration, and with the Nature
+    # paper's four frames an update.
     "breakout": Task(
-        BREAKOUT, filters=16, hidden=(64,), capacity=100_000, fill=5_000, exploration=50_000,
-        random=0.1, train_every=4, target_every=1_000, frames=160_000,
+        BREAKOUT, filters=16, hidden=(64,), capacity=100_000, fill=5_000, exploration=20_000,
+        random=0.1, train_every=4, target_every=1_000, frames=80_000,
     ),
 }  # fmt: skip
 
@@ -268,3 +269,65 @@ def train(
         totals.append(np.asarray((log.ended * log.score).sum((1, 2))))
         report(first + task.cycle, counts[-1], totals[-1])
     return agents, np.array(counts), np.array(totals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train agents by deep Q-learning, and print what their episodes return."""
+
+    task: Literal["cartpole", "breakout"] = "cartpole"
+    recipe: Literal["dqn_zoo", "dqn_dopamine", "minatar_dqn"] = "dqn_zoo"
+    """A published RMSprop for the mean of a batch. The first is the Nature paper's."""
+    centered: bool = True
+    """Whether the mean gradient is subtracted in the denominator."""
+    momentum: float = 0.0
+    """Of a heavy ball; the paper's "gradient momentum" is the decay of the mean gradient."""
+    learning_rate: float | None = None
+    """In place of the recipe's."""
+    frames: int | None = None
+    """Of each agent, after the random ones; by default 50,000 or 80,000."""
+    seeds: int = 8
+    """Agents, trained at once."""
+    seed: int = 0
+    """Of the first agent."""
+
+
+def main(options: Options) -> int:
+    """Train with a progress bar and a line for each tenth of the frames; return the exit code."""
+    task = TASKS[options.task]
+    frames = task.frames if options.frames is None else options.frames
+    try:
+        for name, value, least in (
+            ("frames", frames, 1), ("seeds", options.seeds, 1), ("seed", options.seed, 0)
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
+        tx = optimizer(options.recipe, options.centered, options.momentum, options.learning_rate)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    columns = "{task.description}", progress.BarColumn(), progress.TimeRemainingColumn()
+    with progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        item = bar.add_task("random play", total=frames)
+        waiting: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def report(done: int, counts: np.ndarray, totals: np.ndarray) -> None:
+            bar.update(item, completed=done, description=returned(counts, totals))
+            waiting.append((counts, totals))
+            if done * 10 // frames > (done - task.cycle) * 10 // frames:
+                line = f"{done:>8} frames  {returned(*np.sum(waiting, 0))}"
+                waiting.clear()
+                bar.console.print(line, highlight=False)
+
+        train(task, tx, range(options.seed, options.seed + options.seeds), frames, report)
+    return 0
+
+
+def returned(counts: np.ndarray, totals: np.ndarray) -> str:
+    """Write the mean return of the agents' episodes, and its standard deviation over agents."""
+    means = (totals[counts > 0] / counts[counts > 0]).tolist()
+    if not means:
+        return "no episode ended"
+    spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
+    return f"return {statistics.fmean(means):.1f}{spread}"
