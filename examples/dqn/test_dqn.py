@@ -59,7 +59,7 @@ def game(key, skill, steps):
 
 
 @pytest.mark.parametrize(
-    ["skill", "bricks", "walls"], [(0.3, 100, 0), (0.9, 200, 0), (1, 1000, 20)]
+    ["skill", "bricks", "walls"], [(0.3, 100, 0), (0.9, 200, 0), (1.0, 600, 20)]
 )
 def test_breakout_is_minatars_step_by_step(skill, bricks, walls):
     state, rows = jax.jit(game, static_argnums=2)(jax.random.key(0), skill, 20_000)
