@@ -205,6 +205,17 @@ def test_the_target_is_a_copy_from_the_start_of_the_cycle(played):
     assert (np.asarray(after.params[-1][1]) != np.asarray(before[-1][1])).all()
 
 
+def test_the_memories_of_all_agents_are_written_in_place():
+    large, tx = SMALL._replace(capacity=50_000), dqn.optimizer()
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    agents = jax.eval_shape(jax.vmap(functools.partial(dqn.start, large, tx)), keys)
+    cycle = jax.vmap(functools.partial(dqn.cycle, large, tx), in_axes=(0, None))
+    used = jax.jit(cycle, donate_argnums=0).lower(agents, 0).compile().memory_analysis()
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(agents.memory))
+    # Of the actions, a byte each, XLA has a copy.
+    assert used.alias_size_in_bytes > held > 20 * used.temp_size_in_bytes
+
+
 def test_the_convolution_is_that_of_xla():
     task = dqn.TASKS["breakout"]
     params = dqn.network(task, jax.random.key(0))
@@ -222,6 +233,7 @@ def test_the_convolution_is_that_of_xla():
     np.testing.assert_allclose(dqn.q_values(params, seen), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.api
 def test_agents_learn_to_balance_the_pole():
     task = dqn.TASKS["cartpole"]._replace(exploration=2_000)
     _, counts, totals = dqn.train(task, dqn.optimizer(), range(2), 6_000)
