@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.figure
 import numpy as np
@@ -36,9 +36,22 @@ RULES = {
     "MinAtar's: ε outside the root": {"recipe": "minatar_dqn"},
 }
 CHUNK, PARTS = 8, 40  # seeds trained at once; points of a curve
-SEEDS = {"cartpole": 16, "breakout": 8}
-NAMES = {"cartpole": "CartPole-v1", "breakout": "Breakout of MinAtar"}
 Row = dict[str, Any]
+
+
+class Study(NamedTuple):
+    """What is done on a task, if the command line does not say."""
+
+    title: str
+    rules: list[str]
+    seeds: int
+
+
+# A rule takes two hundred seconds of a core on Breakout, where only the first four are tried.
+STUDIES = {
+    "cartpole": Study("CartPole-v1", [*RULES], 16),
+    "breakout": Study("Breakout of MinAtar", [*RULES][:4], 8),
+}
 
 
 def trial(name: str, rule: str, seeds: range, frames: int) -> Row:
@@ -56,8 +69,15 @@ def trial(name: str, rule: str, seeds: range, frames: int) -> Row:
 
 
 def parted(values: np.ndarray) -> list[np.ndarray]:
-    """Cut cycles into the parts of a curve, of equal length to a cycle."""
+    """Cut cycles into the parts of a curve, whose lengths differ by a cycle at most."""
     return np.array_split(values, min(PARTS, len(values)))
+
+
+def ends(name: str, rows: list[Row]) -> np.ndarray:
+    """Return the frame with which each part ends."""
+    frames = next(row["frames"] for row in rows if row["task"] == name)
+    cycle = dqn.TASKS[name].cycle
+    return np.array([part[-1] for part in parted(np.arange(0, frames, cycle) + cycle)])
 
 
 def run(
@@ -69,8 +89,8 @@ def run(
     rows = {key(row): row for row in common.finished(path)}
     found = []
     for name in names:
-        count, frames = seeds or SEEDS[name], steps or dqn.TASKS[name].frames
-        for first, rule in itertools.product(range(0, count, CHUNK), RULES):
+        count, frames = seeds or STUDIES[name].seeds, steps or dqn.TASKS[name].frames
+        for first, rule in itertools.product(range(0, count, CHUNK), STUDIES[name].rules):
             chunk = range(first, min(first + CHUNK, count))
             wanted = name, rule, chunk.start, chunk.stop, frames
             if wanted not in rows:
@@ -98,11 +118,12 @@ def table(rows: list[Row], name: str) -> Iterator[str]:
     """Yield the lines of a task's table."""
     yield "| rule | n | last tenth | difference | worst, best seed | all of training | CPU s |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
+    frames = ends(name, rows)
+    tenth = frames > 0.9 * frames[-1]
     reference: list[float] | None = None
-    for rule in RULES:
+    for rule in STUDIES[name].rules:
         episodes, returns = curves(rows, name, rule)
-        tenth = math.ceil(episodes.shape[1] / 10)
-        last = mean_return(episodes[:, -tenth:], returns[:, -tenth:])
+        last = mean_return(episodes[:, tenth], returns[:, tenth])
         reference = reference or last
         seconds = sum(r["cpu_seconds"] for r in rows if (r["task"], r["rule"]) == (name, rule))
         yield (
@@ -127,18 +148,21 @@ def figure(rows: list[Row], names: Sequence[str]) -> matplotlib.figure.Figure:
     drawn = matplotlib.figure.Figure(figsize=(5.5 * len(names), 4.6), layout="constrained")
     axes = np.atleast_1d(drawn.subplots(1, len(names)))
     for ax, name in zip(axes, names, strict=True):
-        for rule in RULES:
+        frames = ends(name, rows)
+        for rule in STUDIES[name].rules:
             episodes, returns = curves(rows, name, rule)
-            frames = next(row["frames"] for row in rows if row["task"] == name)
-            x = np.arange(1, episodes.shape[1] + 1) / episodes.shape[1] * frames
             each = np.divide(returns, episodes, np.full(returns.shape, np.nan), where=episodes > 0)
             mean, spread = np.nanmean(each, 0), np.nanstd(each, 0)
-            (line,) = ax.plot(x, mean, label=rule)
-            ax.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.12)
-        ax.set(title=NAMES[name], xlabel="frames with updates", ylabel="return of an episode")
+            (line,) = ax.plot(frames, mean, label=rule)
+            ax.fill_between(
+                frames, mean - spread, mean + spread, color=line.get_color(), alpha=0.12
+            )
+        ax.set(
+            title=STUDIES[name].title, xlabel="frames with updates", ylabel="return of an episode"
+        )
         ax.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+    drawn.legend(handles=[*lines.values()], loc="outside lower center", ncols=2, fontsize=8)
     return drawn
 
 
@@ -169,11 +193,11 @@ def study(
     }
     lines = environment.heading(
         "Centring and momentum in DQN", "experiments.dqn", arguments, **facts,
-        **{NAMES[name]: describe(name, rows) for name in names},
+        **{STUDIES[name].title: describe(name, rows) for name in names},
     )  # fmt: skip
     lines += [TEXT]
     for name in names:
-        lines += ["", f"## {NAMES[name]}", "", *table(rows, name)]
+        lines += ["", f"## {STUDIES[name].title}", "", *table(rows, name)]
     environment.write_text(results / "dqn.md", "\n".join(lines) + "\n")
     with environment.replacing(results / "dqn.png") as new:
         figure(rows, names).savefig(new, dpi=120)
@@ -191,7 +215,7 @@ def main(arguments: Sequence[str]) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.dqn", description=__doc__)
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the files")
-    parser.add_argument("--tasks", nargs="+", choices=NAMES, default=[*NAMES])
+    parser.add_argument("--tasks", nargs="+", choices=STUDIES, default=[*STUDIES])
     parser.add_argument("--seeds", type=int, help="of every rule; by default of each task its own")
     parser.add_argument("--steps", type=int, help="frames with updates; by default of each task")
     options = parser.parse_args(arguments)

@@ -42,8 +42,8 @@ def test_a_killed_study_goes_on_after_its_last_whole_line(tmp_path, monkeypatch)
     assert file.read_text() == whole and (tmp_path / "dqn.md").read_text() == page
     assert (tmp_path / "dqn.png").read_bytes().startswith(b"\x89PNG")
     made.clear()
-    dqn.study(tmp_path, ["cartpole"], 10, 2_000)
-    assert len(made) == 2 * len(dqn.RULES)  # Shorter runs do not stand for longer ones.
+    dqn.study(tmp_path, ["cartpole"], 10, 900)
+    assert len(made) == 2 * len(dqn.RULES)  # Nor do longer runs stand for shorter ones.
 
 
 def test_the_table_has_means_spreads_and_errors():
@@ -53,6 +53,13 @@ def test_the_table_has_means_spreads_and_errors():
     # standard error of a mean ½, and that of a difference √½.
     assert lines[2].endswith("| 2 | 0.50 ± 0.71 | – | 0.00, 1.00 | 0.83 ± 0.24 | 3 |")
     assert "| 2 | 10.50 ± 0.71 | +10.00 ± 0.71 | 10.00, 11.00 |" in lines[3]
+
+
+def test_parts_of_unequal_length_end_where_they_do():
+    row = made_up("cartpole", next(iter(dqn.RULES)), range(2), 50_000)
+    frames = dqn.ends("cartpole", [row])
+    assert len(frames) == 40 and list(frames[[0, 19, 20, -1]]) == [1_500, 30_000, 31_000, 50_000]
+    assert (frames > 0.9 * frames[-1]).sum() == 5  # A thousand frames each.
 
 
 def test_a_trial_adds_up_all_episodes(monkeypatch):
