@@ -1,0 +1,1 @@
+"""Deep Q-learning, many seeds in one program."""
