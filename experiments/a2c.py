@@ -91,14 +91,16 @@ def train(results: Path, seeds: int, tasks: Sequence[str]) -> None:
             bar.advance(whole, len(new))
 
 
-def study(results: Path, seeds: int, tasks: Sequence[str], arguments: Sequence[str] = ()) -> None:
-    """Train every rule, and write `a2c.md` and `a2c.png`."""
-    train(results, seeds, tasks)
+def page(results: Path, seeds: int, tasks: Sequence[str], arguments: Sequence[str] = ()) -> None:
+    """Write `a2c.md` and `a2c.png` of what is trained."""
     runs: dict[str, dict[str, Runs]] = {task: {} for task in tasks}
     for task, rule, n in plan(seeds):
         if task in tasks:
             known = read(results / "a2c" / task / f"{rule}.npz")
-            runs[task][rule] = {name: values[:n].astype(float) for name, values in known.items()}
+            if known:
+                runs[task][rule] = {name: x[:n].astype(float) for name, x in known.items()}
+    if bare := [task for task in tasks if "torch" not in runs[task]]:
+        raise SystemExit(f"nothing of {bare[0]} is trained in {results / 'a2c'}")
     lines = environment.heading(
         "Does it matter which RMSprop?", "experiments.a2c", arguments,
         setting="A2C of Stable-Baselines3 with the hyperparameters of RL Baselines3 Zoo",
@@ -111,9 +113,9 @@ def study(results: Path, seeds: int, tasks: Sequence[str], arguments: Sequence[s
             lines += [*causes(runs[task], THRESHOLDS[task]), ""]
     lines += ["## Beside the table of RL Baselines3 Zoo", "", *published(runs)]
     environment.write_text(results / "a2c.md", "\n".join(lines) + "\n")
-    drawn = {task: {rule: runs[task][rule] for rule in RULES} for task in tasks if task in OPEN}
+    drawn = {t: {rule: runs[t][rule] for rule in RULES if rule in runs[t]} for t in tasks}
     steps = {task: a2c.TASKS[task].steps for task in tasks}
-    report.draw(results / "a2c.png", drawn or runs, steps)
+    report.draw(results / "a2c.png", drawn, steps)
 
 
 COLUMNS = (
@@ -207,9 +209,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.a2c")
     parser.add_argument("--results", type=Path, default=common.RESULTS)
     parser.add_argument("--seeds", type=int, default=512)
-    parser.add_argument("--tasks", nargs="+", choices=a2c.TASKS, default=list(a2c.TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=a2c.TASKS, default=list(OPEN))
+    parser.add_argument("--no-train", action="store_true", help="write the page of what is trained")
     options = parser.parse_args(arguments)
-    study(options.results, options.seeds, options.tasks, arguments)
+    if not options.no_train:
+        train(options.results, options.seeds, options.tasks)
+    page(options.results, options.seeds, options.tasks, arguments)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import numpy as np
 import optax
 from rich import progress
 
-from examples.dqn.environments import BREAKOUT, CARTPOLE, Environment
+from examples.a2c.environments import CARTPOLE, Environment
+from examples.dqn.environments import BREAKOUT
 from optax_rmsprop import recipes
 
 Params = list[tuple[jax.Array, jax.Array]]  # of each layer: weight and bias

@@ -1,46 +1,11 @@
-"""CartPole-v1, and Breakout of MinAtar, as functions of arrays: they run inside a compiled scan."""
+"""Breakout of MinAtar, as functions of arrays: it runs inside a compiled scan."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-
-class Environment(NamedTuple):
-    """A task in discrete time."""
-
-    reset: Callable[[jax.Array], Any]  # key -> state
-    # state, action, key -> state, reward, terminated
-    step: Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array, jax.Array]]
-    observe: Callable[[Any], jax.Array]  # state -> observation
-    actions: int  # 0: one continuous action
-    limit: int  # steps after which an episode is cut off
-
-
-def _reset_cart_pole(key: jax.Array) -> jax.Array:
-    return jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
-
-
-def _step_cart_pole(
-    state: jax.Array, action: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Push the cart for 0.02 s: Barto, Sutton & Anderson, 1983, in the explicit Euler method."""
-    del key
-    x, v, angle, spin = state
-    gravity, pole, half_length, masses, duration = 9.8, 0.1, 0.5, 1.1, 0.02
-    sine, cosine = jnp.sin(angle), jnp.cos(angle)
-    push = (jnp.where(action == 1, 10.0, -10.0) + pole * half_length * spin**2 * sine) / masses
-    inertia = half_length * (4 / 3 - pole * cosine**2 / masses)
-    turn = (gravity * sine - cosine * push) / inertia
-    pull = push - pole * half_length * turn * cosine / masses
-    state = jnp.stack([x, v, angle, spin]) + duration * jnp.stack([v, pull, spin, turn])
-    fallen = (jnp.abs(state[0]) > 2.4) | (jnp.abs(state[2]) > 12 * jnp.pi / 180)
-    return state, jnp.ones(()), fallen
-
-
-CARTPOLE = Environment(_reset_cart_pole, _step_cart_pole, lambda state: state, actions=2, limit=500)
-
+from examples.a2c.environments import Environment
 
 STICKY = 0.1  # the probability that the last action is taken again
 

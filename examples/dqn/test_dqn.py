@@ -13,8 +13,9 @@ import optax
 import pytest
 
 import optax_rmsprop
+from examples.a2c.environments import CARTPOLE
 from examples.dqn import dqn
-from examples.dqn.environments import BREAKOUT, CARTPOLE
+from examples.dqn.environments import BREAKOUT
 from optax_rmsprop import recipes
 
 
@@ -94,19 +95,6 @@ def test_an_action_is_repeated_in_a_tenth_of_the_steps():
     share = float((rows["asked"] != rows["done"]).mean())
     # At random, five of six last actions are another one; four standard deviations.
     assert share == pytest.approx(0.1 * 5 / 6, abs=4 * (0.083 / 20_000) ** 0.5)
-
-
-def test_an_episode_of_cartpole_starts_upright_and_ends_when_the_pole_falls():
-    state = CARTPOLE.reset(jax.random.key(0))
-    assert state.shape == (4,) and float(jnp.abs(state).max()) <= 0.05
-    state, reward, terminated = CARTPOLE.step(jnp.zeros(4), jnp.int32(1), jax.random.key(0))
-    # 10 N on 1.1 kg: the pole turns by -(10 / 1.1) / (4/6 - 0.05 / 1.1) and the cart yields to it.
-    turn = -(10 / 1.1) / (4 / 6 - 0.05 / 1.1)
-    expected = [0, 0.02 * (10 - 0.05 * turn) / 1.1, 0, 0.02 * turn]
-    np.testing.assert_allclose(state, expected, rtol=1e-6)
-    assert float(reward) == 1 and not terminated
-    for edge in ([2.39, 1.0, 0, 0], [-2.39, -1.0, 0, 0], [0, 0, 0.209, 0.1], [0, 0, -0.209, -0.1]):
-        assert CARTPOLE.step(jnp.array(edge), jnp.int32(0), jax.random.key(0))[2]
 
 
 def test_the_optimizers_are_the_recipes():
