@@ -6,8 +6,6 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 
-from tools import environment
-
 LABELS = {
     "episode_return": "return of an episode",
     "rate": "effective rate, η / (√ν and ε)",
@@ -41,8 +39,9 @@ def draw(
             ax.grid(alpha=0.3)
         axes[-1].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with environment.replacing(path) as new:
-        figure.savefig(new, dpi=110)
+    new = path.with_name(f"new-{path.name}")
+    figure.savefig(new, dpi=110)
+    new.replace(path)
 
 
 def late(returns: np.ndarray) -> np.ndarray:
