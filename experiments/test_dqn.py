@@ -62,6 +62,7 @@ def test_parts_of_unequal_length_end_where_they_do():
     assert (frames > 0.9 * frames[-1]).sum() == 5  # A thousand frames each.
 
 
+@pytest.mark.slow
 def test_a_trial_adds_up_all_episodes(monkeypatch):
     monkeypatch.setitem(example.TASKS, "cartpole", SMALL)
     row = dqn.trial("cartpole", next(iter(dqn.RULES)), range(2), 2_100)

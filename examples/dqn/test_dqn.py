@@ -171,6 +171,7 @@ def test_an_episode_that_is_cut_off_is_not_terminated():
     assert not agent.memory.terminated.any()
 
 
+@pytest.mark.slow
 def test_agents_of_one_program_are_those_of_their_own():
     train = functools.partial(dqn.train, SMALL, dqn.optimizer(), frames=60)
     together, *logs = train(range(3, 5))
@@ -254,6 +255,7 @@ def test_a_wrong_option_is_refused_by_name_and_value(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_starts():
     root = Path(dqn.__file__).parents[2]
     run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True)
