@@ -94,11 +94,8 @@ def _ends(params: Array, grads: Array, run: Run, name: Callable[[int], str]) -> 
         side = "after" if np.isfinite(params[step, column]) else "before"
         what = f"parameter {side} step {step}"
     others = int((used < len(grads)).sum()) - 1
-    alike = f" ({others} other entries end there or later)" if others else ""
-    return [
-        f"the {what} is not finite in {name(column)} and what follows in that entry was not used"
-        f"{alike}"
-    ]
+    more = f" ({others} other entries end there or later)" if others else ""
+    return [f"the {what} is not finite in {name(column)} and what follows in it was not used{more}"]
 
 
 @dataclasses.dataclass(frozen=True)
