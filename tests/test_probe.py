@@ -131,6 +131,16 @@ def test_the_first_step_of_a_centred_and_corrected_log_tells_whose_it_is(name):
     assert probe.identify_log(log, grads).calls == [call]
 
 
+def test_a_first_step_that_rounding_decides_hides_no_rule():
+    p, grads = (x.astype(np.float32) for x in inputs(np.random.default_rng(5)))
+    call = (
+        "optax.rmsprop(learning_rate=0.01, decay=0.9, eps=0.001, momentum=0.9, centered=True, "
+        "bias_correction=True, eps_in_sqrt=False)"
+    )
+    log = continued(evaluate(call), p, grads)
+    assert probe.identify_log(log, grads).calls[0] == call
+
+
 BASE = {
     "denominator": "outside", "eps": 1e-3, "initial_scale": 0.0, "decay": 0.95,
     "learning_rate": 0.01, "momentum": 0.8, "weight_decay": 0.05, "weight_decay_kind": "l2",
