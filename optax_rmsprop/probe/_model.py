@@ -242,9 +242,9 @@ def directions(
                 first, noise = _first(rules, run, x, *(_divisor(rules, end, eps) for end in ends))
                 u[:, 0] = np.where(rough, first, u[:, 0])
                 bound = np.where(rough, np.abs(first) * 3 * unit + e_g / divisor + noise, bound)
-        if error is not None:
-            edge = _is_edge(rules, sq, eps, e_sq)
-            error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
+            if error is not None:
+                edge = _is_edge(rules, sq, eps, e_sq)
+                error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
 
 
