@@ -13,6 +13,8 @@ from sklearn.datasets import load_digits
 
 import optax_rmsprop
 from optax_rmsprop import compare, dialects, recording
+from optax_rmsprop.compare import _sides
+from optax_rmsprop.probe import _model
 
 pytestmark = pytest.mark.api
 
@@ -307,19 +309,72 @@ def test_a_state_that_begins_anew(base):
     assert only(compare.runs(changed(base, params=theirs), base), "reset").theirs == 8
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_state_that_is_carried_over(x64, momentum):
+def carried(tx):
+    """A run that begins with the state of six steps before."""
     params, grads = data(4)
-    tx = dialects.torch(**TORCH | {"momentum": momentum})
     before = {n: np.concatenate([g[:6], g])[:STEPS] for n, g in grads.items()}
     whole = run(tx, params, before)
-    theirs = changed(
+    return changed(
         whole, params={n: p[6:] for n, p in whole.params.items()},
         grads={n: g[6:] for n, g in before.items()}, steps=np.arange(STEPS - 6),
     )  # fmt: skip
-    begun = {n: p[0] for n, p in theirs.params.items()}
-    ours = run(tx, begun, grads)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_state_that_is_carried_over(x64, momentum):
+    tx = dialects.torch(**TORCH | {"momentum": momentum})
+    theirs = carried(tx)
+    ours = run(tx, {n: p[0] for n, p in theirs.params.items()}, data(4)[1])
     assert only(compare.runs(theirs, ours), "carried_state")
+
+
+@pytest.mark.slow
+def test_a_state_that_is_carried_over_beside_another_rule(x64):
+    theirs = carried(dialects.keras(**KERAS, momentum=0.9))
+    ours = run(dialects.torch(**TORCH), {n: p[0] for n, p in theirs.params.items()}, data(4)[1])
+    found = compare.runs(theirs, ours)
+    assert set(found.causes[0].names) == {"carried_state", "denominator"}, str(found)
+    assert found.causes[0].left == 0
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+@pytest.mark.parametrize("kind", [_model.NO_DECAY, _model.L2, _model.DECOUPLED])
+@pytest.mark.parametrize(
+    "denominator", [_model.INSIDE, _model.OUTSIDE, _model.FLOOR], ids=["in", "out", "floor"]
+)
+def test_a_state_of_any_numbers_is_solved_for(denominator, kind, buffer):
+    truth = _model.rules(
+        [[0.01, 0.9, 1e-3, 0.0, 0.8, 0.05, 1.0, np.inf]], denominator, buffer=buffer, kind=kind
+    )
+    rng = np.random.default_rng(22)
+    grads, params = rng.normal(size=(14, 9)), rng.normal(size=(1, 9))
+    rates = np.linspace(1.0, 0.5, 14)
+    for t in range(1, 15):  # a rule sees the parameters that it made
+        run = _model.run_of(np.concatenate([params, params[-1:]]), grads[:t], rates[:t])
+        params = np.concatenate([params, params[-1:] + _model.simulate(truth, run)[0, -1:]])
+    run = _model.run_of(params[5:], grads[5:], rates[5:])
+    side = _sides.side_of(run).replace(carried=True)
+    assert _sides.held_by(truth, side).all()
+    assert not _sides.held_by(truth, side.replace(carried=False)).any()
+    other = truth.of(truth.numbers * np.array([[1, 1.001, 1, 1, 1, 1, 1, 1]]))
+    assert not _sides.held_by(other, side).any()
+
+
+CENTERED = {"eps": 1e-3, "eps_in_sqrt": False, "centered": True, "bias_correction": True}
+
+
+def test_a_first_step_that_rounding_decides_hides_no_change():
+    """Optax divides the first gradient by the rounding of 0, and momentum keeps that step."""
+    rules = (optax.rmsprop(1e-3, decay, momentum=0.9, **CENTERED) for decay in (0.95, 0.9))
+    assert only(compare.steps(*rules, *data(20, np.float32)), "decay").theirs == pytest.approx(0.95)
+
+
+def test_the_first_step_of_a_centred_and_corrected_rule_is_a_change_of_its_own():
+    rules = (
+        make(1e-2, momentum=0.9, **CENTERED) for make in (optax.rmsprop, optax_rmsprop.rmsprop)
+    )
+    change = only(compare.steps(*rules, *data(21)), "first_step")
+    assert (change.theirs, change.ours) == (False, True)
 
 
 def test_a_group_without_decay():

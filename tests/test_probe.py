@@ -10,13 +10,14 @@ import optax
 import pytest
 
 from optax_rmsprop import dialects, probe, rmsprop
+from optax_rmsprop.probe import _conclude as conclude
 from tools import boxes
 from tools.boxes import box, continued, draw, evaluate, inputs, played, rule, wrong
 
 SWITCHES = {
     "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
     "nesterov", "centered", "bias_correction", "weight_decay", "weight_decay_kind", "clip_value",
-    "clip_before_decay", "caution", "maximize", "precision",
+    "clip_norm", "clip_before_decay", "caution", "maximize", "precision",
 }  # fmt: skip
 NUMBERS = {"float64": 1e-6, "float32": 1e-3}  # how near a number must be to the truth
 CONTINUED = {"float64": 1e-6, "float32": 1e-2}  # what errors of the numbers make of a longer run
@@ -51,6 +52,14 @@ def random_rule(name, seed, dtype="float64"):
     return draw(name, rng, grads), p, grads, rng
 
 
+def agree(report):
+    """Whether what is open may be absent where the rule does not have it."""
+    return all(
+        report.rule[name] is not None or None in values
+        for name, values in report.undetermined.items()
+    )
+
+
 def check(report, truth, p, grads, dtype="float64", rates=None):
     """The switches are the truth or open, and a call goes on as the rule does.
 
@@ -58,6 +67,7 @@ def check(report, truth, p, grads, dtype="float64", rates=None):
     """
     assert report.calls, report
     assert set(report.rule) == SWITCHES
+    assert agree(report), report
     varied = {"learning_rate": None} if rates is not None and np.ptp(rates) else {}
     assert not wrong(report, truth.switches | varied, NUMBERS[dtype]), (truth, str(report))
     expected = played(box(truth, rates=rates), p, grads)
@@ -119,6 +129,16 @@ def test_the_first_step_of_a_centred_and_corrected_log_tells_whose_it_is(name):
     call = f"{name}(learning_rate=0.01, decay=0.9, eps=0.0001, centered=True, bias_correction=True)"
     log = continued(evaluate(call), p, grads)
     assert probe.identify_log(log, grads).calls == [call]
+
+
+def test_a_first_step_that_rounding_decides_hides_no_rule():
+    p, grads = (x.astype(np.float32) for x in inputs(np.random.default_rng(5)))
+    call = (
+        "optax.rmsprop(learning_rate=0.01, decay=0.9, eps=0.001, momentum=0.9, centered=True, "
+        "bias_correction=True, eps_in_sqrt=False)"
+    )
+    log = continued(evaluate(call), p, grads)
+    assert probe.identify_log(log, grads).calls[0] == call
 
 
 BASE = {
@@ -445,6 +465,45 @@ def test_logs_with_gaps(fault):
         given[18:] = np.nan
         log[19:] = np.nan
     check(probe.identify_log(log, given), truth, p, longer(grads, rng))
+
+
+@pytest.mark.parametrize(
+    "side, step, words",
+    [
+        ("grads", 8, "gradient of step 8"),
+        ("params", 9, "parameter after step 8"),
+        ("params", 0, "parameter before step 0"),
+    ],
+)
+def test_a_log_that_is_not_finite_says_where_its_use_ends(side, step, words):
+    truth, (p, grads) = rule(momentum=0.8, eps=1e-3), inputs(np.random.default_rng(9))
+    log, given = log_of(truth, p, grads), grads.copy()
+    (given if side == "grads" else log)[step, 3] = np.nan
+    given[20, 4] = np.inf
+    report = probe.identify_log(log, given)
+    assert report.calls == small_report().calls and not small_report().notes
+    assert (
+        words in report.notes[0]
+        and "entry 3, and what follows in it was not used" in report.notes[0]
+    )
+    assert "(1 other" in report.notes[0] and report.notes[0] in str(report)
+
+
+def test_the_bound_of_a_norm_is_a_switch_and_may_be_open():
+    p, grads = inputs(np.random.default_rng(9), steps=12, size=12)
+    bound = float(np.linalg.norm(grads, axis=1).min() / 2)  # each step is clipped: a factor of √ε
+    tx = dialects.keras(0.01, 0.95, epsilon=0.1, clipnorm=bound)
+    report = probe.identify_log(continued(tx, p, grads), grads)
+    assert report.rule["clip_value"] is None and f"clipnorm={report.rule['clip_norm']}" in str(
+        report
+    )
+    low, high = report.undetermined["clip_norm"]
+    assert low < bound < high and agree(report)
+
+
+def test_an_interval_says_whether_the_switch_may_be_absent():
+    assert conclude._widened([None, 0.8], [0.5, 0.7]) == [None, 0.5, 0.8]
+    assert conclude._widened([], [0.5, 0.7]) == [0.5, 0.7]
 
 
 def as_trees(array, form):

@@ -129,12 +129,21 @@ def _subsets(one: Rules, other: Rules, most: int) -> list[_Move]:
             if MOMENTUM in own and not one.numbers[0, MOMENTUM]:
                 new = new.replace(buffer=other.buffer[0], nesterov=other.nesterov[0])
             tied[list(own)] = False
+            if not _has_first_step(one):
+                new = new.replace(alone=other.alone[0])
             new = new.of(np.where(tied, one.numbers, other.numbers))
             found.append(_Move(frozenset(chosen), one, new, tied, len(own)))
     return found
 
 
+def _has_first_step(rule: Rules) -> bool:
+    """Whether a rule is centred and corrected, and has nothing to divide the first gradient by."""
+    return bool(rule.centered[0] and rule.corrected[0])
+
+
 def _differs(one: Rules, other: Rules, switch: str) -> bool:
+    if switch == "alone" and not (_has_first_step(one) and _has_first_step(other)):
+        return False
     if switch in ("buffer", "nesterov") and not (
         one.numbers[0, MOMENTUM] and other.numbers[0, MOMENTUM]
     ):
@@ -196,9 +205,12 @@ def _switches(moves: _From) -> None:
         rare = kind == model.SUBTRACTED and not one.centered[0]
         if kind != one.denominator[0] and now[EPS] and not rare:
             moves.set("denominator", denominator=kind)
-    for switch in ("centered", "corrected", "maximize", "caution", "buffer", "nesterov"):
-        if switch in ("centered", "corrected", "maximize") or now[MOMENTUM]:
-            moves.set(switch, **{switch: not getattr(one, switch)[0]})
+    names = ["centered", "corrected", "maximize", *["alone"] * _has_first_step(one)]
+    for switch in [*names, *(("caution", "buffer", "nesterov") if now[MOMENTUM] else ())]:
+        moves.set(switch, **{switch: not getattr(one, switch)[0]})
+    if one.centered[0] != one.corrected[0]:  # the one that is missing brings either first step
+        missing = "corrected" if one.centered[0] else "centered"
+        moves.set(missing, **{missing: True, "alone": not one.alone[0]})
 
 
 def _numbers(moves: _From, size: float, solved: bool) -> None:

@@ -6,14 +6,24 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..probe import _model as model
 from ..probe._model import LR, Rules
 from ..probe._search import LIMIT
 from ._accounts import Account, Leaf, Steps, accounted, is_plain, special_leaves, steps_of
 from ._moves import Explained, between, nearest, refined, single, unchanged
 from ._records import UNITS, Array, Record
 from ._report import Change
-from ._sides import Both, Side, bounds, changes, held_by, misfits, rates, settled, spread
+from ._sides import (
+    Both,
+    Side,
+    changes,
+    from_step,
+    held_by,
+    kept_steps,
+    misfits,
+    rates,
+    settled,
+    spread,
+)  # fmt: skip
 from ._words import Roles, frozen_change, leaf_changes, rule_changes, schedule_change
 
 Changes = tuple[Change, ...]
@@ -154,8 +164,6 @@ class _Task:
         found = self._held(single(self.known.rules_at(side), self._both(side)), side)
         for e in found:
             yield rule_changes(e, self.roles)
-        if not found:  # a state that is any explains more, and comes last
-            yield from self._carried()
 
     def _leafwise(self, rules: Rules) -> Iterator[Changes]:
         """Leaves that are special in the other, and not in the one."""
@@ -166,7 +174,7 @@ class _Task:
                 return
 
     def _timewise(self, side: Side) -> Iterator[Changes]:
-        """Steps that made no update, or other rates."""
+        """Steps that made no update, other rates, or a state that is not new."""
         del side
         for start, side in self._sides():
             both = self._both(side)
@@ -176,7 +184,7 @@ class _Task:
                 return
 
     def _sides(self) -> Iterator[tuple[Changes, Side]]:
-        """The other run without steps that did nothing, and with rates that are solved for."""
+        """The other run without steps that did nothing, with rates or a state solved for."""
         side = self.steps.special(self._leaves)
         run = side.run
         still = ~(run.changes != 0).any(1) & (run.grads != 0).any(1)
@@ -187,10 +195,18 @@ class _Task:
             numbers = tuple(int(k) for k in np.flatnonzero(still))
             text = f"{self.roles.other} makes no update at {_steps(numbers)}"
             change = Change("skipped_step", text, *self.roles.pair(numbers, ()), step=numbers[0])
-            yield (change,), _kept(side, ~still)
+            yield (change,), kept_steps(side, ~still)
             yield (change,), side.replace(rates=np.where(still, 0.0, run.rates))
-        if not side.solved:
-            yield (), side.replace(solved=True)
+        if side.solved:
+            return
+        yield (), side.replace(solved=True)
+        if len(run.grads) >= 4:
+            text = (
+                f"the optimizer of {self.roles.other} begins with the state of an earlier run: "
+                "its second moment is not the start of a new one"
+            )
+            change = Change("carried_state", text, *self.roles.pair(True, False), step=0)
+            yield (change,), side.replace(carried=True)
 
     def _schedule(self, e: Explained, side: Side) -> Changes:
         """The change of the rates, if they were solved for."""
@@ -224,23 +240,9 @@ class _Task:
             if not len(bad) or bad[0] == 0:
                 continue
             k = int(bad[0])
-            if held_by(rule, _from(check, k)).all():
+            if held_by(rule, from_step(check, k)).all():
                 text = f"the state of the optimizer of {self.roles.other} begins anew at step {k}"
                 yield (Change("reset", text, *self.roles.pair(k, None), step=k),)
-                return
-
-    def _carried(self) -> Iterator[Changes]:
-        """A state that was not new at the first step."""
-        side = self.steps.special(self._leaves)
-        core = side.columns(self.steps.core(self.steps.trained))
-        for row in range(min(len(self.known.rules), 3)):
-            rule = self.known.rules.take([row])
-            if not core.solved and _continues(rule, core):
-                text = (
-                    f"the optimizer of {self.roles.other} begins with the state of an earlier run: "
-                    "its second moment is not the start of a new one"
-                )
-                yield (Change("carried_state", text, *self.roles.pair(True, False), step=0),)
                 return
 
     def _rounded(self, side: Side) -> Iterator[Changes]:
@@ -263,10 +265,15 @@ class _Task:
                 return
 
     def _pairs(self, side: Side) -> Iterator[Changes]:
-        """A special leaf or step, and a change of the rule."""
+        """A special leaf or step, and a change of the rule; what explains most comes last."""
+        del side
+        yield from self._leaf_and_rule()
         for start, side in self._sides():
             for e in self._held(single(self.known.rules_at(side), self._both(side)), side):
                 yield (*start, *self._schedule(e, side), *rule_changes(e, self.roles))
+
+    def _leaf_and_rule(self) -> Iterator[Changes]:
+        """A rule of the largest leaf or the next, and others that are special to it."""
         trained = self.steps.trained
         if len(trained) < 2:
             return
@@ -332,60 +339,6 @@ def _distinct(found: list[Changes]) -> list[Changes]:
     for one in found:
         best.setdefault(tuple((c.name, c.leaves) for c in one), one)
     return list(best.values())
-
-
-def _kept(side: Side, steps: Array) -> Side:
-    """The run of some steps [T], without those that changed nothing or came before."""
-    run, rows = side.run, np.append(steps, True)
-    return side.replace(
-        params=run.params[rows], grads=run.grads[steps], rates=run.rates[steps],
-        valid=run.valid[steps], leaf_norm=run.leaf_norm[steps], norm=run.norm[steps],
-    )  # fmt: skip
-
-
-def _from(side: Side, step: int) -> Side:
-    """The run from a step on."""
-    return _kept(side, np.arange(len(side.run.grads)) >= step)
-
-
-def _continues(rule: Rules, side: Side) -> bool:
-    """Whether a second moment and a buffer that are not new explain each column.
-
-    A step less the momentum of the step before has no buffer in it; its size gives the second
-    moment, which then has to explain the steps that follow.
-    """
-    momentum = float(rule.numbers[0, model.MOMENTUM])
-    if rule.nesterov[0] or rule.centered[0] or rule.corrected[0] or len(side.run.grads) < 4:
-        return False
-    if rule.kind[0] >= model.DECOUPLED and momentum:
-        return False
-    begin = 1 if momentum else 0
-    run = side.run
-    ratio = np.ones(len(run.rates)) if rule.buffer[0] else run.rates / np.roll(run.rates, 1)
-    steps = run.changes.copy()
-    steps[1:] -= momentum * ratio[1:, None] * run.changes[:-1]
-    size = run.grads.shape[1]
-    numbers = np.repeat(rule.numbers, size, 0)
-    numbers[:, model.MOMENTUM] = 0.0
-    rows = rule.take(np.zeros(size, int)).of(numbers)
-    low, high = np.full(size, -80.0), np.full(size, 80.0)
-    later = _from(side, begin)
-
-    def made(exponent: Array, stop: int) -> Array:
-        numbers[:, model.SCALE] = np.exp(exponent)
-        short = dataclasses.replace(later, run=later.run.steps(stop))
-        return np.diagonal(changes(rows.of(numbers), short), axis1=0, axis2=2)
-
-    for _ in range(80):
-        middle = (low + high) / 2
-        large = np.abs(made(middle, 1)[0]) > np.abs(steps[begin])
-        low, high = np.where(large, middle, low), np.where(large, high, middle)
-    found = made(low, len(steps) - begin)
-    allowed = bounds(rule, side)[0]
-    spare = np.abs(found - steps[begin:])
-    room = LIMIT * 4 * (allowed[begin:] + momentum * np.roll(allowed, 1, 0)[begin:])
-    room += np.abs(found) * np.abs(room[:1] / np.maximum(np.abs(found[:1]), 1e-300))
-    return bool((spare <= room)[1:].all())
 
 
 def _unknown(theirs: Record, ours: Record) -> Explanation:

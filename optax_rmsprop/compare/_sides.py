@@ -27,6 +27,7 @@ class Side:
     plain: Array  # [N]: no weight decay
     gain: Array  # [N]: a factor of the rate
     solved: bool = False  # the rate of each step is solved for
+    carried: bool = False  # the state is not new at the first step, and is solved for
     rounding: Any = None  # [T, N]: what rounding does to each change, to fit in units of it
 
     @property
@@ -72,21 +73,61 @@ def side_of(run: Run) -> Side:
 
 def changes(rules: Rules, side: Side) -> Array:
     """The change [B, T, N] that each hypothesis makes."""
-    of = _at_solved_rates if side.solved else model.simulate
-    result = of(rules, side.run)
+    result = _made(rules, side)
     if side.plain.any() and (rules.kind != model.NO_DECAY).any():
-        plain = side.run.columns(side.plain)
-        result[..., side.plain] = of(rules.replace(kind=model.NO_DECAY), plain)
-    return result * side.gain
+        plain = side.columns(side.plain)
+        result[..., side.plain] = _made(rules.replace(kind=model.NO_DECAY), plain)
+    return result
 
 
-def _at_solved_rates(rules: Rules, run: Run) -> Array:
-    return model.simulate_rates(rules, run)[0]
+def _made(rules: Rules, side: Side) -> Array:
+    if side.carried:
+        return _continued(rules, side)[0]
+    if side.solved:
+        return model.simulate_rates(rules, side.run)[0] * side.gain
+    return model.simulate(rules, side.run) * side.gain
+
+
+def _continued(rules: Rules, side: Side, errors: bool = False) -> tuple[Array, Array]:
+    """The changes from a state of any numbers, and with `errors` what rounding may do to them.
+
+    A step less the momentum of the step before has no buffer in it, and its size gives the second
+    moment. The first two steps give the state of a column, and the later ones are explained.
+    """
+    run, later = side.run, from_step(side, 1).run
+    decay, mu, weight = (rules.numbers[:, i, None] for i in (DECAY, MOMENTUM, LAMBDA))
+    known = ~(rules.nesterov | rules.centered | rules.corrected)[:, None, None]
+    found = np.where(known, run.changes, np.nan)
+    room = np.full(found.shape, np.inf)
+    with np.errstate(all="ignore"):
+        rate = rules.numbers[:, LR, None] * run.rates
+        shrink = model.decoupled(rules.kind[:, None], rate, weight)[..., None] * run.params[:-1]
+        moves = -run.changes / side.gain - shrink
+        ratio = np.where(rules.buffer[:, None], 1.0, run.rates[1:] / run.rates[:-1])
+        kept, rate = (mu * ratio)[..., None], rate[:, 1:, None]
+        into = moves[:, 1] - kept[:, 0] * moves[:, 0]
+        g = model.directions(rules, later.steps(1))[0][:, 0]
+        square = model.squares(rules, rate[:, 0] * g / into)
+        begun = np.maximum(square - (1 - decay) * g * g, 0.0) / decay
+        _, u, error = model.directions(rules, later, errors, begun)
+        made = side.gain * (kept * moves[:, :-1] + rate * u + shrink[:, 1:])
+        found[:, 2:] -= (made + run.changes[1:])[:, 1:]
+        if errors:
+            noise = run.unit * (np.abs(run.params[1:]) + np.abs(run.params[:-1])) / side.gain
+            noise = np.abs(noise) + 2 * run.unit * np.abs(moves)
+            first = (noise[:, 1] + kept[:, 0] * noise[:, 0]) / np.abs(into)
+            of_step = np.abs(rate) * (np.abs(u) * first[:, None] + error)
+            of_step += kept * noise[:, :-1] + noise[:, 1:]
+            room[:, 2:] = np.where(first[:, None] < 0.5, of_step * np.abs(side.gain), np.inf)[:, 1:]
+    return found, room
 
 
 def bounds(rules: Rules, side: Side) -> Array:
     """What rounding may do to these changes [B, T, N], that of the rule's numbers included."""
-    result = model.simulate_bounded(rules, side.run)[1] * np.maximum(side.gain, 1.0)
+    if side.carried:
+        result = _continued(rules, side, errors=True)[1]
+    else:
+        result = model.simulate_bounded(rules, side.run)[1] * np.maximum(side.gain, 1.0)
     keep = np.maximum(1 - rules.numbers[:, DECAY], side.run.unit)[:, None, None]
     return result + np.minimum(side.run.unit / keep, 1e-3) * np.abs(side.run.changes)
 
@@ -136,6 +177,20 @@ def spread(ratio: Array) -> Array:
     return np.linalg.norm(ratio.reshape(len(ratio), -1), axis=1) / np.linalg.norm(
         np.ones(max(ratio[0].size, 1))
     )
+
+
+def kept_steps(side: Side, steps: Array) -> Side:
+    """The run of some steps [T], without those that changed nothing or came before."""
+    run, rows = side.run, np.append(steps, True)
+    return side.replace(
+        params=run.params[rows], grads=run.grads[steps], rates=run.rates[steps],
+        valid=run.valid[steps], leaf_norm=run.leaf_norm[steps], norm=run.norm[steps],
+    )  # fmt: skip
+
+
+def from_step(side: Side, step: int) -> Side:
+    """The run from a step on."""
+    return kept_steps(side, np.arange(len(side.run.grads)) >= step)
 
 
 def held_by(rules: Rules, side: Side) -> Array:

@@ -49,6 +49,10 @@ _FLAGS = {
     "buffer": ("rate_in_buffer", "the rate is inside the momentum buffer in {} and after it in {}"),
     "maximize": ("maximize", "{} maximizes, {} minimizes"),
     "caution": ("caution", "{} is cautious, {} is not"),
+    "alone": (
+        "first_step",
+        "the first step of {} divides a gradient by itself, that of {} by the rounding of 0",
+    ),
 }
 
 

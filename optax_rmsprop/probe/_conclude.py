@@ -76,15 +76,21 @@ def report(
         values = list(dict.fromkeys(switches[name] for switches in every))
         if len(values) > 1 and not _same(values):
             left[name] = values
-    for *_, finding in ranked:
+    for switches, (*_, finding) in zip(every, ranked, strict=True):
         for name, interval in finding.open.items():
-            others = [x for x in left.get(name, []) if x is not None]
-            left[name] = [min([*others, *interval]), max([*others, *interval])]
+            if switches[name] is not None:
+                left[name] = _widened(left.get(name, []), interval)
     listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), [],
         error(ranked[0][-1]), learning_rates,
     )  # fmt: skip
+
+
+def _widened(values: list[Any], interval: list[float]) -> list[Any]:
+    """The ends of an interval that holds these values too, after None where one of them is."""
+    numbers = [x for x in [*values, *interval] if x is not None]
+    return [*[None] * (None in values), min(numbers), max(numbers)]
 
 
 def _different(ranked: list[Any]) -> list[Any]:

@@ -73,7 +73,29 @@ def identify_log(params: Any, grads: Any, learning_rates: Any = None) -> Report:
     unit = conclude.unit_of(p[1:])
     numbers = {leaf: i for i, leaf in enumerate(dict.fromkeys(leaves))}
     run = model.run_of(p, g, rates, [numbers[leaf] for leaf in leaves], unit)
-    return _identified(run, learning_rates, lambda column: _named(names[column]))
+
+    def name(column: int) -> str:
+        return _named(names[column])
+
+    report = _identified(run, learning_rates, name)
+    return dataclasses.replace(report, notes=_ends(p, g, run, name))
+
+
+def _ends(params: Array, grads: Array, run: Run, name: Callable[[int], str]) -> list[str]:
+    """The words for numbers that are not finite, where the use of an entry ends."""
+    used = run.valid.sum(0)
+    if used.min() == len(grads):
+        return []
+    column = int(np.argmin(used))
+    step = int(used[column])
+    if not np.isfinite(grads[step, column]):
+        what = f"gradient of step {step}"
+    else:
+        side = "after" if np.isfinite(params[step, column]) else "before"
+        what = f"parameter {side} step {step}"
+    others = int((used < len(grads)).sum()) - 1
+    more = f" ({others} other entries end there or later)" if others else ""
+    return [f"the {what} is not finite in {name(column)} and what follows in it was not used{more}"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,10 +185,14 @@ def simulate_rates(rules: Rules, run: Run) -> tuple[Array, Array]:
         return steps(rules, run, *directions(rules, run)[:2], solved=solved), solved
 
 
-def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Array, Any]:
+def directions(
+    rules: Rules, run: Run, errors: bool = False, begun: Any = None
+) -> tuple[Array, Array, Any]:
     """Gradients as they are averaged, and what is left of them when divided, [B, T, N] each.
 
-    With `errors` the third value is a bound of the rounding of the second.
+    With `errors` the third value is a bound of the rounding of the second. `begun` [B, N] are
+    second moments that are not those of a new state. The first step of a centred and corrected rule
+    divides by the rounding of 0: it is what was recorded, as far as that can be.
     """
     _, decay, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
@@ -199,13 +203,16 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
     centered, corrected = rules.centered[:, None], rules.corrected[:, None]
     any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
     alone = (rules.alone & rules.centered & rules.corrected)[:, None]
-    square: Array = np.broadcast_to(initial, shape).astype(float)
+    rough = (~rules.alone & rules.centered & rules.corrected)[:, None]
+    any_rough = rough.any() and begun is None
+    square: Array = np.broadcast_to(initial if begun is None else begun, shape).astype(float)
     mean, e_g, e_square, e_mean = (np.zeros(shape) for _ in range(4))
     for t in range(g.shape[1]):
         x = g[:, t]
         after, before = 1 - decay ** (t + 1), 1 - decay**t
         new: Array = decay * square + keep * (x * x)
-        if errors:
+        bounded = errors or (any_rough and t == 0)
+        if bounded:
             e_g = unit * (np.abs(x) + 2 * coupled * np.abs(run.params[t]))
             e_square = decay * e_square + 2 * unit * new + 2 * keep * np.abs(x) * e_g
         if any_centered:
@@ -214,7 +221,7 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
             deviation *= np.where(corrected, before / after if t else 0.0, 1.0)
             new = np.where(centered, decay * square + deviation, new)
             mean = decay * mean + keep * x
-            if errors:
+            if bounded:
                 e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
         square = new
         sq: Array = np.where(corrected, square / after, square) if any_corrected else square
@@ -223,16 +230,39 @@ def directions(rules: Rules, run: Run, errors: bool = False) -> tuple[Array, Arr
         divisor = _divisor(rules, sq, eps)
         positive = divisor > 0
         u[:, t] = np.where(positive, x / np.where(positive, divisor, 1), 0.0)
-        if error is not None:
+        if bounded:
             e_sq: Array = e_square + 2 * unit * square
             if any_centered:  # a framework may take the square of the mean from the second moment
                 e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
             e_sq = np.where(corrected, e_sq / after, e_sq)
             relative = 3 * unit + _rounding(rules, sq, divisor, e_sq)
             bound = np.abs(u[:, t]) * relative + e_g / divisor
-            edge = _is_edge(rules, sq, eps, e_sq)
-            error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
+            if any_rough and t == 0:
+                ends = (np.maximum(sq + k * e_sq, 0) for k in (-4, 4))
+                first, noise = _first(rules, run, x, *(_divisor(rules, end, eps) for end in ends))
+                u[:, 0] = np.where(rough, first, u[:, 0])
+                bound = np.where(rough, np.abs(first) * 3 * unit + e_g / divisor + noise, bound)
+            if error is not None:
+                edge = _is_edge(rules, sq, eps, e_sq)
+                error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
+
+
+def _first(
+    rules: Rules, run: Run, gradient: Array, least: Array, most: Array
+) -> tuple[Array, Array]:
+    """The direction [B, N] of the first step, where the divisor is any between two.
+
+    That which was taken, or the nearest, and what rounding of the parameters does to it.
+    """
+    lr, _, _, _, mu, weight, _, _ = (x[:, None] for x in rules.numbers.T)
+    before, after = run.params[:2]
+    rate = lr * run.rates[0]
+    share = rate * (1 + np.where(rules.nesterov[:, None], mu, 0.0))
+    taken = (before - after - decoupled(rules.kind[:, None], rate, weight) * before) / share
+    divided = gradient * np.clip(taken / gradient, 1 / most, 1 / least)
+    noise = run.unit * (np.abs(before) + np.abs(after)) / np.abs(share)
+    return np.where(gradient == 0, 0.0, divided), noise
 
 
 def _is_edge(rules: Rules, square: Array, eps: Array, error: Array) -> Array:
@@ -312,7 +342,7 @@ def steps(
             step = np.where(rules.caution[:, None] & (mu > 0), step * taken / share, step)
         step = np.where(inside, step, rate * step)
         change: Array = (
-            -step - _decoupled(rules.kind[:, None], rate, weight) * p if decays else -step
+            -step - decoupled(rules.kind[:, None], rate, weight) * p if decays else -step
         )
         if boxed.any():
             change = np.where(boxed[:, None], np.clip(p + change, -box, box) - p, change)
@@ -342,6 +372,15 @@ def _rate(rules: Rules, observed: Array, weight: Array, u: Array, buffer: Array)
     return np.nan_to_num(along / (free * free * weight).sum(1, keepdims=True))
 
 
+def squares(rules: Rules, divisor: Array) -> Array:
+    """The second moments [B, N] that hypotheses divide by as by this, NaN where there is none."""
+    kind, eps = rules.denominator[:, None], rules.numbers[:, EPS, None]
+    root = np.where(kind == OUTSIDE, divisor - eps, divisor)
+    square = root**2 + np.select([kind == INSIDE, kind == SUBTRACTED], [-eps, eps], 0.0)
+    told = (root > 0) & (kind != BOTH)
+    return np.where(told, np.maximum(square, 0.0), np.nan)
+
+
 _DENOMINATORS: dict[int, Callable[[Array, Array, Array], Array]] = {
     INSIDE: lambda root, square, eps: np.sqrt(square + eps),
     OUTSIDE: lambda root, square, eps: root + eps,
@@ -351,7 +390,7 @@ _DENOMINATORS: dict[int, Callable[[Array, Array, Array], Array]] = {
 }
 
 
-def _decoupled(kind: Array, rate: Array, weight: Array) -> Array:
+def decoupled(kind: Array, rate: Array, weight: Array) -> Array:
     """The share of a parameter that a step takes."""
     return np.select(
         [kind == DECOUPLED, kind == DECOUPLED_UNSCALED, kind == DECOUPLED_SQUARED],

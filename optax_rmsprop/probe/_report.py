@@ -21,7 +21,9 @@ class Report:
     rule: Mapping[str, Any]
     """The switches of the first call, and their values; None where one does not apply."""
     undetermined: Mapping[str, list[Any]]
-    """Switches that the data leave open, with the values that remain or the ends of an interval."""
+    """Switches that the data leave open, with the values that remain or the ends of an interval.
+
+    None is among them where the switch may be absent."""
     frameworks: list[str]
     """The rows of the truth table that agree."""
     contradictions: list[str]
@@ -30,6 +32,8 @@ class Report:
     """The largest relative error over a check sequence that the identification did not see."""
     learning_rates: Any = dataclasses.field(default=None, repr=False)
     """The schedule or the array of rates that the calls name, if they name one."""
+    notes: list[str] = dataclasses.field(default_factory=list[str])
+    """What of the data was not used, and why."""
 
     @functools.cached_property
     def transformation(self) -> optax.GradientTransformation | None:
@@ -41,6 +45,8 @@ class Report:
         lines += [f"    {call}" for call in self.calls] + [""] * bool(self.calls)
         if self.contradictions:
             lines += [f"- {text}" for text in self.contradictions] + [""]
+        if self.notes:
+            lines += [*(f"Note: {note}" for note in self.notes), ""]
         if self.calls:
             lines += ["| switch | value | not decided by the data |", "|---|---|---|"]
             for name, value in self.rule.items():
