@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _model as model
 from ._calls import Rule, calls
-from ._finish import SWITCHES, Finding, members, rule_of, switches_of
+from ._finish import CLIP_NORM, SWITCHES, Finding, members, rule_of, switches_of
 from ._fit import fit
 from ._frameworks import rows
 from ._model import LR, Array, Run
@@ -76,14 +76,18 @@ def report(
         values = list(dict.fromkeys(switches[name] for switches in every))
         if len(values) > 1 and not _same(values):
             left[name] = values
+    norms: list[Any] = []
     for switches, (*_, finding) in zip(every, ranked, strict=True):
         for name, interval in finding.open.items():
-            if switches[name] is not None:
+            if name == CLIP_NORM:
+                norms = _widened(norms, interval)
+            elif switches[name] is not None:
                 left[name] = _widened(left.get(name, []), interval)
     listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), [],
         error(ranked[0][-1]), learning_rates,
+        ["the norm that clips is anywhere from {:.6g} to {:.6g}".format(*norms)] if norms else [],
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ _NAMES = {
     MOMENTUM: "momentum", LAMBDA: "weight_decay", BOUND: "clip_value",
 }  # fmt: skip
 _NORMS = (model.CLIP_LEAF, model.CLIP_ALL)
+CLIP_NORM = "clip_norm"  # a number of a rule that is no switch of a report
 # From how many standard deviations on a value is refused, and which deviation says too little.
 _SURE, _VAGUE = 20.0, 0.02
 # Where the damping of a fit begins that is near its end.
@@ -36,7 +37,7 @@ _NEAR = 1e-9
 SWITCHES = (
     "denominator", "eps", "initial_scale", "decay", "learning_rate", "rate_in_buffer", "momentum",
     "nesterov", "centered", "bias_correction", "weight_decay", "weight_decay_kind", "clip_value",
-    "clip_norm", "clip_before_decay", "caution", "maximize", "precision",
+    "clip_before_decay", "caution", "maximize", "precision",
 )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     values = fit.rules.numbers[0]
     ranges = _hull(ranges, np.stack([values, values], 1))
     fit = _with_usual_eps(fit, ranges[EPS])
-    names = _NAMES | ({BOUND: "clip_norm"} if fit.rules.clip[0] in _NORMS else {})
+    names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in _NORMS else {})
     left = {
         name: _rounded_outwards(*ranges[number])
         for number, name in names.items()
@@ -266,7 +267,6 @@ def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
         "weight_decay": rule.weight_decay,
         "weight_decay_kind": kinds.get(rule.kind, "decoupled"),
         "clip_value": rule.bound if clips else None,
-        "clip_norm": rule.bound if rule.clip in _NORMS else None,
         "clip_before_decay": (
             rule.clip == model.CLIP_BEFORE if clips and rule.kind == model.L2 else None
         ),

@@ -78,7 +78,7 @@ def identify_log(params: Any, grads: Any, learning_rates: Any = None) -> Report:
         return _named(names[column])
 
     report = _identified(run, learning_rates, name)
-    return dataclasses.replace(report, notes=_ends(p, g, run, name))
+    return dataclasses.replace(report, notes=[*_ends(p, g, run, name), *report.notes])
 
 
 def _ends(params: Array, grads: Array, run: Run, name: Callable[[int], str]) -> list[str]:

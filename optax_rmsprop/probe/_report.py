@@ -33,7 +33,7 @@ class Report:
     learning_rates: Any = dataclasses.field(default=None, repr=False)
     """The schedule or the array of rates that the calls name, if they name one."""
     notes: list[str] = dataclasses.field(default_factory=list[str])
-    """What of the data was not used, and why."""
+    """What of the data was not used, and what they leave open that is no switch."""
 
     @functools.cached_property
     def transformation(self) -> optax.GradientTransformation | None:
