@@ -136,7 +136,7 @@ def table(task: str, runs: dict[str, Runs]) -> list[str]:
         part = a2c.TASKS[task].steps // a2c.PARTS
         cells = [
             f"`{rule}`", f"{len(late)}", common.mean_and_spread(list(late), 1), f"{late.min():.1f}",
-            common.mean_and_spread(list(np.nanmean(run["episode_return"], axis=1)), 1),
+            common.mean_and_spread(list(report.mean(run["episode_return"])), 1),
             f"{part * np.median(reached):,.0f}" if task in THRESHOLDS else "–",
         ]  # fmt: skip
         for mine, its in zip((ends, fell), falls(runs["torch"], threshold)[1:], strict=True):
@@ -173,16 +173,20 @@ def causes(runs: dict[str, Runs], threshold: float) -> list[str]:
         before, now = returns[:, :-1] >= threshold, returns[:, 1:] < threshold
         fell, stayed = before & now, before & ~now
         cells = [f"`{rule}`", f"{before.sum():,}", f"{fell.sum()}"]
-        for name in ("update", "gradient"):
-            for where in (fell, stayed):
-                values = run[name][:, 1:][where]
-                marks = (
-                    [f"{x:.2g}" for x in np.percentile(values, [50, 10, 90])] if len(values) else []
-                )
-                cells.append("{} ({} to {})".format(*marks) if marks else "–")
-        cells.append(f"{np.median(run['rate'][:, :-1][before]):.2g}")
+        cells += [
+            _spread(run[name][:, 1:][where])
+            for name in ("update", "gradient")
+            for where in (fell, stayed)
+        ]
+        cells.append(_spread(run["rate"][:, :-1][before]))
         lines.append(f"| {' | '.join(cells)} |")
     return ["Medians, and where 80 % lie:", "", *lines]
+
+
+def _spread(values: np.ndarray) -> str:
+    if not len(values):
+        return "–"
+    return "{:.2g} ({:.2g} to {:.2g})".format(*np.percentile(values, [50, 10, 90]))
 
 
 def published(runs: dict[str, dict[str, Runs]]) -> list[str]:

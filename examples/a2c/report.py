@@ -45,6 +45,10 @@ def draw(
 
 
 def late(returns: np.ndarray) -> np.ndarray:
-    """Return each seed's mean of the last two parts, of [seeds, parts]; NaN without an episode."""
-    last = np.ma.masked_invalid(np.asarray(returns[:, -2:], float))
-    return last.mean(axis=1).filled(np.nan)
+    """Return each seed's mean of the last two parts, of [seeds, parts]."""
+    return mean(returns[:, -2:])
+
+
+def mean(returns: np.ndarray) -> np.ndarray:
+    """Return each seed's mean, of [seeds, parts]; NaN for one without an episode's end."""
+    return np.ma.masked_invalid(np.asarray(returns, float)).mean(axis=1).filled(np.nan)
