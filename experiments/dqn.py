@@ -50,7 +50,7 @@ class Study(NamedTuple):
 # A rule takes two hundred seconds of a core on Breakout, where only the first four are tried.
 STUDIES = {
     "cartpole": Study("CartPole-v1", [*RULES], 16),
-    "breakout": Study("Breakout of MinAtar", [*RULES][:4], 8),
+    "breakout": Study("Breakout of MinAtar", [*RULES], 8),
 }
 
 
