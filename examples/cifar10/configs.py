@@ -61,17 +61,15 @@ class Optimization:
     """How gradients become steps."""
 
     optimizer: Literal[
-        "rmsprop", "chainer", "graves", "heavyball", "hinton", "keras", "keras2", "mindspore",
+        "small", "airbench", "keras_cnn", "crowded_valley_tuned", "rmsprop",
+        "chainer", "graves", "heavyball", "hinton", "keras", "keras2", "mindspore",
         "mxnet", "mxnet2", "paddle", "pfrl", "sonnet", "stable_baselines3", "tensorflow1",
         "tensorflowjs", "timm", "torch", "torchopt", "optax_rmsprop", "optax_sgd", "optax_adam",
-    ] = "rmsprop"  # fmt: skip
-    """The links of optimizer.py, any framework's RMSprop, or Optax's optimizers to compare."""
-    arguments: Arguments = (
-        ("decay", 0.98), ("eps", 1e-8), ("momentum", 0.85), ("nesterov", True),
-        ("bias_correction", True),
-    )  # fmt: skip
-    """The optimizer's arguments besides the learning rate: names and values in turn. Another
-    --optimizer than the preset's has its own defaults."""
+    ] = "small"  # fmt: skip
+    """A preset's, its rule with other numbers, any framework's RMSprop, or Optax's to compare: a
+    function in optimizer.py."""
+    arguments: Arguments = ()
+    """Changes to the optimizer's arguments besides the learning rate: names and values in turn."""
     learning_rate: float = 0.015
     """Peak learning rate: the biases'. Filters and head follow it."""
     filters_scale: float = 1.2
@@ -164,10 +162,7 @@ _AIRBENCH = Recipe(
     Network(widths=(64, 256, 256), whitening_bias_epochs=3, norm_momentum=0.6),
     Augmentation(),
     Optimization(
-        arguments=(
-            ("decay", 0.95), ("eps", 1e-8), ("momentum", 0.85), ("nesterov", True),
-            ("bias_correction", True),
-        ),
+        "airbench",
         learning_rate=0.0075,
         warmup=0.23,
         final_scale=0.07,
@@ -176,7 +171,7 @@ _AIRBENCH = Recipe(
     ),
     epochs=12,
     batch_size=1000,
-)  # fmt: skip
+)
 
 # Schmidt, Schneider, Hennig 2021, https://arxiv.org/abs/2007.01547: its logs' settings on
 # the problem cifar10_3c3d of DeepOBS.
@@ -185,7 +180,6 @@ _CROWDED_VALLEY = Recipe(
     Augmentation("deepobs"),
     Optimization(
         "tensorflow1",
-        arguments=(("decay", 0.9), ("epsilon", 1e-10)),
         learning_rate=1e-3,
         filters_scale=1.0,
         fan_in_power=0.0,
@@ -214,7 +208,7 @@ def _but(recipe: Recipe, part: str, /, **changes: Any) -> Recipe:
 _TUNED = _but(
     _CROWDED_VALLEY,
     "optimization",
-    arguments=(("decay", 0.9133996), ("epsilon", 1e-10)),
+    optimizer="crowded_valley_tuned",
     learning_rate=1.9870215e-4,
 )
 
@@ -242,8 +236,7 @@ PRESETS = {
         Augmentation("keras"),
         dataclasses.replace(
             _CROWDED_VALLEY.optimization,
-            optimizer="keras2",
-            arguments=(("decay", 1e-6),),
+            optimizer="keras_cnn",
             learning_rate=1e-4,
             l2=0.0,
         ),
@@ -275,10 +268,6 @@ def parse(arguments: Sequence[str]) -> Options:
         # A group's flags do not repeat its name.
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
-    chosen, usual = options.recipe.optimization, preset.optimization
-    if chosen.optimizer != usual.optimizer and chosen.arguments == usual.arguments:
-        recipe = _but(options.recipe, "optimization", arguments=())
-        options = dataclasses.replace(options, recipe=recipe)
     check(options)
     return options
 

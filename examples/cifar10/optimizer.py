@@ -1,5 +1,6 @@
 """The optimizer: RMSprop as a chain of links, or any other by its name."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -65,7 +66,16 @@ def rmsprop(
     )
 
 
-OTHERS = {
+# What `--optimizer` names besides the dialects; the first four are the presets'.
+OPTIMIZERS = {
+    "small": functools.partial(
+        rmsprop, decay=0.98, momentum=0.85, nesterov=True, bias_correction=True
+    ),
+    "airbench": functools.partial(
+        rmsprop, decay=0.95, momentum=0.85, nesterov=True, bias_correction=True
+    ),
+    "keras_cnn": functools.partial(dialects.keras2, decay=1e-6),
+    "crowded_valley_tuned": functools.partial(dialects.tensorflow1, decay=0.9133996),
     "rmsprop": rmsprop,
     "optax_rmsprop": optax_rmsprop.rmsprop,
     "optax_sgd": optax.sgd,
@@ -76,8 +86,8 @@ OTHERS = {
 def named(
     name: str, learning_rate: optax.Schedule, arguments: Arguments
 ) -> optax.GradientTransformation:
-    """Build an optimizer from its name, its learning rate and its other arguments."""
-    factory = OTHERS.get(name) or getattr(dialects, name)
+    """Build an optimizer from its name, its learning rate and changes to its other arguments."""
+    factory = OPTIMIZERS.get(name) or getattr(dialects, name)
     known = list(inspect.signature(factory).parameters)[1:]
     for key, _ in arguments:
         if key not in known:

@@ -59,7 +59,7 @@ SYNTHETIC = ["--dataset", "synthetic"]
         (["--depth", "4"], "--depth must be 2 or 3"),
         (["--image-sizes", "64"], "--image-sizes must be from 16 to 32"),
         (["--image-sizes", "24", "--network", "keras"], "needs --network airbench"),
-        (["--arguments", "alpha", "0.9", *SYNTHETIC], "rmsprop has decay, eps, momentum"),
+        (["--arguments", "alpha", "0.9", *SYNTHETIC], "small has decay, eps, momentum"),
         (["--arguments", "decay", "1.5", *SYNTHETIC], "decay must be"),
         (["--resume"], "--resume needs"),
         (["--results", "table.md"], "--results is the table over"),
@@ -127,7 +127,7 @@ def test_every_dialect_can_be_named():
     public = {name for name, value in vars(dialects).items() if inspect.isfunction(value)}
     made_here = {n for n in public if getattr(dialects, n).__module__ == dialects.__name__}
     assert {n for n in made_here if not n.startswith("_")} == set(named_optimizers()) - set(
-        optimizer.OTHERS
+        optimizer.OPTIMIZERS
     )
 
 
@@ -139,12 +139,35 @@ def test_every_optimizer_goes_downhill_at_its_schedule(name):
     assert (np.asarray(update) < 0).all()
 
 
-def test_another_optimizer_than_the_presets_has_its_own_defaults():
-    options = configs.parse(["--optimizer", "torch"])
-    assert options.recipe.optimization.arguments == ()
+def test_arguments_are_read_as_numbers_and_switches():
     options = configs.parse("--optimizer torch --arguments alpha 0.9 centered True".split())
     assert options.recipe.optimization.arguments == (("alpha", 0.9), ("centered", True))
     assert configs.parse([]).recipe == configs.PRESETS["small"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "made"),
+    [
+        ("small --arguments decay 0.9", lambda rate: optimizer.rmsprop(
+            rate, 0.9, 1e-8, 0.85, nesterov=True, bias_correction=True)),
+        ("small", lambda rate: optimizer.rmsprop(
+            rate, 0.98, 1e-8, 0.85, nesterov=True, bias_correction=True)),
+        ("airbench94", lambda rate: optimizer.rmsprop(
+            rate, 0.95, 1e-8, 0.85, nesterov=True, bias_correction=True)),
+        ("keras-cnn", lambda rate: dialects.keras2(rate, decay=1e-6)),
+        ("crowded-valley", lambda rate: dialects.tensorflow1(rate, 0.9, epsilon=1e-10)),
+        ("crowded-valley-tuned", lambda rate: dialects.tensorflow1(rate, 0.9133996)),
+    ],
+)  # fmt: skip
+def test_preset_has_its_optimizer_and_arguments_change_what_they_name(flags, made):
+    config = configs.parse(f"--preset {flags}".split()).recipe.optimization
+    rate = optax.constant_schedule(0.5)
+    got, expected = optimizer.named(config.optimizer, rate, config.arguments), made(rate)
+    params = jnp.array([1.0, -2.0])
+    a, b = got.init(params), expected.init(params)
+    for _ in range(2):
+        (update, a), (wanted, b) = got.update(params, a, params), expected.update(params, b, params)
+        chex.assert_trees_all_equal(update, wanted)
 
 
 def test_arguments_reach_the_dialect():
