@@ -163,7 +163,8 @@ def falls(run: Runs, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
 def causes(runs: dict[str, Runs], threshold: float) -> list[str]:
     """Return, for each rule, what is seen in the parts of a training in which a run falls."""
     columns = (
-        "rule", "parts after one above the threshold", "below it", "largest update in these",
+        "rule", "parts after one above the threshold", "below it", "least return in these",
+        "largest update in these",
         "largest update in the others", "gradient in these", "gradient in the others",
         "effective rate before",
     )  # fmt: skip
@@ -172,7 +173,8 @@ def causes(runs: dict[str, Runs], threshold: float) -> list[str]:
         returns = run["episode_return"]
         before, now = returns[:, :-1] >= threshold, returns[:, 1:] < threshold
         fell, stayed = before & now, before & ~now
-        cells = [f"`{rule}`", f"{before.sum():,}", f"{fell.sum()}"]
+        least = f"{returns[:, 1:][fell].min():.1f}" if fell.any() else "–"
+        cells = [f"`{rule}`", f"{before.sum():,}", f"{fell.sum()}", least]
         cells += [
             _spread(run[name][:, 1:][where])
             for name in ("update", "gradient")
