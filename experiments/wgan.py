@@ -1,7 +1,8 @@
 """Does momentum make a Wasserstein GAN less stable? `python -m experiments.wgan`.
 
-Every rule is trained with the published rate, and with the best of five, which other seeds chose.
-A trial that is finished is a line of `wgan.jsonl` and is not run again.
+Every rule is trained with the published rate. `--tune` names tasks on which it is also trained with
+the best of five rates, which other seeds choose. A trial that is finished is a line of `wgan.jsonl`
+and is not run again.
 """
 
 import argparse
@@ -72,7 +73,8 @@ class Study:
 
     def __init__(self, path: Path, seeds: int | None, steps: int | None, say: Callable[..., None]):
         self.path, self.seeds, self.steps, self.say = path, seeds, steps, say
-        self.rows = {}
+        self.used: list[Row] = []
+        self.rows: dict[str, Row] = {}
         for row in common.finished(path):
             self.rows[json.dumps([row[name] for name in Trial._fields])] = row
 
@@ -88,6 +90,8 @@ class Study:
             self.rows[key] = run(trial)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.rows[key]) + "\n")
+        if self.rows[key] not in self.used:
+            self.used.append(self.rows[key])
         return self.rows[key]
 
     def measured(self, task: str, rule: str, rate: float, bound: float | None = None) -> Row:
@@ -216,14 +220,16 @@ share of updates for which it is negative. Adam has β₂ = 0.999. A rule and a 
 networks."""
 
 
-def write(results: Path, study: Study, names: Sequence[str], arguments: Sequence[str]) -> None:
+def write(
+    results: Path, study: Study, names: Sequence[str], tune: Sequence[str], arguments: Sequence[str]
+) -> None:
     """Train what is missing, and write `wgan.md` and `wgan.png`."""
-    results.mkdir(parents=True, exist_ok=True)
     lines = [TEXT]
-    for part in (section, tuned):
-        for name in names:
-            lines += part(study, name)
-    rows = study.rows.values()
+    for name in names:
+        lines += section(study, name)
+    for name in tune:
+        lines += tuned(study, name)
+    rows = study.used
     # The lines tell where they were trained, which may be elsewhere and before.
     facts = {
         key: "; ".join(sorted({row[key] for row in rows}))
@@ -243,6 +249,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.wgan", description=__doc__)
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the files")
     parser.add_argument("--tasks", nargs="+", choices=SEEDS, default=[*SEEDS])
+    parser.add_argument(
+        "--tune", nargs="+", choices=SEEDS, default=[], help="choose rates on these"
+    )
     parser.add_argument("--seeds", type=int, help="of every rule; by default of each task its own")
     parser.add_argument("--steps", type=int, help="of the generator; by default of each task")
     options = parser.parse_args(arguments)
@@ -255,7 +264,7 @@ def main(arguments: Sequence[str]) -> None:
         say = functools.partial(print, flush=True)
         options.results.mkdir(parents=True, exist_ok=True)
         study = Study(options.results / "wgan.jsonl", options.seeds, options.steps, say)
-        write(options.results, study, options.tasks, arguments)
+        write(options.results, study, options.tasks, options.tune, arguments)
 
     sys.exit(exit_code(work))
 

@@ -66,7 +66,7 @@ def main(options: Options) -> int:
     columns = "{task.description}", progress.BarColumn(), progress.TimeRemainingColumn()
     with progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
         item = bar.add_task("compiling", total=PARTS)
-        for part, (samples, log, distances) in enumerate(trained, 1):
+        for part, (samples, log, distances) in enumerate(trained, 1):  # noqa: B007
             now = f"estimate {log.estimate.mean():.2e}  distance {spread(distances)}"
             bar.update(item, completed=part, description=now)
             if part % (PARTS // 10) == 0:

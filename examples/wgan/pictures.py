@@ -16,7 +16,8 @@ def show(ax: matplotlib.axes.Axes, rows: np.ndarray, held_out: np.ndarray | None
         for points, colour in ((held_out, "0.75"), (rows, "C0")):
             if points is not None:
                 ax.scatter(*points.T, s=3, color=colour)
-        ax.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
+        edge = max(1.3, 1.05 * np.abs(rows).max())
+        ax.set(xlim=(-edge, edge), ylim=(-edge, edge))
     else:
         width = round(rows.shape[1] ** 0.5)
         images = rows[: SIDE * SIDE].reshape(SIDE, SIDE, width, width)
