@@ -71,12 +71,14 @@ def test_other_seeds_choose_the_rate(tmp_path, made):
 
 def test_a_line_of_the_table_has_means_and_spreads():
     trial = wgan.Trial("ring", "adam-0", (5e-5,), (0, 2), 40, 0.1)
-    row = made_up(trial)
+    row, other = made_up(trial), made_up(trial)
+    other["distance"] = [[1.0] * 40, [4.0] * 40]
     # Two seeds that end at 1 and 2, from a least of 1: the standard deviation is √½.
-    assert wgan.line("Adam", row).startswith(
-        "| Adam | 5e-05 | 2 | 1.50 ± 0.71 | 2.00 | 0.50 ± 0.71 |"
-    )
-    assert wgan.line("Adam", row).endswith(" | 0.50 ± 0.00 | 12.5 % |")
+    # The differences from the other are 0 and -2, with a standard error of 1.
+    line = wgan.line("Adam", row, other)
+    assert line.startswith("| Adam | 5e-05 | 2 | 1.50 ± 0.71 | -1.00 ± 1.00 | 2.00 | 0.50 ± 0.71 |")
+    assert line.endswith(" | 0.50 ± 0.00 | 12.5 % |")
+    assert "| 1.50 ± 0.71 | – | 2.00 |" in wgan.line("Adam", row, row)
     row["distance"] = [list(np.arange(40.0)), list(-np.arange(40.0))]
     np.testing.assert_allclose(wgan.agreement(row), [-1, 1])
 

@@ -131,20 +131,27 @@ def agreement(row: Row) -> np.ndarray:
 
 
 HEAD = [
-    "| rule | rate | n | distance | worst seed | above its least | rank correlation | cosine "
-    "| negative |",
-    "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    "| rule | rate | n | distance | difference | worst seed | above its least | rank correlation "
+    "| cosine | negative |",
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
 ]
 
 
-def line(label: str, row: Row) -> str:
+def difference(row: Row, reference: Row) -> str:
+    """Write the mean difference of the ends of the same seeds, and its standard error."""
+    pairs = late(row["distance"]) - late(reference["distance"])
+    return f"{pairs.mean():+.2f} ± {pairs.std(ddof=1) / len(pairs) ** 0.5:.2f}"
+
+
+def line(label: str, row: Row, reference: Row) -> str:
     """Write a line of a table."""
     end, rate = late(row["distance"]), row["rates"][0]
     cells = [common.mean_and_spread(values) for values in (
         end, rise(row["distance"]), agreement(row), np.mean(row["cosine"], 1)
     )]  # fmt: skip
+    apart = "–" if row is reference else difference(row, reference)
     return (
-        f"| {label} | {rate:.2g} | {len(end)} | {cells[0]} | {end.max():.2f} | {cells[1]} | "
+        f"| {label} | {rate:.2g} | {len(end)} | {cells[0]} | {apart} | {end.max():.2f} | {cells[1]} | "
         f"{cells[2]} | {cells[3]} | {100 * np.mean(row['uphill']):.1f} % |"
     )
 
@@ -172,20 +179,22 @@ def section(study: Study, name: str) -> Iterator[str]:
         f"{steps} steps of the generator, hidden {task.hidden}, noise {task.noise}, batch "
         f"{wgan.BATCH}, critic's weights within ±{task.bound}.", "", *floors(task), "", *HEAD,
     )  # fmt: skip
+    published = study.measured(name, "rmsprop", wgan.RATE)
     for label, rule in RULES.items():
-        yield line(label, study.measured(name, rule, wgan.RATE))
+        yield line(label, study.measured(name, rule, wgan.RATE), published)
     for label, (rule, rate) in OTHER_RATES.items():
-        yield line(label, study.measured(name, rule, rate))
+        yield line(label, study.measured(name, rule, rate), published)
     if task.bound != BOUND:
         row = study.measured(name, "rmsprop", wgan.RATE, BOUND)
-        yield line(f"RMSprop, as published, weights within ±{BOUND}", row)
+        yield line(f"RMSprop, as published, weights within ±{BOUND}", row, published)
 
 
 def tuned(study: Study, name: str) -> Iterator[str]:
     """Choose rates and train with them, and yield the lines of two tables."""
     yield from ("", f"## {TITLES[name]}, rates chosen for each rule", "", *HEAD)
+    first = study.measured(name, "rmsprop", study.best(name, "rmsprop"))
     for label, rule in RULES.items():
-        yield line(label, study.measured(name, rule, study.best(name, rule)))
+        yield line(label, study.measured(name, rule, study.best(name, rule)), first)
     rates = " | ".join(f"{rate:.2g}" for rate in RATES)
     yield from ("", f"The distance in the end, by the rate, n = {len(CHOOSING)}:", "")
     yield from (f"| rule | {rates} |", "|---|" + "--:|" * len(RATES))
@@ -220,8 +229,9 @@ def figure(study: Study, names: Sequence[str]) -> matplotlib.figure.Figure:
 
 TEXT = """\
 Numbers are the mean ± standard deviation over n seeds. "Distance" is the mean Wasserstein-1
-distance of the last tenth of training, exact for its samples, and "above its least" is how far that
-is above the least distance of the same training. "Rank correlation" is Spearman's, of the critic's
+distance of the last tenth of training, exact for its samples. "Difference" is how far that is from
+the first line's with the same seeds, ± its standard error, and "above its least" how far it is
+above the least distance of the same training. "Rank correlation" is Spearman's, of the critic's
 estimate and the distance over the forty parts of a training. "Cosine" is that of the angle between
 an update of the critic and the descent of its gradient, the mean over training; "negative" is the
 share of updates for which it is negative. Adam has β₂ = 0.999. A rule and a rate are those of both
