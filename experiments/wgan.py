@@ -151,8 +151,8 @@ def line(label: str, row: Row, reference: Row) -> str:
     )]  # fmt: skip
     apart = "–" if row is reference else difference(row, reference)
     return (
-        f"| {label} | {rate:.2g} | {len(end)} | {cells[0]} | {apart} | {end.max():.2f} | {cells[1]} | "
-        f"{cells[2]} | {cells[3]} | {100 * np.mean(row['uphill']):.1f} % |"
+        f"| {label} | {rate:.2g} | {len(end)} | {cells[0]} | {apart} | {end.max():.2f} | "
+        f"{cells[1]} | {cells[2]} | {cells[3]} | {100 * np.mean(row['uphill']):.1f} % |"
     )
 
 
