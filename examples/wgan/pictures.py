@@ -20,8 +20,10 @@ def show(ax: matplotlib.axes.Axes, rows: np.ndarray, held_out: np.ndarray | None
         ax.set(xlim=(-edge, edge), ylim=(-edge, edge))
     else:
         width = round(rows.shape[1] ** 0.5)
-        images = rows[: SIDE * SIDE].reshape(SIDE, SIDE, width, width)
-        tiles = images.swapaxes(1, 2).reshape(SIDE * width, SIDE * width)
+        images = rows[: SIDE * SIDE].reshape(-1, width, width)
+        framed = np.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=1.0)
+        width += 2
+        tiles = framed.reshape(SIDE, SIDE, width, width).swapaxes(1, 2).reshape(SIDE * width, -1)
         ax.imshow(tiles, cmap="gray", vmin=-1, vmax=1)
 
 
