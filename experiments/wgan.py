@@ -190,9 +190,10 @@ def section(study: Study, name: str) -> Iterator[str]:
         yield line(f"RMSprop, as published, weights within ±{BOUND}", row, published)
     nine, five, none = (study.measured(name, f"adam-{b}", wgan.RATE) for b in ("0.9", "0.5", "0"))
     yield from (
-        "", f"From Adam with β₁ = 0, that with 0.9 differs by {difference(nine, none)}, and that with "
-        f"0.5 by {difference(five, none)}.",
-    )  # fmt: skip
+        "",
+        f"From Adam with β₁ = 0, that with 0.9 differs by {difference(nine, none)}, "
+        f"and that with 0.5 by {difference(five, none)}.",
+    )
 
 
 def tuned(study: Study, name: str) -> Iterator[str]:
