@@ -73,8 +73,8 @@ _SECOND_MOMENTS = {
     "optax.MomoAdamState": ["exp_avg_sq"],
     "optax.ProdigyState": ["exp_avg_sq"],
 }
-# The momentum buffers and the averages of gradients, likewise. The mean of Optax's centred states is
-# none: its square is subtracted from their second moment, which a rounded one may exceed.
+# The momentum buffers and the averages of gradients, likewise. Not the mean of Optax's centred
+# states: its square is subtracted from their second moment, which a rounded one may exceed.
 _FIRST_MOMENTS = {
     "optax_rmsprop.ScaleByStddevState": ["mu"],
     "optax_rmsprop.TraceState": ["trace"],
