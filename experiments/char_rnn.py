@@ -18,7 +18,11 @@ from examples.cifar10.main import exit_code
 from experiments import common
 from tools import environment
 
-RULES = {"recipes.char_rnn()": "char_rnn", "Adam, the same rates and clipping": "adam"}
+RULES = {
+    "`recipes.char_rnn()`": ("char_rnn", 2e-3),
+    "Adam, the recipe's rates": ("adam", 2e-3),
+    "Adam, 2.5 times the rates": ("adam", 5e-3),
+}
 Curves = dict[str, np.ndarray]  # of every rule: bits per character held out, [seeds, epochs]
 
 
@@ -54,7 +58,7 @@ def figure(curves: Curves) -> matplotlib.figure.Figure:
     axes = drawn.subplots()
     for i, (rule, curve) in enumerate(curves.items()):
         for row in curve:
-            axes.plot(np.arange(len(row)) + 1, row, f"C{i}", alpha=0.7, label=rule)
+            axes.plot(np.arange(len(row)) + 1, row, f"C{i}", alpha=0.7, label=rule.strip("`"))
     lines = {line.get_label(): line for line in axes.get_lines()}
     axes.legend(handles=[*lines.values()])
     axes.set(xlabel="epoch", ylabel="bits per character, held out")
@@ -67,16 +71,14 @@ def study(
 ) -> None:
     """Train what is missing, and write `char_rnn.md` and `char_rnn.png`."""
     learnt, curves = text.read(None), {}
-    for rule, optimizer in RULES.items():
+    for rule, (optimizer, rate) in RULES.items():
         runs = [
             char_rnn.Options(
-                optimizer=optimizer,
-                seed=seed,
-                epochs=epochs,
-                workdir=workdir / f"{optimizer}-{seed}",
+                optimizer=optimizer, learning_rate=rate, seed=seed, epochs=epochs,
+                workdir=workdir / f"{optimizer}-{rate:g}-{seed}",
             )
             for seed in range(seeds)
-        ]
+        ]  # fmt: skip
         curves[rule] = np.array([trial(options, learnt) for options in runs])
     python = ".".join(map(str, sys.version_info[:3]))
     lines = environment.heading(

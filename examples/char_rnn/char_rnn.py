@@ -143,12 +143,9 @@ def sample(graphdef: nnx.GraphDef, params: Any, key, prompts, length: int) -> ja
     return jax.lax.scan(step, (logits[-1], memory), jax.random.split(key, length))[1]
 
 
-OPTIMIZERS: dict[str, Callable[[int], optax.GradientTransformation]] = {
-    "char_rnn": recipes.char_rnn,
-    "adam": lambda updates: optax.chain(
-        optax.clip(5.0),
-        optax.adam(recipes.record("char_rnn", steps_per_epoch=updates).learning_rate),
-    ),
+OPTIMIZERS: dict[str, Callable[[recipes.Recipe], optax.GradientTransformation]] = {
+    "char_rnn": recipes.build,
+    "adam": lambda recipe: optax.chain(recipe.clip, optax.adam(recipe.learning_rate)),
 }
 
 
@@ -161,7 +158,9 @@ class Options:
     epochs: int = 10
     """A longer run than the one in the workdir goes on from it."""
     optimizer: Literal["char_rnn", "adam"] = "char_rnn"
-    """The recipe, or Adam with its rates and clipping."""
+    """The recipe, or Adam with its schedule and clipping."""
+    learning_rate: float = 2e-3
+    """At first; the default is the recipe's."""
     units: int = 128
     layers: int = 1
     batch: int = 16
@@ -190,7 +189,7 @@ class Options:
 
     def setting(self, text: str) -> dict[str, Any]:
         """Return what two parts of one run have in common."""
-        names = "optimizer", "units", "layers", "batch", "length", "seed"
+        names = "optimizer", "learning_rate", "units", "layers", "batch", "length", "seed"
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return {"text": digest} | {name: getattr(self, name) for name in names}
 
@@ -242,7 +241,10 @@ def train(
     network = Network(len(alphabet), options.units, options.layers, nnx.Rngs(options.seed))
     memory = network.nothing(options.batch)
     graphdef, params = nnx.split(network)
-    params, tx = nnx.to_pure_dict(params), OPTIMIZERS[options.optimizer](len(inputs))
+    params = nnx.to_pure_dict(params)
+    published = recipes.record("char_rnn", steps_per_epoch=len(inputs))
+    rates = dataclasses.replace(published.learning_rate, learning_rate=options.learning_rate)
+    tx = OPTIMIZERS[options.optimizer](dataclasses.replace(published, learning_rate=rates))
     setting, state = options.setting(text), State(params, tx.init(params), memory)
     with ocp.training.Checkpointer(
         options.workdir.absolute() / "checkpoints",

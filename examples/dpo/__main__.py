@@ -38,6 +38,8 @@ class Options:
         for name in ("updates", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"--learning-rate must be in (0, inf), got {self.learning_rate}")
         known = dpo.rules(self.learning_rate)
         unknown = [rule for rule in self.rules if rule not in known]
         if unknown or not self.rules:
