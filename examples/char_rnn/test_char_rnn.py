@@ -59,6 +59,7 @@ def test_streams_go_on_from_update_to_update_and_targets_follow():
         texts.streams(np.arange(33), rows=3, length=11)
 
 
+@pytest.mark.api
 def test_the_layer_is_flaxs():
     layer = char_rnn.LSTM(5, 7, nnx.Rngs(0))
     flax = nnx.LSTMCell(5, 7, rngs=nnx.Rngs(1))
@@ -164,6 +165,7 @@ def test_a_run_goes_on_bit_for_bit(options, tmp_path):
     assert len([*char_rnn.train(options, TEXT)]) == 1
 
 
+@pytest.mark.api
 def test_another_run_is_not_written_over(options):
     last(dataclasses.replace(options, epochs=1))
     with pytest.raises(ValueError, match=r"holds another run \(units was 8 and is now 9"):

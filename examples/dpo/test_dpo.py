@@ -142,8 +142,8 @@ def test_the_divergence_is_an_expectation_of_log_ratios(model):
         for p in (params, model.params)
     )
     ratios = np.asarray(ours - theirs)
-    error = ratios.std() / count**0.5
-    assert float(exact) == pytest.approx(ratios.mean(), abs=4 * error) and exact > 10 * error
+    error = float(ratios.std()) / count**0.5
+    assert float(exact) == pytest.approx(float(ratios.mean()), abs=4 * error) and exact > 10 * error
     assert float(dpo.divergence(model.graphdef, params, params, characters[:, :9])) == 0
 
 
