@@ -11,7 +11,7 @@ from experiments import char_rnn
 
 def test_the_table_has_means_spreads_and_differences_of_the_same_seed():
     first = np.array([[3.0, 2.0], [3.0, 2.2]])
-    lines = char_rnn.table({"ours": first, "theirs": first + [[0.5, 0.1], [0.7, 0.3]]})
+    lines = char_rnn.table({"ours": first, "theirs": np.add(first, [[0.5, 0.1], [0.7, 0.3]])})
     assert lines[2] == "| ours | 2 | 3.000 ± 0.000 | 2.100 ± 0.141 | – |"
     assert lines[3] == "| theirs | 2 | 3.600 ± 0.141 | 2.300 ± 0.283 | 0.200 ± 0.141 |"
 
