@@ -117,17 +117,19 @@ def test_small_steps_are_lost_only_where_they_are_rounded_to_nearest(model, pair
     assert far["nearest"] == 0 < far["uint8"]
 
 
-def test_a_part_is_a_step_for_each_batch_in_order(model, pairs):
-    """`learn` against the same steps one by one."""
-    rule = dpo.rules(1e-3)["uint8"]
+def test_a_part_is_a_step_for_each_batch_with_bits_of_its_own(model, pairs):
+    rule = dpo.rules(1e-2)["uint8"]
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), model.params)
     state = rule.tx.init(params)
     together, _ = dpo.learn(model.graphdef, rule, params, state, 7, pairs)
+    grad = jax.grad(functools.partial(dpo.loss, model.graphdef))
     for i in range(4):
         batch = jax.tree.map(lambda x, i=i: x[..., 16 * i : 16 * (i + 1)], pairs)
-        params, state = dpo.learn(model.graphdef, rule, params, state, 7 + i, batch)
-    close = functools.partial(np.testing.assert_allclose, rtol=2**-7, atol=1e-6)
-    jax.tree.map(lambda a, b: close(a.astype(float), b.astype(float)), together, params)
+        updates, state = rule.tx.update(grad(dpo.widened(params), batch), state, params)
+        params = storage.apply_updates(params, updates, 7 + i)
+    same = jax.tree.map(lambda a, b: (a == b).ravel(), together, params)
+    # Gradients are summed in another order, and a rounding may fall to the other side.
+    assert float(jnp.concatenate(jax.tree.leaves(same)).mean()) > 0.98
 
 
 def test_the_divergence_is_an_expectation_of_log_ratios(model):
