@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -26,14 +27,12 @@ from tools import environment
 COUNT = 2  # steps in a scan
 
 
-def training(recipe: Recipe) -> tuple[Callable, train.Carry, train.Batch]:
+def training(recipe: Recipe, tx: Any) -> tuple[Callable, train.Carry, train.Batch]:
     """Return a training step, where it starts, and the batches of a scan."""
     made_up = data.synthetic(COUNT * recipe.batch_size, 1)
     layout = devices.layout(Options(recipe))
-    graphdef, carry = train.create(recipe, made_up, optax_rmsprop.rmsprop(1e-3), layout)
-    step = train.make_step(
-        graphdef, optax_rmsprop.rmsprop(1e-3), lambda count: 1e-3, recipe, layout, total_steps=10
-    )
+    graphdef, carry = train.create(recipe, made_up, tx, layout)
+    step = train.make_step(graphdef, tx, lambda count: 1e-3, recipe, layout, total_steps=10)
     images, labels = (
         jnp.asarray(a.reshape(COUNT, recipe.batch_size, *a.shape[1:]))
         for a in (made_up.train_images, made_up.train_labels)
@@ -46,7 +45,7 @@ def programs(recipe: Recipe) -> dict[str, tuple[Callable, int]]:
     """Return what is compared, compiled and run once, and its number of steps."""
 
     def compiled(scanned: bool) -> Callable:
-        step, carry, batches = training(recipe)
+        step, carry, batches = training(recipe, optax_rmsprop.rmsprop(1e-3))
         batch = batches if scanned else jax.tree.map(lambda a: a[0], batches)
         run = jax.jit(functools.partial(lax.scan, step) if scanned else step)
         jax.block_until_ready(run(carry, batch))
