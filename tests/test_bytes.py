@@ -7,15 +7,20 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import optax_rmsprop
+from benchmarks import bytes as page
 from optax_rmsprop import cli, sharding
 from optax_rmsprop.cli import _bytes as counted
 from optax_rmsprop.cli import _models as models
 
 pytestmark = pytest.mark.api
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # As published: torchvision has ResNet-50's to the last, the others' are rounded.
 PUBLISHED = {
@@ -189,3 +194,23 @@ def test_wrong_use_is_told_by_name(arguments, words, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.json").write_text("{}", encoding="utf-8")
     assert words in run(capsys, *arguments, status=2)
+
+
+def test_what_the_page_of_commands_shows_is_what_is_printed(capsys):
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    block = text.partition("```text\n$ python -m optax_rmsprop bytes ")[2].partition("```")[0]
+    arguments, _, shown = block.partition("\n")
+    assert shown == run(capsys, *arguments.split())
+
+
+def test_moments_are_of_the_width_that_the_pages_tell():
+    half = jax.ShapeDtypeStruct((64, 128), jnp.bfloat16)
+    for make, dtype in ((optax.adam, jnp.bfloat16), (optax_rmsprop.rmsprop, jnp.float32)):
+        assert optax.tree.get(jax.eval_shape(make(1e-3).init, half), "nu").dtype == dtype
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_page_is_what_the_command_writes(name):
+    text = (page.RESULTS / "bytes.md").read_text(encoding="utf-8")
+    assert "\n".join(page.table(name)) in text, "python -m benchmarks.bytes"

@@ -24,7 +24,7 @@ from ._guard import Refused
 from ._models import MODELS
 
 GB = 10**9
-RULE = "each in turn splits the first axis of a parameter that it divides and no other splits"
+RULE = "each axis splits the first dimension of a parameter that it divides and no other splits"
 LEFT_OUT = "activations, and what a step needs for itself"
 
 

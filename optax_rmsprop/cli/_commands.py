@@ -179,8 +179,8 @@ def _bytes(
 
     Args:
         model: llama-2-7b, vit-h-14 or resnet-50; or the tree of the parameters, as for `--target`.
-        devices: How many split the parameters, by the first of their axes that this divides.
-        mesh: In place of `--devices`, axes that split an axis of a parameter each.
+        devices: How many split the first dimension of each parameter that this divides.
+        mesh: In place of `--devices`, axes that each split another dimension of a parameter.
         params_dtype: Of parameters and gradients, in place of that of the tree.
         memory: Of a device.
         json: Print JSON.
