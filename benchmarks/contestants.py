@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from benchmarks.gpu import models
 from benchmarks.gpu.turns import Call
 from benchmarks.gpu.update import arrays, stepper
 
+COPIED = 1 << 27  # bytes, more than a cache holds
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -23,6 +25,7 @@ class Contestant(NamedTuple):
     call: Call
     temporary: float | None = None
     accessed: float | None = None
+    least: float | None = None  # bytes that must move in a step
 
 
 def of_program(name: str, step: Callable, params: Any, state: Any, grads: list) -> Contestant:
@@ -40,13 +43,29 @@ def of_program(name: str, step: Callable, params: Any, state: Any, grads: list) 
 
     temporary = program.memory_analysis().temp_size_in_bytes
     accessed = program.cost_analysis()["bytes accessed"]
-    return Contestant(name, call, temporary / parameters, accessed / parameters)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (params, state)]
+    least = 3 * sizes[0] + 2 * sizes[1]
+    return Contestant(name, call, temporary / parameters, accessed / parameters, least)
 
 
-def of_optax(name: str, tx: optax.GradientTransformation, shapes: models.Shapes) -> Contestant:
+def of_copy() -> Contestant:
+    """Return the contestant that copies `COPIED` bytes."""
+    arrays = [jnp.zeros(COPIED // 4), jnp.ones(COPIED // 4)]
+    copy = jax.jit(lambda into, x: x + 0.0, donate_argnums=0, keep_unused=True)
+
+    def call(k: int) -> None:
+        for _ in range(k):
+            arrays[0] = jax.block_until_ready(copy(*arrays))
+
+    return Contestant("copy", call)
+
+
+def of_optax(
+    name: str, tx: optax.GradientTransformation, shapes: models.Shapes, dtype: str = "float32"
+) -> Contestant:
     """Return the contestant of a transformation."""
-    params = arrays(shapes, "float32", 1, seed=0)
-    grads = [arrays(shapes, "float32", sign, seed=1) for sign in (1, -1)]
+    params = arrays(shapes, dtype, 1, seed=0)
+    grads = [arrays(shapes, dtype, sign, seed=1) for sign in (1, -1)]
     return of_program(name, stepper(tx, 1), params, jax.jit(tx.init)(params), grads)
 
 

@@ -7,6 +7,7 @@ memory of a step, and the time of tracing, lowering and compiling it.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,15 @@ import jax.numpy as jnp
 import optax
 
 import optax_rmsprop
-from benchmarks.contestants import CORES, Contestant, of_keras, of_optax, of_torch
+from benchmarks.contestants import (
+    COPIED,
+    CORES,
+    Contestant,
+    of_copy,
+    of_keras,
+    of_optax,
+    of_torch,
+)
 from benchmarks.gpu import models
 from benchmarks.gpu.part import shown, table
 from benchmarks.gpu.turns import quartiles, timed
@@ -40,7 +49,12 @@ SETTINGS = {
     "centred": {"centered": True},
     "centred, momentum": MOMENTUM | {"centered": True},
 }
-CODECS = {"uint16": storage.uint16(), "uint8": storage.uint8()}
+STORED = {
+    "uint16": (storage.uint16(),),
+    "uint8": (storage.uint8(),),
+    "uint16, int16, momentum": (storage.uint16(), storage.int16()),
+    "uint8, int8, momentum": (storage.uint8(), storage.int8()),
+}
 TORCH = {"lr": 1e-3, "alpha": 0.99, "weight_decay": 1e-4} | MOMENTUM
 KERAS = {"learning_rate": 1e-3, "rho": 0.9, "epsilon": 1e-7} | MOMENTUM
 CAPTIONS = {
@@ -48,8 +62,11 @@ CAPTIONS = {
 A step is `params, state = step(params, state, grads)`, jitted, in float32, with params and state
 donated; the leaves are the model's. PyTorch's is `optimizer.step()`, with the same gradients at all
 steps; Keras's is `stateless_apply`. Bytes a parameter: the temporary memory of the compiled
-program, and what XLA says the program accesses. `uint16` and `uint8` stand beside Optax's plain
-RMSprop in float32. The medians after PyTorch's fastest way are those of its others.""",
+program, and what XLA says the program accesses. Formats of the state stand beside Optax's RMSprop
+in float32. The fraction is that of the bandwidth of a copy, in turns with the row, at which what
+must move has moved: parameters and state read and written, gradients read. The medians after
+PyTorch's fastest way are those of its others.""",
+    "other models": "The same steps, for other models and in bfloat16.",
     "small leaves": "The same steps, for leaves of 1,024 elements each.",
     "compilation": """\
 The seconds of JAX's `trace`, `lower` and `compile` for `init` and for the step, with momentum, and
@@ -111,30 +128,33 @@ def compared(
     ours: Contestant, others: Sequence[Contestant], repeats: int, quick: bool
 ) -> dict[str, Any]:
     """Return the cells of a row: our step beside the fastest of the others'."""
-    contestants = {each.name: each for each in (*others, ours)}
+    contestants = {each.name: each for each in (*others, ours, of_copy())}
     times = timed({name: each.call for name, each in contestants.items()}, repeats, quick, before=1)
     found = {name: quartiles([1e3 * s for s in seconds]) for name, seconds in times.items()}
-    mine = found.pop(ours.name)
+    mine, copy = found.pop(ours.name), found.pop("copy")
     fastest, *slower = sorted(found, key=lambda name: found[name][1])
     also = "".join(f"; {name}: {shown(found[name][1])} ms" for name in slower)
     best = contestants[fastest]
     ratio = mine[1] / found[fastest][1]
+    fraction = (ours.least or 0) / mine[1] / (2 * COPIED / copy[1])
     return {
         "beside": fastest + also, "its step, ms": found[fastest], "our step, ms": mine,
-        "ratio": ratio, "n": repeats,
+        "ratio": ratio, "n": repeats, "fraction of a copy's bandwidth": fraction,
         "temporary, its": best.temporary, "temporary, ours": ours.temporary,
         "accessed, its": best.accessed, "accessed, ours": ours.accessed,
     }  # fmt: skip
 
 
-def beside_optax(shapes: models.Shapes, setting: str, repeats: int, quick: bool) -> dict[str, Any]:
+def beside_optax(
+    shapes: models.Shapes, setting: str, repeats: int, quick: bool, dtype: str = "float32"
+) -> dict[str, Any]:
     """Return the cells of `rmsprop` in a setting or a format."""
-    numbers = NUMBERS | SETTINGS.get(setting, {})
+    numbers = NUMBERS | SETTINGS.get(setting, MOMENTUM if "momentum" in setting else {})
     ours, theirs = optax_rmsprop.rmsprop(**numbers), optax.rmsprop(**numbers)
-    if setting in CODECS:
-        ours = storage.stored_as(ours, CODECS[setting])
-    others = [of_optax("Optax", theirs, shapes)]
-    return compared(of_optax("ours", ours, shapes), others, repeats, quick)
+    if setting in STORED:
+        ours = storage.stored_as(ours, *STORED[setting])
+    others = [of_optax("Optax", theirs, shapes, dtype)]
+    return compared(of_optax("ours", ours, shapes, dtype), others, repeats, quick)
 
 
 def frameworks(shapes: models.Shapes, page: Page, repeats: int, quick: bool) -> None:
@@ -165,6 +185,18 @@ def frameworks(shapes: models.Shapes, page: Page, repeats: int, quick: bool) -> 
         for other in others:
             mine = of_optax("ours", ours, shapes)
             page.add("step", {"setting": setting} | compared(mine, other, repeats, quick))
+
+
+def transformers(layers: int, *sizes: int) -> dict[str, models.Shapes]:
+    """Return GPT-2 with a leaf for each array of a layer, and with one for each of all layers."""
+    apart = models.transformer(layers, *sizes)
+    stacked: models.Shapes = {}
+    for name, shape in apart.items():
+        layer, _, rest = name.partition(".")
+        is_layer = layer.startswith("layer")
+        stacked[rest if is_layer else name] = (layers, *shape) if is_layer else shape
+    kind = f"a transformer of {layers} layers"
+    return {f"{kind}, apart": apart, f"{kind}, stacked": stacked}
 
 
 def leaves_of(count: int, *shape: int) -> models.Shapes:
@@ -199,7 +231,7 @@ def compilation(shapes: models.Shapes, rounds: int, only_trace: bool) -> list[di
     numbers = NUMBERS | MOMENTUM
     ours = optax_rmsprop.rmsprop(**numbers)
     txs = {"Optax": optax.rmsprop(**numbers), "ours": ours}
-    txs["ours, uint8"] = storage.stored_as(ours, CODECS["uint8"])
+    txs["ours, uint8"] = storage.stored_as(ours, *STORED["uint8"])
     params = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
     states = {name: jax.eval_shape(tx.init, params) for name, tx in txs.items()}
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
@@ -230,14 +262,20 @@ def main() -> None:
     how, page = (options.repeats, options.quick), Page(options)
     model, name = models.resnet50(), "ResNet-50"
     small, abstract, rounds = (400, 1_000), (1_000, 20_000), 3
+    others = {"one leaf of 25 million": {"kernel": (5_000, 5_000)}, **transformers(12)}
     if options.quick:
         model, name = models.resnet50(stages=(), classes=10), "the first and last layer of a ResNet"
         small, abstract, rounds = (4, 10), (20, 50), 1
+        others = {"one leaf": {"kernel": (256, 512)}, **transformers(2, 64, 256, 64)}
     millions = sum(map(math.prod, model.values())) / 1e6
     page.facts["model"] = f"{name}: {len(model)} leaves, {millions:.3g} million parameters"
-    for setting in [*SETTINGS, *CODECS]:
+    for setting in [*SETTINGS, *STORED]:
         page.add("step", {"setting": setting} | beside_optax(model, setting, *how))
     frameworks(model, page, *how)
+    for (kind, shapes), dtype in itertools.product(others.items(), models.DTYPES):
+        for setting in ("plain", "momentum", *STORED):
+            row = {"model": kind, "dtype": dtype, "setting": setting}
+            page.add("other models", row | beside_optax(shapes, setting, *how, dtype))
     for count in small:
         for setting in ("plain", "momentum"):
             row = {"setting": setting, "leaves": count}

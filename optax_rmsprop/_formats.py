@@ -1,7 +1,8 @@
-"""Two unsigned floating-point formats for second moments, of 16 and of 8 bits.
+"""Floating-point formats of 16 and of 8 bits for moments: unsigned ones, and signed ones.
 
 A code is the top bits of a float32, after random bits were added to those that are cut off: this is
 stochastic rounding. Bits are linear in the value between two powers of two, so it is unbiased.
+`docs/formats.md` has the formats bit by bit.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ Value: TypeAlias = Callable[..., jax.Array]
 
 
 class Stored(NamedTuple):
-    """Second moments of which some are codes: four trees like the parameters.
+    """Moments of which some are codes: trees like the parameters.
 
     A leaf is in the field of its format, and `optax.MaskedNode()` holds its place in the others. So
     a code cannot be read as a number, or in another format: the names of the fields are those of
@@ -34,15 +35,21 @@ class Stored(NamedTuple):
 
     wide: Any  # what is not encoded
     e8m8: Any  # uint16
-    e5m3: Any  # uint8, with
+    e5m3: Any  # uint8, with exponents
+    se8m7: Any  # uint16
+    se4m3: Any  # uint8, with exponents
     exponents: Any  # uint8 [..., blocks]
 
 
 _NONE = optax.MaskedNode()
 
 
-class _Format:
-    """What both formats have."""
+def _cell(**fields: Any) -> Stored:
+    return Stored(**{field: fields.get(field, _NONE) for field in Stored._fields})
+
+
+class _Unsigned:
+    """What the formats of second moments have."""
 
     def encode(self, v: jax.Array, word: jax.Array | None) -> Stored:
         """Return an array as a code, by 32 random bits an element or else to nearest.
@@ -57,51 +64,23 @@ class _Format:
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class UInt16(_Format):
-    """E8M8: eight bits of exponent and eight of fraction."""
+class _Signed:
+    """What the formats of first moments have."""
 
-    def __repr__(self) -> str:
-        return "storage.uint16()"
+    def encode(self, v: jax.Array, word: jax.Array | None) -> Stored:
+        """Return an array as a code, by 32 random bits an element or else to nearest."""
+        return self.written(lambda *base: v, word)
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
         """Return the code of `value()`."""
-
-        def code(k: jax.Array) -> jax.Array:
-            return k.astype(jnp.uint16)
-
-        return Stored(_NONE, _cut(value(), word, 15, code), _NONE, _NONE)
-
-    def decode(self, cell: Stored) -> jax.Array:
-        """Return the float32 array."""
-        return _real(cell.e8m8.astype(jnp.uint32) << 15)
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class UInt8(_Format):
-    """E5M3 in blocks with a shared exponent, which is that of the block's largest element."""
+class _Blocks:
+    """A format with a shared exponent for each block of the last axis."""
 
     block: int  # a power of two
-
-    def __repr__(self) -> str:
-        return f"storage.uint8({self.block})"
-
-    def written(self, value: Value, word: jax.Array | None) -> Stored:
-        """Return the code of `value()`, which is asked for again, as `value(base)`."""
-        # What needs it reads it where it is stored, and does not make it anew.
-        base = again(_base(self._largest(_bits(value()))))
-        v = value(base)
-        floor = self._floor(base, v.shape)
-
-        def code(k: jax.Array) -> jax.Array:
-            return (jnp.maximum(k, floor) - floor).astype(jnp.uint8)
-
-        return Stored(_NONE, _NONE, _cut(v, word, 20, code), base if v.ndim else base[0])
-
-    def decode(self, cell: Stored) -> jax.Array:
-        """Return the float32 array."""
-        code, base = cell.e5m3, cell.exponents
-        return _real((code.astype(jnp.uint32) + self._floor(base, code.shape)) << 20)
 
     def _largest(self, k: jax.Array) -> jax.Array:
         """[..., n] to [..., blocks]: the largest of each block."""
@@ -116,12 +95,9 @@ class UInt8(_Format):
         few = math.gcd(block, 32)
         return k.reshape(*k.shape[:-1], k.shape[-1] // block, block // few, few).max(-1).max(-1)
 
-    def _floor(self, base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The least number of each element's block, in units of a code's last bit."""
-        return self._spread(base, shape).astype(jnp.uint32) << 3
-
     def _spread(self, base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The base of each element."""
+        """The base of each element, as uint32."""
+        base = base.astype(jnp.uint32)
         if not shape or base.shape[-1] == 1:
             return jnp.broadcast_to(base.reshape((*shape[:-1], 1)[: len(shape)]), shape)
         if shape[-1] % self.block:
@@ -130,12 +106,119 @@ class UInt8(_Format):
         return whole.reshape(*base.shape[:-1], base.shape[-1] * self.block)[..., : shape[-1]]
 
 
-Codec: TypeAlias = UInt16 | UInt8
+@dataclasses.dataclass(frozen=True, repr=False)
+class UInt16(_Unsigned):
+    """E8M8: eight bits of exponent and eight of fraction."""
+
+    def __repr__(self) -> str:
+        return "storage.uint16()"
+
+    def written(self, value: Value, word: jax.Array | None) -> Stored:
+        """Return the code of `value()`."""
+
+        def code(k: jax.Array) -> jax.Array:
+            return k.astype(jnp.uint16)
+
+        return _cell(e8m8=_cut(value(), word, 15, code))
+
+    def decode(self, cell: Stored) -> jax.Array:
+        """Return the float32 array."""
+        return _real(cell.e8m8.astype(jnp.uint32) << 15)
+
+
+class UInt8(_Blocks, _Unsigned):
+    """E5M3 in blocks with a shared exponent, which is that of the block's largest element."""
+
+    def __repr__(self) -> str:
+        return f"storage.uint8({self.block})"
+
+    def written(self, value: Value, word: jax.Array | None) -> Stored:
+        """Return the code of `value()`, which is asked for again, as `value(base)`."""
+        # What needs it reads it where it is stored, and does not make it anew.
+        base = again(_base(self._largest(_bits(value())), 31))
+        v = value(base)
+        floor = self._spread(base, v.shape) << 3
+
+        def code(k: jax.Array) -> jax.Array:
+            return (jnp.maximum(k, floor) - floor).astype(jnp.uint8)
+
+        return _cell(e5m3=_cut(v, word, 20, code), exponents=base if v.ndim else base[0])
+
+    def decode(self, cell: Stored) -> jax.Array:
+        """Return the float32 array."""
+        floor = self._spread(cell.exponents, cell.e5m3.shape) << 3
+        return _real((cell.e5m3.astype(jnp.uint32) + floor) << 20)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Int16(_Signed):
+    """SE8M7, which is bfloat16: a sign, eight bits of exponent and seven of fraction."""
+
+    def __repr__(self) -> str:
+        return "storage.int16()"
+
+    def written(self, value: Value, word: jax.Array | None) -> Stored:
+        """Return the code of `value()`."""
+        sign, size = _parts(without_derivative(value()))
+
+        def code(k: jax.Array) -> jax.Array:
+            return jnp.where(k == 0, k, k | sign >> 16).astype(jnp.uint16)
+
+        return _cell(se8m7=_cut(_real(size), word, 16, code))
+
+    def decode(self, cell: Stored) -> jax.Array:
+        """Return the float32 array."""
+        return _real(cell.se8m7.astype(jnp.uint32) << 16)
+
+
+class Int8(_Blocks, _Signed):
+    """SE4M3 in blocks with a shared exponent: a sign, four bits of exponent, three of fraction.
+
+    A number below the least exponent has the spacing of those above it, down to zero.
+    """
+
+    def __repr__(self) -> str:
+        return f"storage.int8({self.block})"
+
+    def written(self, value: Value, word: jax.Array | None) -> Stored:
+        """Return the code of `value()`, which is asked for again, as `value(base)`."""
+        largest = self._largest(_bits(value()) & _MAGNITUDE)
+        # From 3 on, so that the spacing is no subnormal number, which processors flush to zero.
+        base = again(jnp.maximum(_base(largest, 15), jnp.uint8(3)))
+        v = without_derivative(value(base))
+        low = self._spread(base, v.shape)
+        sign, k = _parts(v)
+        k = jnp.where(k >> 23 == 0, jnp.uint32(0), k)  # as processors do that flush
+        exponent = jnp.maximum(k >> 23, low + 1)  # of an eighth of it the number is a multiple
+        n, more = _rounded(_real(k) * _real((jnp.uint32(257) - exponent) << 23), word)
+        room = jnp.minimum(jnp.uint32(127), ((jnp.uint32(255) - low) << 3) - 1)
+        code = jnp.minimum(n + more + ((exponent - low - 1) << 3), room)
+        finite = jnp.where(code == 0, code, code | sign >> 24).astype(jnp.uint8)
+        special = ((k - (low << 23)) >> 20 | sign >> 24).astype(jnp.uint8)  # as in float32
+        # A choice comes last, as in `_cut`.
+        code = jax.lax.select(k < _INFINITY, finite, special)
+        return _cell(se4m3=code, exponents=base if v.ndim else base[0])
+
+    def decode(self, cell: Stored) -> jax.Array:
+        """Return the float32 array."""
+        code = cell.se4m3.astype(jnp.uint32)
+        low = self._spread(cell.exponents, code.shape)
+        k = code & 0x7F
+        # Below 8, in eighths of the least power of two, whose exponent is that of `low` plus one.
+        small = k.astype(jnp.float32) * _real((low - 2) << 23)
+        return _real(
+            _bits(jnp.where(k < 8, small, _real((k + (low << 3)) << 20))) | code >> 7 << 31
+        )
+
+
+Unsigned: TypeAlias = UInt16 | UInt8
+Signed: TypeAlias = Int16 | Int8
+Codec: TypeAlias = Unsigned | Signed
 
 
 def plain(v: Any) -> Stored:
     """An array that is not encoded."""
-    return Stored(v, _NONE, _NONE, _NONE)
+    return _cell(wide=v)
 
 
 def is_masked(x: Any) -> bool:
@@ -157,11 +240,11 @@ def arrays_of(stored: Stored) -> Any:
 
     def leaf(path: Any, *cell: Any) -> Any:
         found = [x for x in cell if not is_masked(x)]
-        number = 1 if is_masked(cell[2]) else 2
+        number = 1 if is_masked(cell[-1]) else 2
         if found and any(x is not None for x in cell):
             if len(found) != number or not all(hasattr(x, "dtype") for x in found):
                 raise TypeError(
-                    f"stored_as: the second moment at {jax.tree_util.keystr(path) or 'the root'} "
+                    f"stored_as: the moment at {jax.tree_util.keystr(path) or 'the root'} "
                     "is in none of its formats; was the state restored from a checkpoint with "
                     "another format as its target?"
                 )
@@ -179,12 +262,14 @@ def format_of(cell: Stored) -> Codec | None:
 
     No two powers of two cut an axis into the same number of blocks, unless that is one.
     """
-    if not is_masked(cell.e8m8):
-        return UInt16()
-    if is_masked(cell.e5m3):
+    for field, codec in (("e8m8", UInt16()), ("se8m7", Int16())):
+        if not is_masked(getattr(cell, field)):
+            return codec
+    if is_masked(cell.exponents):
         return None
-    last, blocks = (x.shape[-1] if x.shape else 1 for x in (cell.e5m3, cell.exponents))
-    return UInt8(1 << (-(-last // blocks) - 1).bit_length())
+    kind = Int8 if is_masked(cell.e5m3) else UInt8
+    last, blocks = (x.shape[-1] if x.shape else 1 for x in (array_of(cell), cell.exponents))
+    return kind(1 << (-(-last // blocks) - 1).bit_length())
 
 
 def read(cell: Stored) -> Any:
@@ -209,19 +294,47 @@ def _cut(
     return jax.lax.select(x < _INFINITY, code(finite), code(k))
 
 
-def _base(largest: jax.Array) -> jax.Array:
-    """The shared exponent of a block, 31 binades below that of its largest element.
+def _rounded(x: jax.Array, word: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The whole part of a number below 16, and 1 where word · 2⁻³² and the rest make one more."""
+    n = x.astype(jnp.uint32)
+    rest = ((x - n.astype(jnp.float32)) * 2.0**32).astype(jnp.uint32)
+    more = rest > ~(jnp.uint32(1 << 31) if word is None else word)
+    return n, more.astype(jnp.uint32)
+
+
+def _base(largest: jax.Array, binades: int) -> jax.Array:
+    """The shared exponent of a block, so many binades below that of its largest element.
 
     As if that were rounded up, which may lift it into the next binade.
     """
     up = jnp.minimum(largest, jnp.uint32(_NAN)) + jnp.uint32((1 << 20) - 1)
-    return (jnp.maximum(up >> 23, jnp.uint32(31)) - jnp.uint32(31)).astype(jnp.uint8)
+    return (jnp.maximum(up >> 23, jnp.uint32(binades)) - jnp.uint32(binades)).astype(jnp.uint8)
+
+
+@jax.custom_jvp
+def without_derivative(v: jax.Array) -> jax.Array:
+    """The array; its derivative is refused, where it would be zero in silence."""
+    return v
+
+
+@without_derivative.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "stored_as: no derivative passes through the codes of a first moment; store it in float32 "
+        "to differentiate through the optimizer"
+    )
 
 
 def _unsigned(v: jax.Array) -> jax.Array:
     """The number, 0 for -0; one NaN for all, and for what is negative."""
     x = jnp.where(_bits(v) == _SIGN, jnp.uint32(0), _bits(v))
     return _real(jnp.where(x > _INFINITY, jnp.uint32(_NAN), x))
+
+
+def _parts(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The bits of the sign, and those of the magnitude; one NaN for all of a sign."""
+    x = _bits(v) & _MAGNITUDE
+    return _bits(v) & _SIGN, jnp.where(x > _INFINITY, jnp.uint32(_NAN), x)
 
 
 def _bits(v: jax.Array) -> jax.Array:

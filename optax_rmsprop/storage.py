@@ -1,16 +1,18 @@
-"""Second moments in two bytes a parameter, or in one.
+"""Moments in two bytes a parameter, or in one.
 
     tx = stored_as(rmsprop(1e-3), uint16())
+    tx = stored_as(rmsprop(1e-3, momentum=0.9), uint8(), int8())
 
-A second moment is stored as an unsigned floating-point number of 16 or 8 bits. Arithmetic is in
-float32. Rounding is stochastic and unbiased, so that a decay of 0.999 is tracked, which moves a
-value by less than the spacing of the numbers; rounded to nearest, it would never come down. The
-random bits are a hash of the element's index, the leaf's path and the step: the state has no key,
-and the bits are the same on any mesh.
+A second moment is stored as an unsigned floating-point number of 16 or 8 bits, and a first moment,
+which is a momentum buffer or a mean of gradients, as a signed one. Arithmetic is in float32.
+Rounding is stochastic and unbiased, so that a decay of 0.999 is tracked, which moves a value by
+less than the spacing of the numbers; rounded to nearest, it would never come down. The random bits
+are a hash of the element's index, the leaf's path and the step: the state has no key, and the bits
+are the same on any mesh.
 
-The step of this package's links is taken from the second moment as it is stored. Its rounding is
-one more of those that the average carries already, and no float32 copy is ever in memory. A
-transformation of Optax takes its step before its second moment is rounded.
+The step of this package's links is taken from the moments as they are stored. Their rounding is
+one more of those that the averages carry already, and no float32 copy is ever in memory. A
+transformation of Optax takes its step before its moments are rounded.
 """
 
 import dataclasses
@@ -27,17 +29,31 @@ import optax
 from jax.typing import ArrayLike
 
 from ._formats import Codec as Codec
+from ._formats import (
+    Int8,
+    Int16,
+    Signed,
+    UInt8,
+    UInt16,
+    Unsigned,
+    added,
+    arrays_of,
+    format_of,
+    is_masked,
+    plain,
+    read,
+    words,
+)
 from ._formats import Stored as Stored
-from ._formats import UInt8, UInt16, added, arrays_of, format_of, is_masked, plain, read, words
 from ._link import Link, Treewise, check_state, link, parts_of, whole_of
 from ._run import Part
 from ._tree import increment, is_gradient, zero
 
-Choice: TypeAlias = Callable[[str, Any], Codec | None]
+Choice: TypeAlias = Callable[[str, Any], Codec | None]  # from a leaf's path, and the leaf
 State = TypeVar("State")
 
 # The averages of squares in the states of this package and of Optax, some of which have no public
-# name. In no other state is a number without a sign, whatever its field is called.
+# name. In no other state does an unsigned format fit, whatever a field is called.
 _SECOND_MOMENTS = {
     "optax_rmsprop.ScaleByRmsState": ["nu"],
     "optax_rmsprop.ScaleByStddevState": ["var"],
@@ -57,7 +73,21 @@ _SECOND_MOMENTS = {
     "optax.MomoAdamState": ["exp_avg_sq"],
     "optax.ProdigyState": ["exp_avg_sq"],
 }
-# Which random bits round a parameter: others than any that round a second moment.
+# The momentum buffers and the averages of gradients, likewise. Not the mean of Optax's centred
+# states: its square is subtracted from their second moment, which a rounded one may exceed.
+_FIRST_MOMENTS = {
+    "optax_rmsprop.ScaleByStddevState": ["mu"],
+    "optax_rmsprop.TraceState": ["trace"],
+    "optax_rmsprop.EmaState": ["ema"],
+    "optax.TraceState": ["trace"],
+    "optax.EmaState": ["ema"],
+    "optax.ScaleByAdamState": ["mu"],
+    "optax.ScaleByAmsgradState": ["mu"],
+    "optax.ScaleByBeliefState": ["mu"],
+    "optax.ScaleByNovogradState": ["mu"],
+    "optax.ScaleByLionState": ["mu"],
+}
+# Which random bits round a parameter: others than any that round a moment.
 _COARSE, _FINE = 1 << 20, 1 << 21
 
 
@@ -65,10 +95,10 @@ class StoredAsState(NamedTuple):
     """The state of `stored_as`."""
 
     rounding_count: jax.Array  # int32 []: updates made so far
-    inner_state: Any  # the wrapped state, with a `Stored` in the place of every second moment
+    inner_state: Any  # the wrapped state, with a `Stored` in the place of every moment to encode
 
 
-def uint16() -> Codec:
+def uint16() -> Unsigned:
     """Store in two bytes an element: the unsigned float E8M8, 8 bits of exponent and 8 of fraction.
 
     It has all of float32's range. The relative error is below 2⁻⁸ and unbiased. Elements do not
@@ -77,7 +107,7 @@ def uint16() -> Codec:
     return UInt16()
 
 
-def uint8(block: int = 128) -> Codec:
+def uint8(block: int = 128) -> Unsigned:
     """Store in a byte an element: block floating point E5M3, with a shared exponent a block.
 
     An element has 5 bits of exponent and 3 of fraction; each `block` of the last axis shares one
@@ -93,28 +123,71 @@ def uint8(block: int = 128) -> Codec:
     Raises:
         ValueError: if `block` is no power of two.
     """
+    return UInt8(_power_of_two("uint8", block))
+
+
+def int16() -> Signed:
+    """Store in two bytes an element: the signed float SE8M7, which is bfloat16.
+
+    It has all of float32's range. The relative error is below 2⁻⁷ and unbiased, 0.23 % in the root
+    mean square. Elements do not influence each other, so the leaf may be sharded in any way.
+    """
+    return Int16()
+
+
+def int8(block: int = 128) -> Signed:
+    """Store in a byte an element: signed block floating point SE4M3, shared exponents.
+
+    An element has a sign, 4 bits of exponent and 3 of fraction; each `block` of the last axis
+    shares one byte that is added to the exponents. The relative error is below 1/8 and unbiased,
+    3.8 % in the root mean square, for elements down to 2⁻¹⁵ times the block's largest. Smaller ones
+    are rounded, unbiased too, to multiples of 2⁻¹⁸ to 2⁻¹⁷ times the largest, of which 0 is one.
+
+    Args:
+        block: How many elements share an exponent, a power of two, as in `uint8`.
+
+    Raises:
+        ValueError: if `block` is no power of two.
+    """
+    return Int8(_power_of_two("int8", block))
+
+
+def _power_of_two(name: str, block: Any) -> int:
     if type(block) is not int or block < 1 or block & (block - 1):
-        raise ValueError(f"uint8: block must be a power of two, got {block!r}")
-    return UInt8(block)
+        raise ValueError(f"{name}: block must be a power of two, got {block!r}")
+    return block
 
 
 @link(StoredAsState, "storage")
-def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Treewise:
-    """Store the second moments of a transformation, or of a whole chain, in 16 or 8 bits.
+def stored_as(
+    inner: optax.GradientTransformation,
+    codec: Unsigned | Choice | None,
+    first_moments: Signed | Choice | None = None,
+) -> Treewise:
+    """Store the moments of a transformation, or of a whole chain, in 16 or 8 bits.
 
         code ← encode(β·decode(code) + (1−β)·g²),    u = g / √(decode(code)+ε)
+        code ← encode(μ·decode(code) + u),           u = decode(code)
 
-    Second moments are known by the class of their state, so this works on `optax.adam` and its
-    relatives too, and leaves all that has a sign as it is. Leaves that are not float32 stay as they
-    are. So do, if one codec is given for all, leaves of fewer than 4,096 elements and embeddings
-    (with "embed" in their path); a leaf whose last axis is shorter than 32 gets `uint16`. Nothing
-    but path and shape decides, so that the format is the same on any mesh.
+    Moments are known by the class of their state, so this works on `optax.adam` and its relatives
+    too. First moments stay in float32 unless `first_moments` says otherwise. Leaves that are not
+    float32 stay as they are. So do, if one codec is given for all, leaves of fewer than 4,096
+    elements and embeddings (with "embed" in their path); a leaf whose last axis is shorter than 32
+    gets `uint16` for `uint8`, and `int16` for `int8`. Nothing but path and shape decides, so that
+    the format is the same on any mesh.
 
     The bound on a step grows by the rounding: by 2⁻⁹ of it for `uint16`, and by 7 % for `uint8`. A
     gradient 2¹⁵ times its neighbours' in a block of `uint8` shortens their steps while it is
-    remembered; clip before. No derivative passes through the codes. A negative number becomes NaN.
-    Second moments of one leaf have random bits of their own; two `stored_as` in one `optax.chain`
-    do not know of each other, and have the same: store the chain instead.
+    remembered; clip before. No derivative passes through the codes of a second moment, and where
+    one would have to pass through those of a first moment, it is refused. A negative second moment
+    becomes NaN. Moments of one leaf have random bits of their own; two `stored_as` in one
+    `optax.chain` do not know of each other, and have the same: store the chain instead.
+
+    Each rounding of a momentum buffer stays in it, and moves the parameter 1/(1−μ) times. Where
+    gradients are noise the variance of the steps grows by the share s²/(1−μ²), with s² = 0.0014
+    for `int8` and 5.5·10⁻⁶ for `int16`: by 0.7 % and 0.003 % at μ = 0.9, by 7 % and 0.03 % at
+    μ = 0.99, and by 70 % and 0.3 % at μ = 0.999, where `int16` is the choice. The variance of
+    centred links is taken from the mean as it is stored, and so is at least s²·mean².
 
     Inside `jax.shard_map` a shard is an array of its own: the shape that decides is its shape, and
     all shards use the same random bits. Where `block` does not divide its last axis, decode it
@@ -122,18 +195,22 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
 
     Args:
         inner: Any Optax transformation.
-        codec: `uint16()`, `uint8()`, or a function from a leaf's path, such as "['layer']['w']",
-            and the leaf to a codec or None. It is called for every leaf of float32, at `init`.
+        codec: The format of second moments: `uint16()`, `uint8()`, None for float32, or a function
+            from a leaf's path, such as "['layer']['w']", and the leaf to one of these. It is called
+            for every leaf of float32, at `init`.
+        first_moments: The format of momentum buffers and means: `int16()`, `int8()`, None for
+            float32, or such a function.
 
     Returns:
         A transformation with the state `StoredAsState(rounding_count, inner_state)`, in which a
-        `Stored(wide, e8m8, e5m3, exponents)` stands for every tree of second moments. Each leaf is
-        in the field of its format, with `optax.MaskedNode()` in the others. A state goes on in the
-        formats that it has.
+        `Stored(wide, e8m8, e5m3, se8m7, se4m3, exponents)` stands for every tree of moments with a
+        format. Each leaf is in the field of its format, with `optax.MaskedNode()` in the others. A
+        state goes on in the formats that it has.
 
     Raises:
-        TypeError: if `codec` is or returns something else, if `inner` is stored already, at `init`
-            if its state has no second moment that is known, and as `inner`.
+        TypeError: if `codec` or `first_moments` is or returns something else, if both are None, if
+            `inner` is stored already, at `init` if its state has no moment that is known of a kind
+            that has a format, and as `inner`.
         ValueError: as `inner`.
 
     Example:
@@ -148,24 +225,25 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
 
     Source: Gupta et al., Deep learning with limited numerical precision, 2015, for stochastic
     rounding. Dettmers et al., 8-bit optimizers via block-wise quantization, 2021, for blocks in
-    optimizer states. The two formats are this package's.
+    optimizer states. The formats are this package's, but for bfloat16.
     """
-    for function in (uint16, uint8):
-        if codec is function:
-            raise TypeError(f"stored_as: codec must be a call: storage.{function.__name__}()")
-    if not isinstance(codec, (UInt16, UInt8)) and not callable(codec):
-        raise TypeError(f"stored_as: codec must be uint16(), uint8() or a function, got {codec}")
+    choices = [
+        (kind, _choice(kind, given))
+        for kind, given in ((SECOND, codec), (FIRST, first_moments))
+        if given is not None
+    ]
+    if not choices:
+        raise TypeError("stored_as: codec and first_moments are both None")
     if shown(inner).startswith("storage."):
         raise TypeError(f"stored_as: inner is stored already: {shown(inner)}")
-    choice = codec if callable(codec) else _Default(codec)
     adapted = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> StoredAsState:
-        return StoredAsState(zero(), _start(inner, choice, params))
+        return StoredAsState(zero(), _start(inner, choices, params))
 
     def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
         check_state("stored_as", state, StoredAsState)
-        moments = second_moments(state.inner_state)
+        moments = [x for kind, _ in choices for x in moments_of(kind, state.inner_state)]
         if not any(map(_is_stored, moments)):
             check_state("stored_as", moments[0] if moments else state.inner_state, Stored)
         found = parts_of(inner.update, updates, state.inner_state, count)
@@ -191,16 +269,61 @@ def stored_as(inner: optax.GradientTransformation, codec: Codec | Choice) -> Tre
     return Treewise(init, update, parts, whole)
 
 
+class _Kind(NamedTuple):
+    """Second or first moments: the fields of states that are, and what they are stored in."""
+
+    argument: str
+    words: str
+    fields: dict[str, list[str]]
+    formats: tuple[type, ...]
+    functions: tuple[Any, ...]  # of which the formats are calls
+    unblocked: Codec
+
+
+SECOND = _Kind(
+    "codec", "second moment", _SECOND_MOMENTS, (UInt16, UInt8), (uint16, uint8), UInt16()
+)
+FIRST = _Kind(
+    "first_moments", "first moment", _FIRST_MOMENTS, (Int16, Int8), (int16, int8), Int16()
+)
+
+
+def _choice(kind: _Kind, given: Any) -> Choice:
+    """The function that finds the format of a leaf."""
+    names = [f"{function.__name__}()" for function in kind.functions]
+    for function, name in zip(kind.functions, names, strict=True):
+        if given is function:
+            raise TypeError(f"stored_as: {kind.argument} must be a call: storage.{name}")
+    if isinstance(given, kind.formats):
+        return _Default(given, kind.unblocked)
+    if not callable(given):
+        raise TypeError(
+            f"stored_as: {kind.argument} must be {', '.join(names)} or a function, got {given}"
+        )
+
+    def chosen(path: str, leaf: Any) -> Codec | None:
+        codec: Any = given(path, leaf)
+        if codec is not None and not isinstance(codec, kind.formats):
+            raise TypeError(
+                f"stored_as: {kind.argument} must return {', '.join(names)} or None, at "
+                f"{path or 'the root'} it returned {codec!r}"
+            )
+        return codec
+
+    return chosen
+
+
 @dataclasses.dataclass(frozen=True)
 class _Default:
     """Small leaves and embeddings stay wide, and short rows have no blocks."""
 
     codec: Codec
+    unblocked: Codec
 
     def __call__(self, path: str, leaf: Any) -> Codec | None:
         if math.prod(leaf.shape) < 4096 or "embed" in path.lower():
             return None
-        return UInt16() if leaf.shape[-1] < 32 else self.codec
+        return self.unblocked if leaf.shape[-1] < 32 else self.codec
 
 
 def apply_updates(params: optax.Params, updates: optax.Updates, count: ArrayLike) -> optax.Params:
@@ -280,8 +403,10 @@ def _encoded(codec: Codec, v: jax.Array) -> Stored:
 _decoded = jax.jit(read)  # in one program, within which XLA shards
 
 
-def _start(inner: optax.GradientTransformation, choice: Choice, params: Any) -> Any:
-    """A new state whose second moments are held in the format that `choice` finds for a leaf."""
+def _start(
+    inner: optax.GradientTransformation, choices: list[tuple[_Kind, Choice]], params: Any
+) -> Any:
+    """A new state whose moments are held in the format that a choice finds for a leaf."""
     structure = cast(Any, jax.tree.structure(params))
     found = list[str]()
 
@@ -291,32 +416,35 @@ def _start(inner: optax.GradientTransformation, choice: Choice, params: Any) -> 
         if isinstance(x, (Stored, StoredAsState)):
             raise TypeError(f"stored_as: inner is stored already: {shown(inner)}")
         found.extend([type(x).__name__] if hasattr(x, "_fields") else [])
-        return bool(_second_moments_of(x))
+        return any(fields_of(kind, x) for kind, _ in choices)
 
-    def leaf(path: str, v: Any) -> Stored:
-        codec: Any = choice(path, v) if v.dtype == jnp.float32 and v.size else None
-        if codec is not None and not isinstance(codec, (UInt16, UInt8)):
-            raise TypeError(
-                f"stored_as: codec must return uint16(), uint8() or None, at {path or 'the root'} "
-                f"it returned {codec!r}"
-            )
-        return plain(v) if codec is None else cast(Any, _encoded)(codec, v)
+    def stored(tree: Any, choice: Choice) -> Stored:
+        def leaf(path: Any, v: Any) -> Stored:
+            known = v.dtype == jnp.float32 and v.size
+            codec = choice(jax.tree_util.keystr(path), v) if known else None
+            return plain(v) if codec is None else cast(Any, _encoded)(codec, v)
+
+        leaves, structure = cast(Any, jax.tree_util.tree_flatten_with_path(tree))
+        return _stored([leaf(path, v) for path, v in leaves], structure)
 
     def part(x: Any) -> Any:
-        fields = () if jax.tree.structure(x) == structure else _second_moments_of(x)
-        return x._replace(**{field: stored(getattr(x, field)) for field in fields}) if fields else x
-
-    def stored(tree: Any) -> Stored:
-        leaves, structure = cast(Any, jax.tree_util.tree_flatten_with_path(tree))
-        return _stored([leaf(jax.tree_util.keystr(path), v) for path, v in leaves], structure)
+        if jax.tree.structure(x) == structure:
+            return x
+        new = {
+            field: stored(getattr(x, field), choice)
+            for kind, choice in choices
+            for field in fields_of(kind, x)
+        }
+        return x._replace(**new) if new else x
 
     state = inner.init(params)
     new = jax.tree.map(part, state, is_leaf=is_part)
-    if not second_moments(new):
-        raise TypeError(
-            f"stored_as: inner, {shown(inner)}, has no second moment that is known here, its state "
-            f"consists of {', '.join(found) or 'nothing'}"
-        )
+    for kind, _ in choices:
+        if not moments_of(kind, new):
+            raise TypeError(
+                f"stored_as: inner, {shown(inner)}, has no {kind.words} that is known here, its "
+                f"state consists of {', '.join(found) or 'nothing'}"
+            )
     return new
 
 
@@ -329,7 +457,7 @@ def shown(inner: Any) -> str:
 
 
 def decoded(state: State) -> State:
-    """The state with every second moment as float32, to look at or to carry elsewhere.
+    """The state with every moment as float32, to look at or to carry elsewhere.
 
     Where it stands in a `StoredAsState`, its `inner_state` continues without `stored_as`.
     """
@@ -348,7 +476,7 @@ def decoded(state: State) -> State:
 
 
 def encoded_like(state: State, like: Any, count: jax.Array | None = None) -> State:
-    """The state with its second moments in the formats of those of `like`.
+    """The state with its moments in the formats of those of `like`.
 
     They are rounded to nearest, or stochastically as at the step of a count.
     """
@@ -380,19 +508,23 @@ def _stored(cells: list[Stored], structure: Any) -> Stored:
 
 def second_moments(state: Any) -> list[Any]:
     """Every tree of second moments in a state, `Stored` where it is."""
+    return moments_of(SECOND, state)
+
+
+def moments_of(kind: _Kind, state: Any) -> list[Any]:
+    """Every tree of moments of a kind in a state, `Stored` where it is."""
 
     def is_part(x: Any) -> bool:
-        return isinstance(x, Stored) or bool(_second_moments_of(x))
+        return isinstance(x, Stored) or bool(fields_of(kind, x))
 
     parts = jax.tree.leaves(state, is_leaf=is_part)
-    return [getattr(x, field) for x in parts for field in _second_moments_of(x)]
+    return [getattr(x, field) for x in parts for field in fields_of(kind, x)]
 
 
-def _second_moments_of(x: object) -> list[str]:
-    """The fields of a state that are averages of squares."""
-    kind = type(x)
-    package = kind.__module__.partition(".")[0]
-    return _SECOND_MOMENTS.get(f"{package}.{kind.__name__}", [])
+def fields_of(kind: _Kind, x: object) -> list[str]:
+    """The fields of a state that are moments of a kind."""
+    package = type(x).__module__.partition(".")[0]
+    return kind.fields.get(f"{package}.{type(x).__name__}", [])
 
 
 def _is_stored(x: Any) -> bool:

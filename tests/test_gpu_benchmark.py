@@ -129,7 +129,7 @@ def test_all_of_it_on_a_cpu(tmp_path):
 
 
 def correct(tables):
-    assert len(tables["codes"]) == 8 and len(tables["trajectories"]) == 16
+    assert len(tables["codes"]) == 16 and len(tables["trajectories"]) == 16
     assert all(row["different"] == 0 and row["elements"] > 10_000 for row in tables["codes"])
     assert all(row["ulp"] <= row["bound"] < 200 for row in tables["trajectories"])
     assert tables["failures"] == []
@@ -139,7 +139,7 @@ def correct(tables):
 def update(tables):
     ours, theirs = "optax_rmsprop", "optax"
     kinds = [(name, by) for name in SETTINGS for by in (theirs, ours)]
-    kinds += [("uint16", ours), ("uint8", ours)]
+    kinds += [(name, ours) for name in ("uint16", "uint8", "uint16, int16", "uint8, int8")]
     xla = [row for row in tables["update"] if "PyTorch" not in row["by"]]
     rows = {tuple(row[x] for x in ("model", "dtype", "setting", "by")): row for row in xla}
     shapes = models.models(small=True)
@@ -155,6 +155,7 @@ def update(tables):
     assert moved == {
         "momentum": 28, "plain": 20, "centred": 28, "dialects.torch": 20,
         "uint16": 12 + 2 * 2, "uint8": 12 + 2 * (1 + 1 / 128),
+        "uint16, int16": 12 + 2 * 4, "uint8, int8": 12 + 2 * (2 + 2 / 128),
     }  # fmt: skip
     # bfloat16: this package keeps its state in float32, Optax in bfloat16.
     half = [rows["one leaf", "bfloat16", "momentum", by]["must move"] for by in (ours, theirs)]

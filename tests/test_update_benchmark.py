@@ -50,12 +50,14 @@ def test_a_trial_writes_every_row(tmp_path):
     assert [(row["leaves"], row["setting"]) for row in small] == [
         (n, setting) for n in (4, 10) for setting in ("plain", "momentum")
     ]
-    measured(tables["step"] + small, page)
+    others = tables["other models"]
+    assert len(others) == 3 * 2 * (2 + len(update.STORED))
+    measured(tables["step"] + small + others, page)
     compilation(tables["compilation"])
 
 
 def steps(rows, page):
-    expected = [(setting, "Optax") for setting in [*update.SETTINGS, *update.CODECS]]
+    expected = [(setting, "Optax") for setting in [*update.SETTINGS, *update.STORED]]
     for setting, package, name in ((TORCH, "torch", "PyTorch"), (KERAS, "keras", "Keras")):
         expected.append((setting, "Optax's"))
         if util.find_spec(package):
@@ -71,10 +73,12 @@ def measured(rows, page):
         assert all(0 < row[x][0] <= row[x][1] <= row[x][2] < 1e5 for x in TIMES) and row["n"] == 5
         theirs, ours = (row[x][1] for x in TIMES)
         assert row["ratio"] == ours / theirs and f"| {row['ratio']:.4g} |" in page
-        # float32: params, gradient and second moment read, params and second moment written.
-        assert row["accessed, ours"] > 12 and row["temporary, ours"] >= 0
+        assert 0 < row["fraction of a copy's bandwidth"] < 10
+        # Params, gradient and second moment read, params and second moment written: in bfloat16, or
+        # in 16 bits, it is half of float32's.
+        assert row["accessed, ours"] > 8 and row["temporary, ours"] >= 0
         if "PyTorch" not in row["beside"]:
-            assert row["accessed, its"] >= 20 and row["temporary, its"] >= 0
+            assert row["accessed, its"] >= 10 and row["temporary, its"] >= 0
     assert len({row["ratio"] for row in rows}) == len(rows)  # Each is of a measurement of its own.
 
 

@@ -20,7 +20,10 @@ import optax_rmsprop
 from benchmarks.gpu.part import Part
 from optax_rmsprop import _formats, dialects, storage
 
-CODECS = {"uint16": storage.uint16(), "uint8": storage.uint8()}
+CODECS = {
+    "uint16": storage.uint16(), "uint8": storage.uint8(),
+    "int16": storage.int16(), "int8": storage.int8(),
+}  # fmt: skip
 DECAY, STEPS, ELEMENTS = 0.9, 20, 4096
 # In ulp, with |g| from 1/2 to 1 and signs that alternate. A second moment is a sum of positive
 # terms, and a step rounds four times: half an ulp each. The mean of a centred one is wrong by 3
@@ -65,9 +68,11 @@ def on_both(function: Callable, *arrays: Any) -> tuple[list[np.ndarray], list[np
 def codes(part: Part) -> None:
     """Compare codes bit for bit."""
     values = everything(64 if part.options.small else 8192)
-    # A second moment that is whatever `update` got: no arithmetic touches it.
-    moment = optax.ScaleByRmsState
-    carrier = optax.GradientTransformation(moment, lambda g, state, params=None: (g, moment(g)))
+    # Moments that are whatever `update` got: no arithmetic touches them.
+    carriers = {
+        kind: optax.GradientTransformation(state, lambda g, _, params=None, s=state: (g, s(g)))
+        for kind, state in (("u", optax.ScaleByRmsState), ("i", optax.TraceState))
+    }
 
     def encoded(codec: storage.Codec, stochastic: bool) -> Callable:
         def function(v: jax.Array) -> Any:
@@ -78,7 +83,9 @@ def codes(part: Part) -> None:
         return function
 
     def stored(codec: storage.Codec, stochastic: bool) -> Callable:
-        tx = storage.stored_as(carrier, lambda path, leaf: codec)
+        kind, everywhere = repr(codec).removeprefix("storage.")[0], lambda path, leaf: codec
+        formats = (everywhere, None) if kind == "u" else (None, everywhere)
+        tx = storage.stored_as(carriers[kind], *formats)
 
         def function(v: jax.Array) -> Any:
             state = tx.init({"w": v})

@@ -40,6 +40,14 @@ fraction is.""",
     "copy": "The copies that took turns with each model: bytes read and written, by time.",
 }
 
+# The formats of the state, by name, with the momentum at which they are timed.
+STORED = {
+    "uint16": (None, (storage.uint16(),)),
+    "uint8": (None, (storage.uint8(),)),
+    "uint16, int16": (0.9, (storage.uint16(), storage.int16())),
+    "uint8, int8": (0.9, (storage.uint8(), storage.int8())),
+}
+
 
 def transformations() -> dict[tuple[str, str], optax.GradientTransformation]:
     """Return what is timed, by setting and by whose it is; Optax's first."""
@@ -50,8 +58,8 @@ def transformations() -> dict[tuple[str, str], optax.GradientTransformation]:
     ):  # fmt: skip
         found[name, "optax"] = optax.rmsprop(**arguments, **more)
         found[name, "optax_rmsprop"] = optax_rmsprop.rmsprop(**arguments, **more)
-    for name, codec in (("uint16", storage.uint16()), ("uint8", storage.uint8())):
-        tx = storage.stored_as(optax_rmsprop.rmsprop(**arguments), codec)
+    for name, (momentum, codecs) in STORED.items():
+        tx = storage.stored_as(optax_rmsprop.rmsprop(**arguments, momentum=momentum), *codecs)
         found[name, "optax_rmsprop"] = tx
     found["dialects.torch", "optax"] = optax.rmsprop(**arguments, eps_in_sqrt=False)
     found["dialects.torch", "optax_rmsprop"] = dialects.torch(1e-3, 0.99)
@@ -176,7 +184,8 @@ def add(part: Part, table: str, row: dict[str, Any]) -> None:
     """Add a row, and how its time compares to Optax's."""
     names = ("model", "dtype", "setting")
     same = [row.get(name) for name in names]
-    same[2] = "plain" if same[2] in ("uint16", "uint8") else same[2]
+    if same[2] in STORED:
+        same[2] = "momentum" if STORED[same[2]][0] else "plain"
     for other in part.tables["update"] if "step, µs" in row else ():
         if other["by"] == "optax" and [other[name] for name in names] == same:
             row["× Optax"] = row["step, µs"][1] / other["step, µs"][1]

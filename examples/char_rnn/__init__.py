@@ -1,0 +1,1 @@
+"""A character model, trained as char-rnn trains."""

@@ -1,0 +1,1 @@
+"""The Wasserstein GAN with RMSprop, many seeds in one program."""
