@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,17 @@ def test_what_the_page_of_commands_shows_is_what_is_printed(capsys):
     block = text.partition("```text\n$ python -m optax_rmsprop bytes ")[2].partition("```")[0]
     arguments, _, shown = block.partition("\n")
     assert shown == run(capsys, *arguments.split())
+
+
+def test_the_bytes_that_the_page_of_memory_tells(capsys):
+    found = run(capsys, "llama-2-7b", "--params-dtype", "bfloat16", "--json")
+    totals = {row["optimizer"]: f"{row['total'] / 10**9:.1f}" for row in found["rows"]}
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    told = re.findall(
+        r"([\d.]+) GB", text.partition("optax_rmsprop bytes`")[2].partition("\n\n")[0]
+    )
+    names = "optax.adam", "rmsprop", "rmsprop, uint8()", "rmsprop with momentum, uint8(), int8()"
+    assert told == [totals[name] for name in names]
 
 
 def test_moments_are_of_the_width_that_the_pages_tell():

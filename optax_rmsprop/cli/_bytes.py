@@ -42,6 +42,12 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "rmsprop, uint16()": lambda: storage.stored_as(_plain(), storage.uint16()),
     "rmsprop, uint8()": lambda: storage.stored_as(_plain(), storage.uint8()),
     "rmsprop with momentum": _momentum,
+    "rmsprop with momentum, uint16(), int16()": lambda: storage.stored_as(
+        _momentum(), storage.uint16(), storage.int16()
+    ),
+    "rmsprop with momentum, uint8(), int8()": lambda: storage.stored_as(
+        _momentum(), storage.uint8(), storage.int8()
+    ),
 }
 
 
