@@ -933,7 +933,7 @@ def test_wrong_use_is_told_with_status_2(arguments, words, tmp_path, capsys, mon
 
 
 def test_help_is_there(capsys):
-    for arguments in ([], ["inspect"], ["convert"], ["identify"], ["compare"]):
+    for arguments in ([], ["inspect"], ["convert"], ["identify"], ["compare"], ["bytes"]):
         assert cli.main([*arguments, "--help"]) == 0
         assert "usage: python -m optax_rmsprop" in capsys.readouterr().out
 

@@ -96,6 +96,7 @@ FLOORS = {
     "compare": 26,
     "__init__": 27,
     "cli._guard": 32,
+    "cli._models": 32,
     "cli._calls": 33,
     "cli._saved": 34,
     "cli._provenance": 35,
@@ -106,11 +107,12 @@ FLOORS = {
     "cli._inspect": 37,
     "cli._open": 37,
     "cli._layouts": 37,
+    "cli._bytes": 38,
     "cli._convert": 38,
-    "cli._show": 38,
-    "cli._commands": 39,
-    "cli": 40,
-    "__main__": 41,
+    "cli._show": 39,
+    "cli._commands": 40,
+    "cli": 41,
+    "__main__": 42,
 }
 OUTSIDE = {"jax", "optax", "numpy"}
 # Those of the extra, which nothing that is imported with the package may import.

@@ -1,4 +1,4 @@
-"""Commands: which rule a log or a checkpoint has, and a checkpoint carried to another framework.
+"""Commands: the rule of a log or a checkpoint, a checkpoint carried elsewhere, and where bytes go.
 
 Nothing of this is imported with the package. What it needs besides is the extra `cli`.
 """

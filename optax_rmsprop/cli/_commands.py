@@ -12,6 +12,7 @@ import tyro
 from . import _guard as guard
 from . import _open as files
 from . import _show as show
+from ._bytes import account, mesh_of, params_of
 from ._calls import FRAMEWORKS, settings_of
 from ._convert import Request, convert
 from ._guard import Refused
@@ -24,6 +25,8 @@ _DIALECTS = "|".join(FRAMEWORKS)
 Dialect = Literal[
     "", "torch", "timm", "stable_baselines3", "pfrl", "keras", "keras2", "tensorflow1"
 ]
+Dtype = Literal["", "float32", "bfloat16", "float16", "float64"]
+_DTYPES = "float32|bfloat16|float16|float64"
 Each = tyro.conf.UseAppendAction[tuple[str, ...]]
 Rename = Annotated[Each, arg(metavar="OLD=NEW")]
 File = Annotated[tyro.conf.Positional[pathlib.Path], arg(metavar="FILE")]
@@ -61,12 +64,13 @@ def run(arguments: Sequence[str]) -> int:
     """Parse the command line and run it."""
     commands = {
         "identify": _identify, "compare": _compare, "inspect": _inspect, "convert": _convert,
+        "bytes": _bytes,
     }  # fmt: skip
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="python -m optax_rmsprop",
-            description="Which RMSprop is it; and a checkpoint carried to another framework.",
+            description="Which RMSprop is it; a checkpoint carried elsewhere; where bytes go.",
             args=list(arguments),
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
@@ -160,6 +164,30 @@ def _convert(
         show.text("\n".join(group["call"] for group in record["groups"]))
         show.text(f"left out: {left_out}" if left_out else "")
         show.text(f"written: {to}")
+    return 0
+
+
+def _bytes(
+    model: Annotated[tyro.conf.Positional[str], arg(metavar="MODEL")],
+    devices: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
+    mesh: Annotated[str, arg(metavar="NAME=SIZE,...", help_behavior_hint="")] = "",
+    params_dtype: Annotated[Dtype, arg(metavar=_DTYPES, help_behavior_hint="")] = "",
+    memory: Annotated[tuple[float, ...], arg(metavar="GB ...")] = (16, 24, 80),
+    json: bool = False,
+) -> int:
+    """Say where the bytes of training go, for each format of the state, and what is left.
+
+    Args:
+        model: llama-2-7b, vit-h-14 or resnet-50; or the tree of the parameters, as for `--target`.
+        devices: How many split the first dimension of each parameter that this divides.
+        mesh: In place of `--devices`, axes that each split another dimension of a parameter.
+        params_dtype: Of parameters and gradients, in place of that of the tree.
+        memory: Of a device.
+        json: Print JSON.
+    """
+    with show.working(f"counting the bytes of {model}"):
+        found = account(model, params_of(model, params_dtype), mesh_of(devices, mesh), memory)
+    show.as_json(found) if json else show.account(found)
     return 0
 
 

@@ -14,6 +14,7 @@ import rich.progress
 import rich.table
 import rich.text
 
+from ._bytes import GB, Account, Row
 from ._guard import finite, printable
 from ._inspect import Inspection, Parameter
 
@@ -69,28 +70,51 @@ def inspection(found: Inspection) -> None:
     for file, n in Counter(name.partition("/")[0] for name in digests).items():
         what = f"SHA-256 {digests[file]}" if file in digests else f"a folder of {n} files"
         lines += [("converted from", f"{file}, {what}")]
+    _lines(lines)
+    if found.parameters:
+        print(_parameters(found))
+
+
+def account(found: Account) -> None:
+    """Print where the bytes go."""
+    mesh = ", ".join(f"{name}={size}" for name, size in found.mesh.items())
+    held = f"parameters {_gb(found.parameters)} GB, gradients {_gb(found.gradients)} GB"
+    _lines(
+        [
+            ("model", f"{found.model}: {found.count:,} parameters"),
+            ("mesh", f"{mesh}; {found.rule}"),
+            ("on a device", f"{held}; a GB is 10⁹ bytes"),
+            ("not counted", found.not_counted),
+        ]
+    )
+    heads = ("optimizer", "state, bytes a parameter", "state, GB", "total, GB")
+    heads += tuple(f"left of {memory:g} GB" for memory in found.memory)
+    print(_table(heads, [_cells(row) for row in found.rows]))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    left = (_gb(n) if n >= 0 else "too much" for n in row.left)
+    return row.optimizer, f"{row.of_a_parameter:.3f}", _gb(row.state), _gb(row.total), *left
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.3f}"
+
+
+def _lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Print names and what they are, where it is something."""
     for name, value in lines:
         if value:
             print(f"{name:<17}{printable(value)}")
-    if found.parameters:
-        print(_table(found))
 
 
-def _table(found: Inspection) -> str:
-    """The parameters, one a line, and no column that is empty."""
+def _parameters(found: Inspection) -> str:
+    """The parameters, one a line."""
     several = len(found.groups) > 1
     rows = [_row(x, several) for x in found.parameters]
     heads = ("parameter", "shape", "dtype", "group", "nu: min", "25%", "50%", "75%", "max")
     heads += ("dead", "not finite")
-    columns = [(head, cells) for head, *cells in zip(heads, *rows, strict=True) if any(cells)]
-    table = rich.table.Table(box=None, pad_edge=False)
-    for head, _ in columns:
-        table.add_column(head, justify="left" if head == heads[0] else "right")
-    for cells in zip(*(cells for _, cells in columns), strict=True):
-        table.add_row(*map(rich.text.Text, cells))
-    console = rich.console.Console(file=io.StringIO(), width=WIDE)
-    console.print(table)
-    return "\n".join(map(str.rstrip, cast(io.StringIO, console.file).getvalue().splitlines()))
+    return _table(heads, rows)
 
 
 def _row(x: Parameter, several: bool) -> tuple[str, ...]:
@@ -107,6 +131,19 @@ def _row(x: Parameter, several: bool) -> tuple[str, ...]:
         dead,
         f"{x.not_finite:,}" if x.not_finite else "",
     )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under their heads, and no column that is empty."""
+    columns = [(head, cells) for head, *cells in zip(heads, *rows, strict=True) if any(cells)]
+    table = rich.table.Table(box=None, pad_edge=False)
+    for head, _ in columns:
+        table.add_column(head, justify="left" if head == heads[0] else "right")
+    for cells in zip(*(cells for _, cells in columns), strict=True):
+        table.add_row(*map(rich.text.Text, cells))
+    console = rich.console.Console(file=io.StringIO(), width=WIDE)
+    console.print(table)
+    return "\n".join(map(str.rstrip, cast(io.StringIO, console.file).getvalue().splitlines()))
 
 
 def _steps(steps: int | list[int]) -> str:
