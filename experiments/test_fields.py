@@ -1,0 +1,162 @@
+"""The study of fields: tasks learn, rates are chosen fairly, and a killed one goes on."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.fields import __main__ as program
+from experiments.fields import page, study, tasks
+
+SCORES = {-4: 9.0, -3: 5.0, -2: 1.0, -1: 3.0, 0: math.inf}
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+@pytest.mark.slow
+def test_a_task_is_learnt_at_some_rate(name):
+    task, rule = tasks.TASKS[name], study.OPTIMIZERS["RMSprop"]
+    field = task.field()
+    short, longer = (study.trainer(task, field, rule.make, steps) for steps in (10, 60))
+    first = short(0.0, jnp.arange(2))
+    ends = [longer(rate, jnp.arange(2)) for rate in (1e-2, 1e-3)]
+    assert np.isfinite(np.concatenate([np.ravel(x) for x in first])).all()
+    assert min(end[1].mean() for end in ends) < first[1].mean() or name == "a2c-cartpole"
+    assert min(end[0].mean() for end in ends) < first[0].mean()
+
+
+def test_the_rate_is_searched_until_both_ends_are_worse():
+    assert study.missing({}, range(-3, 0), 0.5) == [-3, -2, -1]
+    assert study.missing(SCORES, range(-3, 0), 0.5) == []
+    assert study.missing({-3: 1.0, -2: 5.0}, range(-3, -1), 0.5) == [-4]
+    assert study.missing({-3: 5.0, -2: 1.0}, range(-3, -1), 0.5) == [-1]
+    assert study.missing({-3: 1.4, -2: 1.0, -1: 3.0}, range(-3, 0), 0.5) == [-4]
+    assert study.missing({study.MOST: 1.0, 0: 5.0}, range(0), 0.5) == []
+
+
+def test_the_width_is_where_the_score_crosses_the_tolerance():
+    # From 1 to 3 over half a decade, and from 5 to 1: half of the one, a quarter of the other.
+    assert study.width(SCORES, 1.0) == (0.375, True)
+    assert study.width({-1: 1.0, 0: 1.5, 1: math.inf}, 1.0) == (0.5, False)
+    assert study.width({-1: 9.0, 0: 1.0, 1: math.inf}, 2.0) == (0.125, True)
+
+
+def made_up(trials, optimizer, exponent, seeds):
+    """A row of scores with the best on validation at 1e-2, and on test at 1e-1."""
+    on_validation, on_test = abs(exponent + 4.0), abs(exponent + 2.0)
+    spread = np.sin(np.arange(seeds.start, seeds.stop) + len(optimizer)) / 10
+    return {
+        "optimizer": optimizer, "half_decades": exponent, "seeds": [seeds.start, seeds.stop],
+        "steps": trials.steps, "loss": [0.0] * len(seeds), "cpu_seconds": 1.0,
+        "validation": list(on_validation + spread), "test": list(on_test + spread),
+        "device": "cpu", "processor": "made up", "versions": "jax 1", "date": "2026-01-01",
+    }  # fmt: skip
+
+
+def test_the_rate_is_chosen_on_validation_and_judged_by_other_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.Trials, "train", made_up)
+    trials = study.Trials(tmp_path / "a.jsonl", "digits-cnn", 2)
+    trials.search("RMSprop")
+    chosen = trials.fresh("RMSprop")
+    assert [row["half_decades"] for row in chosen] == [-4, -4]
+    assert [row["seeds"] for row in chosen] == [[2, 4], [4, 6]]
+    assert page.scores(chosen) == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_killed_study_goes_on_and_writes_the_same_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.Trials, "train", made_up)
+    names = ["digits-cnn", "char-lstm"]
+    program.study(tmp_path, names, 2)
+    text, file = (tmp_path / "fields.md").read_text(), tmp_path / "fields" / "char-lstm.jsonl"
+    assert "jax 1" in text and (tmp_path / "fields.png").read_bytes().startswith(b"\x89PNG")
+    whole = file.read_text()
+    file.write_text(whole[:-5])
+    made = []
+    monkeypatch.setattr(study.Trials, "train", lambda *a: made.append(a[1:]) or made_up(*a))
+    program.study(tmp_path, names, 2)
+    last = json.loads(whole.splitlines()[-1])
+    assert made == [(last["optimizer"], last["half_decades"], range(*last["seeds"]))]
+    assert file.read_text() == whole and (tmp_path / "fields.md").read_text() == text
+    # Other numbers of steps or seeds are other trainings.
+    program.study(tmp_path, names, 2, steps=7)
+    assert len(made) > 50
+
+
+def test_a_table_of_raw_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.Trials, "train", made_up)
+    trials = study.Trials(tmp_path / "a.jsonl", "digits-cnn", 2)
+    for rule in study.OPTIMIZERS:
+        trials.search(rule)
+    rows = page.lines({"digits-cnn": trials})
+    row = next(line for line in rows if line.startswith("| RMSprop | 0.01 "))
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    mean, spread = cells[1].split(" ± ")
+    tests = page.scores(trials.fresh("RMSprop"))
+    assert float(mean) == pytest.approx(np.mean(tests), abs=0.006) and cells[2] == "4"
+    assert float(spread) == pytest.approx(np.std(tests, ddof=1), abs=0.006)
+    assert cells[5] == "1.0" and cells[6] == "0.0003 to 0.3"
+    # Five optimizers beside RMSprop and four beside Adam.
+    assert any("all 9 comparisons" in " ".join(rows[n : n + 2]) for n in range(len(rows)))
+
+
+def test_holms_correction():
+    pairs = {("a", "b", str(n)): np.array([1.0, 1.0 + n, 0.5]) for n in (1, 4)}
+    plain = [page._probability(values) for values in pairs.values()]
+    assert list(page.adjusted(pairs).values()) == pytest.approx(
+        [2 * min(plain), max(*plain, 2 * min(plain))]
+    )
+    same = {("a", "b", "c"): np.zeros(4), ("a", "b", "d"): np.ones(4)}
+    assert page.adjusted(same) == {("a", "b", "d"): 0.0, ("a", "b", "c"): 1.0}
+
+
+def test_mean_average_precision_by_hand():
+    box = jnp.array([[[0.0, 0, 1, 1], [0, 0, 1, 1], [5, 5, 6, 6]]])
+    truth = jnp.array([[[0.0, 0, 1, 1], [9, 9, 10, 10], [0, 0, 0.1, 0.1]]])
+    wanted = jnp.array([[[1.0], [1.0], [0.0]]])
+
+    def precision(*chances):
+        return float(
+            tasks.mean_average_precision(jnp.array([chances])[..., None], box, truth, wanted)
+        )
+
+    # One of two objects is found, by the surest box, by the second, or by none.
+    assert precision(0.9, 0.5, 0.1) == pytest.approx(50.0)
+    assert precision(0.5, 0.4, 0.9) == pytest.approx(25.0)
+    box = box + 20.0
+    assert precision(0.9, 0.5, 0.1) == 0.0
+
+
+def test_a_canvas_says_where_its_digits_are():
+    images = np.ones((3, 8, 8, 1), np.float32)
+    drawn, present, box, digit = tasks.canvases(images, np.array([4, 5, 6]), 20, seed=0)
+    found = np.asarray(tasks.corners(jnp.asarray(box))) * tasks.CELL
+    for n, (i, j) in enumerate(zip(*np.unravel_index(range(16), (4, 4)), strict=True)):
+        for canvas in range(20):
+            if present[canvas, i, j]:
+                top, left, bottom, right = np.rint(found[canvas, n]).astype(int)
+                inside = drawn[canvas, top:bottom, left:right]
+                assert inside.min() == 1 and bottom - top in tasks.SIZES
+                assert digit[canvas, i, j] in (4, 5, 6)
+    assert drawn.sum() == (present * (np.exp(box[..., 2]) * tasks.CELL) ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ["number", "words"],
+    [
+        (0, "zero"),
+        (19, "nineteen"),
+        (80, "eighty"),
+        (110, "one hundred and ten"),
+        (1_001, "one thousand and one"),
+        (999_999, "nine hundred and ninety nine thousand nine hundred and ninety nine"),
+    ],
+)
+def test_numbers_in_words(number, words):
+    assert " ".join(tasks.in_words(number)) == words
+
+
+def test_wrong_numbers_are_named(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--seeds", "0"])
+    assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
