@@ -1,5 +1,6 @@
 """The study of fields: tasks learn, rates are chosen fairly, and a killed one goes on."""
 
+import itertools
 import json
 import math
 
@@ -61,14 +62,14 @@ def test_the_rate_is_chosen_on_validation_and_judged_by_other_seeds(tmp_path, mo
     chosen = trials.fresh("RMSprop")
     assert [row["half_decades"] for row in chosen] == [-4, -4]
     assert [row["seeds"] for row in chosen] == [[2, 4], [4, 6]]
-    assert page.scores(chosen) == pytest.approx(2.0, abs=0.1)
+    assert np.allclose(page.scores(chosen), 2.0, atol=0.1)
 
 
 def test_a_killed_study_goes_on_and_writes_the_same_page(tmp_path, monkeypatch):
     monkeypatch.setattr(study.Trials, "train", made_up)
-    names = ["digits-cnn", "char-lstm"]
+    names = ["digits-cnn", "mnist1d-cnn"]
     program.study(tmp_path, names, 2)
-    text, file = (tmp_path / "fields.md").read_text(), tmp_path / "fields" / "char-lstm.jsonl"
+    text, file = (tmp_path / "fields.md").read_text(), tmp_path / "fields" / "mnist1d-cnn.jsonl"
     assert "jax 1" in text and (tmp_path / "fields.png").read_bytes().startswith(b"\x89PNG")
     whole = file.read_text()
     file.write_text(whole[:-5])
@@ -79,8 +80,9 @@ def test_a_killed_study_goes_on_and_writes_the_same_page(tmp_path, monkeypatch):
     assert made == [(last["optimizer"], last["half_decades"], range(*last["seeds"]))]
     assert file.read_text() == whole and (tmp_path / "fields.md").read_text() == text
     # Other numbers of steps or seeds are other trainings.
-    program.study(tmp_path, names, 2, steps=7)
-    assert len(made) > 50
+    assert study.Trials(file, "mnist1d-cnn", 2).rows
+    assert not study.Trials(file, "mnist1d-cnn", 2, steps=7).rows
+    assert not study.Trials(file, "mnist1d-cnn", 3).rows
 
 
 def test_a_table_of_raw_results(tmp_path, monkeypatch):
@@ -95,7 +97,7 @@ def test_a_table_of_raw_results(tmp_path, monkeypatch):
     tests = page.scores(trials.fresh("RMSprop"))
     assert float(mean) == pytest.approx(np.mean(tests), abs=0.006) and cells[2] == "4"
     assert float(spread) == pytest.approx(np.std(tests, ddof=1), abs=0.006)
-    assert cells[5] == "1.0" and cells[6] == "0.0003 to 0.3"
+    assert cells[5] == "1.0" and cells[6] == "0.0003 to 0.1"
     # Five optimizers beside RMSprop and four beside Adam.
     assert any("all 9 comparisons" in " ".join(rows[n : n + 2]) for n in range(len(rows)))
 
@@ -131,7 +133,7 @@ def test_a_canvas_says_where_its_digits_are():
     images = np.ones((3, 8, 8, 1), np.float32)
     drawn, present, box, digit = tasks.canvases(images, np.array([4, 5, 6]), 20, seed=0)
     found = np.asarray(tasks.corners(jnp.asarray(box))) * tasks.CELL
-    for n, (i, j) in enumerate(zip(*np.unravel_index(range(16), (4, 4)), strict=True)):
+    for n, (i, j) in enumerate(itertools.product(range(3), range(3))):
         for canvas in range(20):
             if present[canvas, i, j]:
                 top, left, bottom, right = np.rint(found[canvas, n]).astype(int)
