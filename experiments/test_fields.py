@@ -18,13 +18,11 @@ SCORES = {-4: 9.0, -3: 5.0, -2: 1.0, -1: 3.0, 0: math.inf}
 @pytest.mark.slow
 def test_a_task_is_learnt_at_some_rate(name):
     task, rule = tasks.TASKS[name], study.OPTIMIZERS["RMSprop"]
-    field = task.field()
-    short, longer = (study.trainer(task, field, rule.make, steps) for steps in (10, 60))
-    first = short(0.0, jnp.arange(2))
-    ends = [longer(rate, jnp.arange(2)) for rate in (1e-2, 1e-3)]
-    assert np.isfinite(np.concatenate([np.ravel(x) for x in first])).all()
-    assert min(end[1].mean() for end in ends) < first[1].mean() or name == "a2c-cartpole"
-    assert min(end[0].mean() for end in ends) < first[0].mean()
+    train = study.trainer(task, task.field(), rule.make, task.steps // 4)
+    (before, still), *after = (train(rate, jnp.arange(2))[1:] for rate in (0.0, 1e-2, 1e-3))
+    for start, ends in ((before, [x for x, _ in after]), (still, [x for _, x in after])):
+        assert np.isfinite(start).all()
+        assert min(end.mean() for end in ends) < 0.9 * start.mean()
 
 
 def test_the_rate_is_searched_until_both_ends_are_worse():
@@ -95,11 +93,17 @@ def test_a_table_of_raw_results(tmp_path, monkeypatch):
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     mean, spread = cells[1].split(" ± ")
     tests = page.scores(trials.fresh("RMSprop"))
-    assert float(mean) == pytest.approx(np.mean(tests), abs=0.006) and cells[2] == "4"
+    assert float(mean) == pytest.approx(np.mean(tests), abs=0.006) and cells[3] == "4"
     assert float(spread) == pytest.approx(np.std(tests, ddof=1), abs=0.006)
-    assert cells[5] == "1.0" and cells[6] == "0.0003 to 0.1"
+    assert cells[6] == "1.0" and cells[7] == "0.0003 to 0.1"
     # Five optimizers beside RMSprop and four beside Adam.
     assert any("all 9 comparisons" in " ".join(rows[n : n + 2]) for n in range(len(rows)))
+
+
+def test_a_seed_that_is_lost_is_told_and_not_compared():
+    assert page.shown([1.0, 3.0, math.inf]) == "2.00 ± 1.41, 1 lost"
+    found = {"a": {"RMSprop": [1.0, 2.0], "Adam": [1.0, math.inf], "SGD": [3.0, 4.0]}}
+    assert list(page.comparisons(found)) == [("a", "SGD", "RMSprop")]
 
 
 def test_holms_correction():

@@ -15,7 +15,8 @@ from experiments.fields.tasks import TASKS
 
 REFERENCES = "RMSprop", "Adam"
 COLUMNS = (
-    "optimizer", "best rate", "on test", "n", *(f"less {name}'s [95 %]" for name in REFERENCES),
+    "optimizer", "best rate", "on test", "worst seed", "n",
+    *(f"less {name}'s [95 %]" for name in REFERENCES),
     "good rates, decades", "rates tried", "CPU s",
 )  # fmt: skip
 Pair = tuple[str, str, str]  # a task, and two optimizers
@@ -24,6 +25,13 @@ Pair = tuple[str, str, str]  # a task, and two optimizers
 def scores(rows: list[Row]) -> list[float]:
     """Return the test scores of rows; infinite is that of a seed that was lost."""
     return [math.inf if x is None else x for row in rows for x in row["test"]]
+
+
+def shown(values: list[float]) -> str:
+    """Write the mean and the standard deviation of the seeds that were not lost."""
+    kept = [x for x in values if math.isfinite(x)]
+    lost = f", {len(values) - len(kept)} lost" if len(kept) < len(values) else ""
+    return (common.mean_and_spread(kept) if kept else "–") + lost
 
 
 def rate(exponent: int) -> str:
@@ -78,11 +86,13 @@ def table(
         rates = trials.curve(name)
         decades, whole = width(rates, trials.task.tolerance)
         rows = [row for key, row in trials.rows.items() if key[0] == name]
-        cells = [name, rate(best(rates)), common.mean_and_spread(values), str(len(values))]
+        worst = max(values)
+        cells = [name, rate(best(rates)), shown(values)]
+        cells += [f"{worst:.2f}" if math.isfinite(worst) else "lost", str(len(values))]
         for reference in REFERENCES:
             pair = trials.name, name, reference
-            shown = _interval(differences[pair]) if pair in differences else "–"
-            cells.append(f"**{shown}**" if probabilities.get(pair, 1.0) < 0.05 else shown)
+            interval = _interval(differences[pair]) if pair in differences else "–"
+            cells.append(f"**{interval}**" if probabilities.get(pair, 1.0) < 0.05 else interval)
         ends = f"{rate(min(rates))} to {rate(max(rates))}"
         cells += [f"{'' if whole else '> '}{decades:.1f}", ends]
         cells.append(f"{sum(row['cpu_seconds'] for row in rows):.0f}")
@@ -124,7 +134,7 @@ def overview(
     yield f"|---|{'--:|' * len(names)}"
     for task, tests in found.items():
         about = every[task].task
-        cells = [common.mean_and_spread(tests[name]) for name in names]
+        cells = [shown(tests[name]) for name in names]
         yield f"| {about.title}: {about.measure} | {' | '.join(cells)} |"
     yield ""
     yield "| beside | rule | lower score | higher score | no difference seen |"
@@ -148,8 +158,9 @@ task's tolerance. The chosen rate is then trained with n other seeds, and the sc
 is shown, as the mean ± standard deviation. A difference is the mean over seeds of the score less
 that of the same seed with the other rule, which had the same first weights and, where data are
 fixed, the same batches. In brackets is its 95 % interval of Student's t, for one comparison; bold
-are those with p < 0.05 after Holm's correction for all {count} comparisons of this page. "Good
-rates" is the stretch of rates around the best within the tolerance, in decades, on validation."""
+are those with p < 0.05 after Holm's correction for all {count} comparisons of this page. A seed is
+lost if its score is not finite, and a rule that lost one is not compared on that task. "Good rates"
+is the stretch of rates around the best within the tolerance, in decades, on validation."""
 
 
 def figure(every: Mapping[str, Trials]) -> matplotlib.figure.Figure:
