@@ -11,7 +11,7 @@ import pytest
 from experiments.fields import __main__ as program
 from experiments.fields import page, study, tasks
 
-SCORES = {-4: 9.0, -3: 5.0, -2: 1.0, -1: 3.0, 0: math.inf}
+SCORES = {-8: 9.0, -6: 5.0, -4: 1.0, -2: 3.0, 0: math.inf}
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
@@ -26,27 +26,31 @@ def test_a_task_is_learnt_at_some_rate(name):
 
 
 def test_the_rate_is_searched_until_both_ends_are_worse():
-    assert study.missing({}, range(-3, 0), 0.5) == [-3, -2, -1]
-    assert study.missing(SCORES, range(-3, 0), 0.5) == []
-    assert study.missing({-3: 1.0, -2: 5.0}, range(-3, -1), 0.5) == [-4]
-    assert study.missing({-3: 5.0, -2: 1.0}, range(-3, -1), 0.5) == [-1]
-    assert study.missing({-3: 1.4, -2: 1.0, -1: 3.0}, range(-3, 0), 0.5) == [-4]
-    assert study.missing({study.MOST: 1.0, 0: 5.0}, range(0), 0.5) == []
+    assert study.missing({}, range(-6, -1, 2), 0.5) == [-6, -4, -2]
+    assert study.missing({-6: 1.0, -4: 5.0}, range(-6, -3, 2), 0.5) == [-8]
+    assert study.missing({-6: 5.0, -4: 1.0}, range(-6, -3, 2), 0.5) == [-2]
+    assert study.missing({-6: 1.4, -4: 1.0, -2: 3.0}, range(-6, -1, 2), 0.5) == [-8]
+    # Then beside the best, which is not looked for again when it is one of these.
+    assert study.missing(SCORES, range(-6, -1, 2), 0.5) == [-5, -3]
+    assert study.missing(SCORES | {-5: 2.0, -3: 0.8}, range(-6, -1, 2), 0.5) == []
+    # Nowhere finite: the search has an end.
+    most = {study.MOST: math.inf, study.FEWEST: math.inf}
+    assert not {study.MOST + 2, study.FEWEST - 2} & {*study.missing(most, range(0), 0.5)}
 
 
 def test_the_width_is_where_the_score_crosses_the_tolerance():
     # From 1 to 3 over half a decade, and from 5 to 1: half of the one, a quarter of the other.
     assert study.width(SCORES, 1.0) == (0.375, True)
-    assert study.width({-1: 1.0, 0: 1.5, 1: math.inf}, 1.0) == (0.5, False)
-    assert study.width({-1: 9.0, 0: 1.0, 1: math.inf}, 2.0) == (0.125, True)
+    assert study.width({-2: 1.0, 0: 1.5, 2: math.inf}, 1.0) == (0.5, False)
+    assert study.width({-2: 9.0, 0: 1.0, 2: math.inf}, 2.0) == (0.125, True)
 
 
 def made_up(trials, optimizer, exponent, seeds):
-    """A row of scores with the best on validation at 1e-2, and on test at 1e-1."""
-    on_validation, on_test = abs(exponent + 4.0), abs(exponent + 2.0)
+    """A row of scores with the best on validation at 10^(-7/4), and on test at 1e-1."""
+    on_validation, on_test = abs(exponent + 7) / 2, abs(exponent + 4) / 2
     spread = np.sin(np.arange(seeds.start, seeds.stop) + len(optimizer)) / 10
     return {
-        "optimizer": optimizer, "half_decades": exponent, "seeds": [seeds.start, seeds.stop],
+        "optimizer": optimizer, "quarter_decades": exponent, "seeds": [seeds.start, seeds.stop],
         "steps": trials.steps, "loss": [0.0] * len(seeds), "cpu_seconds": 1.0,
         "validation": list(on_validation + spread), "test": list(on_test + spread),
         "device": "cpu", "processor": "made up", "versions": "jax 1", "date": "2026-01-01",
@@ -58,9 +62,9 @@ def test_the_rate_is_chosen_on_validation_and_judged_by_other_seeds(tmp_path, mo
     trials = study.Trials(tmp_path / "a.jsonl", "digits-cnn", 2)
     trials.search("RMSprop")
     chosen = trials.fresh("RMSprop")
-    assert [row["half_decades"] for row in chosen] == [-4, -4]
+    assert [row["quarter_decades"] for row in chosen] == [-7, -7]
     assert [row["seeds"] for row in chosen] == [[2, 4], [4, 6]]
-    assert np.allclose(page.scores(chosen), 2.0, atol=0.1)
+    assert np.allclose(page.scores(chosen), 1.5, atol=0.1)
 
 
 def test_a_killed_study_goes_on_and_writes_the_same_page(tmp_path, monkeypatch):
@@ -75,7 +79,7 @@ def test_a_killed_study_goes_on_and_writes_the_same_page(tmp_path, monkeypatch):
     monkeypatch.setattr(study.Trials, "train", lambda *a: made.append(a[1:]) or made_up(*a))
     program.study(tmp_path, names, 2)
     last = json.loads(whole.splitlines()[-1])
-    assert made == [(last["optimizer"], last["half_decades"], range(*last["seeds"]))]
+    assert made == [(last["optimizer"], last["quarter_decades"], range(*last["seeds"]))]
     assert file.read_text() == whole and (tmp_path / "fields.md").read_text() == text
     # Other numbers of steps or seeds are other trainings.
     assert study.Trials(file, "mnist1d-cnn", 2).rows
@@ -89,13 +93,13 @@ def test_a_table_of_raw_results(tmp_path, monkeypatch):
     for rule in study.OPTIMIZERS:
         trials.search(rule)
     rows = page.lines({"digits-cnn": trials})
-    row = next(line for line in rows if line.startswith("| RMSprop | 0.01 "))
+    row = next(line for line in rows if line.startswith("| RMSprop | 0.018 "))
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     mean, spread = cells[1].split(" ± ")
     tests = page.scores(trials.fresh("RMSprop"))
     assert float(mean) == pytest.approx(np.mean(tests), abs=0.006) and cells[3] == "4"
     assert float(spread) == pytest.approx(np.std(tests, ddof=1), abs=0.006)
-    assert cells[6] == "1.0" and cells[7] == "0.0003 to 0.1"
+    assert cells[6] == "1.0" and cells[7] == "0.00032 to 0.1"
     # Five optimizers beside RMSprop and four beside Adam.
     assert any("all 9 comparisons" in " ".join(rows[n : n + 2]) for n in range(len(rows)))
 

@@ -36,7 +36,7 @@ def shown(values: list[float]) -> str:
 
 def rate(exponent: int) -> str:
     """Write a rate of the grid."""
-    return f"{10 ** (exponent / 2):.1g}"
+    return f"{10 ** (exponent / 4):.2g}"
 
 
 def comparisons(found: Mapping[str, Mapping[str, list[float]]]) -> dict[Pair, np.ndarray]:
@@ -154,13 +154,14 @@ def overview(
 EXPLANATION = """\
 Every score is a loss: lower is better. A rate is chosen by the mean validation score of the first
 seeds, among half-decades, which go on until both ends are worse than the best by more than the
-task's tolerance. The chosen rate is then trained with n other seeds, and the score of these on test
-is shown, as the mean ± standard deviation. A difference is the mean over seeds of the score less
-that of the same seed with the other rule, which had the same first weights and, where data are
-fixed, the same batches. In brackets is its 95 % interval of Student's t, for one comparison; bold
-are those with p < 0.05 after Holm's correction for all {count} comparisons of this page. A seed is
-lost if its score is not finite, and a rule that lost one is not compared on that task. "Good rates"
-is the stretch of rates around the best within the tolerance, in decades, on validation."""
+task's tolerance, and then the quarter-decades beside the best. The chosen rate is then trained with
+n other seeds, and the score of these on test is shown, as the mean ± standard deviation. A
+difference is the mean over seeds of the score less that of the same seed with the other rule, which
+had the same first weights and, where data are fixed, the same batches. In brackets is its 95 %
+interval of Student's t, for one comparison; bold are those with p < 0.05 after Holm's correction
+for all {count} comparisons of this page. A seed is lost if its score is not finite, and a rule that
+lost one is not compared on that task. "Good rates" is the stretch of rates around the best within
+the tolerance, in decades, on validation."""
 
 
 def figure(every: Mapping[str, Trials]) -> matplotlib.figure.Figure:
@@ -178,7 +179,7 @@ def figure(every: Mapping[str, Trials]) -> matplotlib.figure.Figure:
                 trials.get(name, exponent, range(trials.seeds)) for exponent in trials.curve(name)
             ]
             known = [row for row in known if None not in row["validation"]]
-            x = [10 ** (row["half_decades"] / 2) for row in known]
+            x = [10 ** (row["quarter_decades"] / 4) for row in known]
             y = np.array([row["validation"] for row in known])
             (line,) = ax.plot(x, y.mean(1), ".-", label=name)
             low, high = y.mean(1) - y.std(1), y.mean(1) + y.std(1)

@@ -1,5 +1,6 @@
 """The optimizers, how a rate is chosen for each, and the file that keeps what is trained."""
 
+import functools
 import itertools
 import json
 import math
@@ -25,12 +26,12 @@ class Optimizer(NamedTuple):
     """A rule with a learning rate that is open, and the rates that are tried at first."""
 
     make: Make
-    first: range  # of half-decades: 10 ** (k / 2)
+    first: range  # of quarter-decades: 10 ** (k / 4)
 
 
 def rmsprop(*first: int, **switches: Any) -> Optimizer:
     """Return RMSprop with the package's defaults, but for some switches."""
-    return Optimizer(lambda rate: optax_rmsprop.rmsprop(rate, **switches), range(*first))
+    return Optimizer(lambda rate: optax_rmsprop.rmsprop(rate, **switches), range(*first, 2))
 
 
 def mvn_grad(**switches: Any) -> Optimizer:
@@ -46,25 +47,27 @@ def mvn_grad(**switches: Any) -> Optimizer:
             optax_rmsprop.scale_by_learning_rate(rate),
         )
 
-    return Optimizer(make, range(-7, -2))
+    return Optimizer(make, range(-14, -5, 2))
 
 
 OPTIMIZERS = {
-    "SGD, Nesterov 0.9": Optimizer(lambda rate: optax.sgd(rate, 0.9, nesterov=True), range(-4, 1)),
-    "Adam": Optimizer(optax.adam, range(-6, -1)),
-    "RMSprop": rmsprop(-7, -2),
-    "RMSprop, momentum 0.9": rmsprop(-8, -3, momentum=0.9),
-    "RMSprop, centred": rmsprop(-7, -2, centered=True),
+    "SGD, Nesterov 0.9": Optimizer(
+        functools.partial(optax.sgd, momentum=0.9, nesterov=True), range(-8, 1, 2)
+    ),
+    "Adam": Optimizer(optax.adam, range(-12, -3, 2)),
+    "RMSprop": rmsprop(-14, -5),
+    "RMSprop, momentum 0.9": rmsprop(-16, -7, momentum=0.9),
+    "RMSprop, centred": rmsprop(-14, -5, centered=True),
     "MVN-Grad": mvn_grad(),
 }
 SWITCHES = {
-    "RMSprop, bias correction": rmsprop(-7, -2, bias_correction=True),
-    "RMSprop, ν from 1": rmsprop(-7, -2, initial_scale=1.0),
-    "RMSprop, decay 0.99": rmsprop(-7, -2, decay=0.99),
+    "RMSprop, bias correction": rmsprop(-14, -5, bias_correction=True),
+    "RMSprop, ν from 1": rmsprop(-14, -5, initial_scale=1.0),
+    "RMSprop, decay 0.99": rmsprop(-14, -5, decay=0.99),
     "MVN-Grad, bias correction": mvn_grad(bias_correction=True),
 }
 SWITCHED = "mnist1d-cnn", "sentences-cnn"  # tasks on which the switches are tried, too
-FEWEST, MOST = -14, 8  # half-decades: beyond, no rate is looked for
+FEWEST, MOST = -28, 16  # quarter-decades: beyond, no rate is looked for
 
 
 def optimizers(name: str) -> dict[str, Optimizer]:
@@ -141,10 +144,10 @@ class Trials:
             make = optimizers(self.name)[optimizer].make
             self._trainers[optimizer] = trainer(self.task, self._field, make, self.steps)
         began = time.process_time()
-        found = self._trainers[optimizer](10 ** (exponent / 2), jnp.asarray(seeds))
+        found = self._trainers[optimizer](10 ** (exponent / 4), jnp.asarray(seeds))
         loss, validation, test = ([_short(float(x)) for x in values] for values in found)
         return {
-            "optimizer": optimizer, "half_decades": exponent, "seeds": [seeds.start, seeds.stop],
+            "optimizer": optimizer, "quarter_decades": exponent, "seeds": [seeds.start, seeds.stop],
             "steps": self.steps, "loss": loss, "validation": validation, "test": test,
             "cpu_seconds": round(time.process_time() - began, 1), "date": time.strftime("%Y-%m-%d"),
             **environment.facts(),
@@ -153,7 +156,7 @@ class Trials:
     def curve(self, optimizer: str) -> dict[int, float]:
         """Return, of every rate that is tried with the first seeds, the mean validation score."""
         known = [row for key, row in self.rows.items() if key[0] == optimizer and key[2] == 0]
-        scores = {row["half_decades"]: mean(row["validation"]) for row in known}
+        scores = {row["quarter_decades"]: mean(row["validation"]) for row in known}
         return {exponent: scores[exponent] for exponent in sorted(scores)}
 
     def fresh(self, optimizer: str) -> list[Row]:
@@ -165,7 +168,8 @@ class Trials:
     def search(self, optimizer: str) -> None:
         """Try rates until both ends are worse than the best by more than the tolerance.
 
-        Then train the best with twice as many seeds, none of which took part in the choice.
+        The best one's neighbours are tried, too. Then train the best with twice as many seeds, none
+        of which took part in the choice.
         """
         first = optimizers(self.name)[optimizer].first
         while new := missing(self.curve(optimizer), first, self.task.tolerance):
@@ -175,7 +179,7 @@ class Trials:
 
 
 def _key(row: Row) -> tuple[str, int, int, int]:
-    return row["optimizer"], row["half_decades"], *row["seeds"]
+    return row["optimizer"], row["quarter_decades"], *row["seeds"]
 
 
 def _short(value: float) -> float | None:
@@ -189,16 +193,21 @@ def mean(scores: list[float | None]) -> float:
 
 
 def missing(scores: dict[int, float], first: range, tolerance: float) -> list[int]:
-    """Return the rates to be tried next: the first ones, then those beyond an end that is good.
+    """Return the rates to be tried next, in quarter-decades.
 
-    An end is good while it is within the tolerance of the best.
+    They are the first ones; then half a decade beyond an end that is within the tolerance of the
+    best; then those a quarter beside the best.
     """
     untried = [exponent for exponent in first if exponent not in scores]
     if untried:
         return untried
     good = min(scores.values()) + tolerance
-    beyond = (min(scores), -1), (max(scores), 1)
-    return [end + way for end, way in beyond if scores[end] <= good and FEWEST <= end + way <= MOST]
+    beyond = (min(scores), -2), (max(scores), 2)
+    further = [
+        end + way for end, way in beyond if scores[end] <= good and FEWEST <= end + way <= MOST
+    ]
+    beside = best(scores) - 1, best(scores) + 1
+    return further or [exponent for exponent in beside if exponent not in scores]
 
 
 def best(scores: dict[int, float]) -> int:
@@ -215,7 +224,7 @@ def width(scores: dict[int, float], tolerance: float) -> tuple[float, bool]:
     place = rates.index(best(scores))
     sides = rates[place::-1], rates[place:]
     ends = [_crossing([(rate, scores[rate]) for rate in side], good) for side in sides]
-    return abs(ends[1][0] - ends[0][0]) / 2, ends[0][1] and ends[1][1]
+    return abs(ends[1][0] - ends[0][0]) / 4, ends[0][1] and ends[1][1]
 
 
 def _crossing(points: list[tuple[int, float]], good: float) -> tuple[float, bool]:
