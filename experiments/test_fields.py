@@ -99,7 +99,7 @@ def test_a_table_of_raw_results(tmp_path, monkeypatch):
     tests = page.scores(trials.fresh("RMSprop"))
     assert float(mean) == pytest.approx(np.mean(tests), abs=0.006) and cells[3] == "4"
     assert float(spread) == pytest.approx(np.std(tests, ddof=1), abs=0.006)
-    assert cells[6] == "1.0" and cells[7] == "0.00032 to 0.1"
+    assert cells[6] == "1.0" and cells[7] == "0.00032 to 0.32"
     # Five optimizers beside RMSprop and four beside Adam.
     assert any("all 9 comparisons" in " ".join(rows[n : n + 2]) for n in range(len(rows)))
 
