@@ -16,13 +16,11 @@ SCORES = {-8: 9.0, -6: 5.0, -4: 1.0, -2: 3.0, 0: math.inf}
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 @pytest.mark.slow
-def test_a_task_is_learnt_at_some_rate(name):
+def test_a_task_is_learnt(name):
     task, rule = tasks.TASKS[name], study.OPTIMIZERS["RMSprop"]
-    train = study.trainer(task, task.field(), rule.make, task.steps // 4)
-    (before, still), *after = (train(rate, jnp.arange(2))[1:] for rate in (0.0, 1e-2, 1e-3))
-    for start, ends in ((before, [x for x, _ in after]), (still, [x for _, x in after])):
-        assert np.isfinite(start).all()
-        assert min(end.mean() for end in ends) < 0.9 * start.mean()
+    train = study.trainer(task, task.field(), rule.make)
+    before, after = (np.array(train(rate, jnp.arange(2))[1:]).mean(1) for rate in (0.0, 1e-2))
+    assert (after < 0.9 * before).all()
 
 
 def test_the_rate_is_searched_until_both_ends_are_worse():

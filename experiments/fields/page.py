@@ -185,11 +185,13 @@ def figure(every: Mapping[str, Trials]) -> matplotlib.figure.Figure:
             low, high = y.mean(1) - y.std(1), y.mean(1) + y.std(1)
             ax.fill_between(x, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
             ax.plot(x[y.mean(1).argmin()], y.mean(1).min(), "o", color=line.get_color())
-            lowest, highest = min(lowest, low.min()), max(highest, np.median(y.mean(1)))
+            lowest = min(lowest, y.mean(1).min())
+            highest = max(highest, np.median(y.mean(1)))
         room = max(highest - lowest, 4 * trials.task.tolerance)
-        ax.set_ylim(lowest - 0.05 * room, lowest + 1.2 * room)
+        ax.set_ylim(lowest - 0.1 * room, lowest + 1.2 * room)
         ax.set_xscale("log")
         ax.set_title(trials.task.title, fontsize=9)
+        ax.set_xlabel("learning rate", fontsize=8)
         ax.set_ylabel(trials.task.measure, fontsize=8)
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
@@ -197,7 +199,6 @@ def figure(every: Mapping[str, Trials]) -> matplotlib.figure.Figure:
         ax.remove()
     named = axes[0].get_lines()[::2]
     drawn.legend(handles=named, loc="outside lower center", ncols=len(named), fontsize=8)
-    drawn.supxlabel("learning rate", fontsize=9)
     return drawn
 
 
