@@ -550,6 +550,6 @@ def a2c_cartpole() -> Field:
         key = jax.random.key(0)
         worlds = a2c.start(setting, optax.identity(), key).worlds
         agents = jax.tree.map(lambda x: x[None], a2c.Agent(p, (), worlds, key))
-        return 500 - a2c.evaluate(setting, agents, jnp.array([seed]), 10).mean()
+        return (500 - a2c.evaluate(setting, agents, jnp.array([seed]), 10)).mean()
 
     return Field(init, loss, lambda p: score(p, 0), lambda p: score(p, 1))
