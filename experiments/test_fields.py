@@ -108,6 +108,23 @@ def test_a_seed_that_is_lost_is_told_and_not_compared():
     assert list(page.comparisons(found)) == [("a", "SGD", "RMSprop")]
 
 
+def test_a_difference_that_is_seen_is_counted_once(tmp_path, monkeypatch):
+    def better_adam(trials, optimizer, exponent, seeds):
+        row = made_up(trials, optimizer, exponent, seeds)
+        spread = np.sin([seed**2 * (1 + len(optimizer)) for seed in seeds]) / 10
+        return row | {"test": list(spread + (0.0 if optimizer == "Adam" else 1.0))}
+
+    monkeypatch.setattr(study.Trials, "train", better_adam)
+    trials = study.Trials(tmp_path / "a.jsonl", "digits-cnn", 5)
+    for rule in study.OPTIMIZERS:
+        trials.search(rule)
+    rows = page.lines({"digits-cnn": trials})
+    assert "| RMSprop | Adam | 1 | 0 | 0 |" in rows
+    assert "| RMSprop | RMSprop, centred | 0 | 0 | 1 |" in rows
+    assert "| Adam | RMSprop, centred | 0 | 1 | 0 |" in rows
+    assert not [row for row in rows if row.startswith("| Adam | RMSprop |")]
+
+
 def test_holms_correction():
     pairs = {("a", "b", str(n)): np.array([1.0, 1.0 + n, 0.5]) for n in (1, 4)}
     plain = [page._probability(values) for values in pairs.values()]

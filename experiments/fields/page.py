@@ -129,16 +129,20 @@ def overview(
     found: Mapping[str, Mapping[str, list[float]]],
     probabilities: Mapping[Pair, float],
 ) -> Iterator[str]:
-    """Yield a table with a row for each task, and how often a rule is seen to beat another."""
+    """Yield the scores and the best rates of all tasks, and how often a rule beats another."""
     names = list(optimizers(""))
+    titles = {task: trials.task.title for task, trials in every.items()}
     yield f"| task, and its score | {' | '.join(names)} |"
     yield f"|---|{'--:|' * len(names)}"
     for task, tests in found.items():
-        about = every[task].task
         cells = [shown(tests[name]) for name in names]
-        yield f"| {about.title}: {about.measure} | {' | '.join(cells)} |"
-    yield ""
-    yield "| beside | rule | lower score | higher score | no difference seen |"
+        yield f"| {titles[task]}: {every[task].task.measure} | {' | '.join(cells)} |"
+    yield from ("", f"| task, and its best rate | {' | '.join(names)} |")
+    yield f"|---|{'--:|' * len(names)}"
+    for task, trials in every.items():
+        cells = [rate(best(trials.curve(name))) for name in names]
+        yield f"| {titles[task]} | {' | '.join(cells)} |"
+    yield from ("", "| beside | rule | lower score | higher score | no difference seen |")
     yield "|---|---|--:|--:|--:|"
     for reference in REFERENCES:
         for name in names:
@@ -147,7 +151,7 @@ def overview(
                 for task, tests in found.items()
                 if probabilities.get((task, name, reference), 1.0) < 0.05
             ]
-            if name != reference and (name, reference) != REFERENCES[::-1]:
+            if name != reference and (name, reference) != REFERENCES:
                 counts = seen.count(-1), seen.count(1), len(found) - len(seen)
                 yield f"| {reference} | {name} | {' | '.join(map(str, counts))} |"
 
