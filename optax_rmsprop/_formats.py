@@ -20,6 +20,7 @@ from ._jax import again, parts_of_last_axis, whole_last_axis
 
 _INFINITY, _NAN = 0x7F800000, 0x7FC00000  # the bits of float32
 _SIGN, _MAGNITUDE = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
+_NO_NUMBER = 0x80  # the code of SE4M3 with the sign alone
 _A_STEP = np.uint32(0x85EBCA77)  # moves a step's words far from those of the last
 
 Value: TypeAlias = Callable[..., jax.Array]
@@ -182,21 +183,24 @@ class Int8(_Blocks, _Signed):
 
     def written(self, value: Value, word: jax.Array | None) -> Stored:
         """Return the code of `value()`, which is asked for again, as `value(base)`."""
-        largest = self._largest(_bits(value()) & _MAGNITUDE)
+        # Of what is finite, so that what is not spoils no neighbour.
+        k = _bits(value()) & _MAGNITUDE
+        largest = self._largest(jnp.where(k < _INFINITY, k, jnp.uint32(0)))
         # From 3 on, so that the spacing is no subnormal number, which processors flush to zero.
         base = again(jnp.maximum(_base(largest, 15), jnp.uint8(3)))
         v = without_derivative(value(base))
         low = self._spread(base, v.shape)
         sign, k = _parts(v)
-        k = jnp.where(k >> 23 == 0, jnp.uint32(0), k)  # as processors do that flush
+        is_finite = k < _INFINITY
+        # A subnormal number is 0, as with processors that flush.
+        k = jnp.where(is_finite & (k >> 23 > 0), k, jnp.uint32(0))
         exponent = jnp.maximum(k >> 23, low + 1)  # of an eighth of it the number is a multiple
         n, more = _rounded(_real(k) * _real((jnp.uint32(257) - exponent) << 23), word)
         room = jnp.minimum(jnp.uint32(127), ((jnp.uint32(255) - low) << 3) - 1)
         code = jnp.minimum(n + more + ((exponent - low - 1) << 3), room)
         finite = jnp.where(code == 0, code, code | sign >> 24).astype(jnp.uint8)
-        special = ((k - (low << 23)) >> 20 | sign >> 24).astype(jnp.uint8)  # as in float32
         # A choice comes last, as in `_cut`.
-        code = jax.lax.select(k < _INFINITY, finite, special)
+        code = jax.lax.select(is_finite, finite, jnp.full_like(finite, _NO_NUMBER))
         return _cell(se4m3=code, exponents=base if v.ndim else base[0])
 
     def decode(self, cell: Stored) -> jax.Array:
@@ -205,10 +209,9 @@ class Int8(_Blocks, _Signed):
         low = self._spread(cell.exponents, code.shape)
         k = code & 0x7F
         # Below 8, in eighths of the least power of two, whose exponent is that of `low` plus one.
-        small = k.astype(jnp.float32) * _real((low - 2) << 23)
-        return _real(
-            _bits(jnp.where(k < 8, small, _real((k + (low << 3)) << 20))) | code >> 7 << 31
-        )
+        small = _bits(k.astype(jnp.float32) * _real((low - 2) << 23))
+        number = jnp.where(k < 8, small, (k + (low << 3)) << 20) | code >> 7 << 31
+        return _real(jnp.where(code == _NO_NUMBER, jnp.uint32(_NAN), number))
 
 
 Unsigned: TypeAlias = UInt16 | UInt8
