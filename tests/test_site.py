@@ -113,7 +113,10 @@ def test_the_notebooks_are_shown_with_their_pictures(site, pages):
 
 PUBLIC = [optax_rmsprop, dialects, denominators, interop, recipes, sharding, storage]
 # Of use to other modules of the package alone.
-INTERNAL = {f"optax_rmsprop.storage.{n}" for n in ("encoded_like", "second_moments", "shown")}
+INTERNAL = {
+    f"optax_rmsprop.storage.{name}"
+    for name in ("encoded_like", "fields_of", "moments_of", "second_moments", "shown")
+}
 
 
 def public_names(module):
