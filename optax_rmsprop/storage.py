@@ -11,8 +11,9 @@ are a hash of the element's index, the leaf's path and the step: the state has n
 are the same on any mesh.
 
 The step of this package's links is taken from the moments as they are stored. Their rounding is
-one more of those that the averages carry already, and no float32 copy is ever in memory. A
-transformation of Optax takes its step before its moments are rounded.
+one more of those that the averages carry already, and no float32 copy is ever in memory. Beside a
+link that does not work leaf by leaf, and in a transformation of Optax, moments are float32 during
+a step, which is taken before they are rounded.
 """
 
 import dataclasses
