@@ -1,4 +1,4 @@
-"""The second moment in four, two and one byte a parameter: the same runs, the same data order."""
+"""The moments in four, two and one byte a parameter: the same runs, the same data order."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,13 +8,22 @@ from examples.cifar10 import configs
 from experiments import common
 
 TRIALS = {name: ["--storage", name] for name in ("float32", "uint16", "uint8")}
+BOTH = {
+    "float32": [],
+    "uint8, int8": ["--storage", "uint8", "--momentum-storage", "int8"],
+    "uint16, int16": ["--storage", "uint16", "--momentum-storage", "int16"],
+}
 
 
 def study(results: Path, arguments: Sequence[str]) -> None:
-    """Train with every format, and write `storage.md`."""
-    metrics = common.run(TRIALS, arguments)
+    """Train with every format of the second moment, or with `--both` of the momentum too."""
+    flags = [flag for flag in arguments if flag != "--both"]
+    both = len(flags) < len(arguments)
+    trials = BOTH if both else TRIALS
+    metrics = common.run(trials, flags)
     module = "experiments.storage"
-    title = "The second moment in fewer bytes: the preset small"
+    what = "Both moments" if both else "The second moment"
+    title = f"{what} in fewer bytes: the preset small"
     lines = common.header(title, module, arguments, metrics)
     lines += [
         "| format | n | final training loss | accuracy, % | with TTA, % | optimizer's state, "
@@ -26,9 +35,9 @@ def study(results: Path, arguments: Sequence[str]) -> None:
         loss = [[row["loss"] for row in rows if row["kind"] == "train"][-1] for rows in runs]
         accuracy = [[100 * end[key] for end in ends] for key in ("accuracy", "accuracy_tta")]
         columns = [common.mean_and_spread(loss, 4), *map(common.mean_and_spread, accuracy)]
-        columns += [f"{size:.2f}" for size in memory([*TRIALS[name], *arguments])]
+        columns += [f"{size:.2f}" for size in memory([*trials[name], *flags])]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(columns)} |")
-    common.write(results / "storage.md", lines)
+    common.write(results / f"storage{'_both' * both}.md", lines)
 
 
 def memory(flags: Sequence[str]) -> tuple[float, float]:

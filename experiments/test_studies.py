@@ -52,8 +52,8 @@ def made_up_run(seed: int, epochs: int) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("study", [crowded_valley, tuning, storage])
 def test_table_of_finished_runs(study, tmp_path, monkeypatch):
-    runs = {name: [made_up_run(0, 10), made_up_run(1, 10)] for name in study.TRIALS}
-    monkeypatch.setattr(common, "run", lambda trials, arguments: runs)
+    runs = [made_up_run(0, 10), made_up_run(1, 10)]
+    monkeypatch.setattr(common, "run", lambda trials, _: dict.fromkeys(trials, runs))
     blocks_fit = ["--widths", "32", "32", "32"]
     study.study(tmp_path, [*TINY, *blocks_fit, "--workdir", "/a/runs"])
     name = study.__name__.rpartition(".")[2]
@@ -69,6 +69,9 @@ def test_table_of_finished_runs(study, tmp_path, monkeypatch):
         assert state[0] == 8  # with the momentum's buffer
         assert state[0] - 2 <= state[1] < state[0] - 1  # small leaves stay in float32
         assert state[1] - 1 <= state[2] < state[1]
+        study.study(tmp_path, [*TINY, *blocks_fit, "--both", "--workdir", "/a/runs"])
+        text = (tmp_path / "storage_both.md").read_text()
+        assert "--both --workdir runs" in text and "| uint8, int8 | 2 | 2.0000" in text
     else:
         assert "| 2 | 50.00 ± 0.00 | 60.00 ± 0.00 |" in text
 
@@ -152,7 +155,8 @@ def test_what_is_named():
 
 
 @pytest.mark.parametrize(
-    "trials", [study.TRIALS for study in (crowded_valley, eps_ladder, storage, tuning)]
+    "trials",
+    [*(study.TRIALS for study in (crowded_valley, eps_ladder, storage, tuning)), storage.BOTH],
 )
 def test_every_trial_has_flags_that_are_right(trials):
     from examples.cifar10 import configs, optimizer

@@ -44,6 +44,8 @@ class Treewise(NamedTuple):
     # new state made of theirs.
     parts: "Callable[[Any, Any, Any], list[Part] | None] | None" = None
     whole: Callable[[Any, Iterator[Any]], Any] | None = None
+    # `update` of a chain, with what makes parts ready to run and what runs another transformation.
+    lead: Callable[..., tuple[optax.Updates, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -400,3 +402,8 @@ def whole_of(update: Any, state: Any, states: Iterator[Any]) -> Any:
     """The new state of a transformation from its old one and the new ones of its links."""
     definition = update.call.definition
     return next(states) if isinstance(definition, Leafwise) else definition.whole(state, states)
+
+
+def lead_of(update: Any) -> Callable[..., tuple[optax.Updates, Any]] | None:
+    """The `lead` of a chain, None of what is no chain of this package."""
+    return getattr(update.call.definition, "lead", None) if isinstance(update, Update) else None

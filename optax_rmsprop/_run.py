@@ -68,6 +68,7 @@ class Part(NamedTuple):
     numbers: dict[str, Any]  # its hyperparameters: floats, where they are known now
     count: Any = None  # the updates made so far
     rounding: jax.Array | None = None  # the count of the state that stores it in codes
+    stream: int = 0  # how many trees of codes stand before its own in that state
     span: int | None = None  # how many links back the input stands that its step needs too
 
 
@@ -151,11 +152,12 @@ class _Known:
     """What is known of a link before its arrays are; equal for links that do the same."""
 
     def __init__(self, part: Part):
-        self.update, self.span = part.definition.update, part.span
+        self.update, self.span, self.stream = part.definition.update, part.span, part.stream
         self.saturates, self.hides = part.definition.saturates, part.definition.hides
         self.reuses = part.definition.reuses
         self.numbers = {k: v for k, v in part.numbers.items() if isinstance(v, float)}
-        self.key = (part.name, part.span, part.options, tuple(self.numbers.items()))
+        numbers = tuple(self.numbers.items())
+        self.key = (part.name, part.span, part.stream, part.options, numbers)
         # Other options may hold what is traced, or change what they do.
         self.is_plain = all(map(_is_plain, part.options))
 
@@ -251,7 +253,7 @@ def _update_leaf(
         stored.append([])
         for j, advance in enumerate(rule.accumulators.values()):
             new = functools.partial(moved, k, advance, cells[k][j:])
-            stream = sum(isinstance(cell, Stored) for row in stored for cell in row)
+            stream = links[k].stream + sum(isinstance(cell, Stored) for cell in stored[k])
             count = arrays[k].get("rounding")
             stored[k].append(_written(new, cells[k][j], salt, count, stream))
     u = incoming(len(rules), *sources()[:2])

@@ -445,12 +445,14 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
         pairs = zip(links, state, strict=True)
         return tuple(whole_of(link.update, part, states) for link, part in pairs)
 
-    def update(
+    def lead(
         updates: optax.Updates,
         state: tuple[Any, ...],
-        params: optax.Params | None = None,
-        **extra_args: Any,
+        params: optax.Params | None,
+        own: Callable[[list[Part]], list[Part]],
+        other: Callable[..., tuple[optax.Updates, Any]],
     ) -> tuple[optax.Updates, tuple[Any, ...]]:
+        _check_parts(links, state)
         gradients, new_state, count = updates, list[Any](), _count(state)
         updates = jax.tree.map(_widened, updates)
         pairs = list(zip(links, state, strict=True))
@@ -460,17 +462,28 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
         ):
             members = list(row)
             if ours:
-                parts = [part for _, own in members for part in own or ()]
+                parts = own([part for _, own_parts in members for part in own_parts or ()])
                 updates, states = run(parts, updates, params)
                 new_state += [whole_of(link.update, part, states) for (link, part), _ in members]
                 continue
-            for (other, part), _ in members:
-                other = optax.with_extra_args_support(other)
-                updates, part = other.update(updates, part, params, **extra_args)
+            for (another, part), _ in members:
+                updates, part = other(another, updates, part)
                 new_state.append(part)
         return jax.tree.map(_narrowed, updates, gradients), tuple(new_state)
 
-    return Treewise(init, update, parts, whole)
+    def update(
+        updates: optax.Updates,
+        state: tuple[Any, ...],
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, tuple[Any, ...]]:
+        def other(link: Any, updates: Any, part: Any) -> tuple[optax.Updates, Any]:
+            adapted = optax.with_extra_args_support(link)
+            return adapted.update(updates, part, params, **extra_args)
+
+        return lead(updates, state, params, lambda parts: parts, other)
+
+    return Treewise(init, update, parts, whole, lead)
 
 
 def _mask(mask: Mask | None, params: optax.Params) -> Any:

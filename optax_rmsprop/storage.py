@@ -11,9 +11,9 @@ are a hash of the element's index, the leaf's path and the step: the state has n
 are the same on any mesh.
 
 The step of this package's links is taken from the moments as they are stored. Their rounding is
-one more of those that the averages carry already, and no float32 copy is ever in memory. Beside a
-link that does not work leaf by leaf, and in a transformation of Optax, moments are float32 during
-a step, which is taken before they are rounded.
+one more of those that the averages carry already, and no float32 copy is ever in memory. The
+moments of a transformation of Optax are float32 during a step, which is taken before they are
+rounded.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ from ._formats import (
     words,
 )
 from ._formats import Stored as Stored
-from ._link import Link, Treewise, check_state, link, parts_of, whole_of
+from ._link import Link, Treewise, check_state, lead_of, link, parts_of, whole_of
 from ._run import Part
 from ._tree import increment, is_gradient, zero
 
@@ -196,9 +196,9 @@ def stored_as(
     the mean. The variance of centred links is taken from the mean as it is stored, and so is at
     least s²·mean²; so is AdaBelief's.
 
-    Moments stay codes where all links are of this package and work leaf by leaf. A clip by a norm
-    does not, nor do transformations of Optax: where `inner` has one, all moments are in float32
-    during a step. Put it outside: `optax.chain(optax.clip_by_global_norm(1.0), stored_as(...))`.
+    The moments of this package's links stay codes, in `optax_rmsprop.chain` beside any others too.
+    Those of a transformation of Optax are float32 during a step. `optax.chain` is one: inside it
+    all are, so put it outside, as in `optax.chain(optax.clip_by_global_norm(1.0), stored_as(...))`.
 
     Inside `jax.shard_map` a shard is an array of its own: the shape that decides is its shape, and
     all shards use the same random bits. Where `block` does not divide its last axis, decode it
@@ -247,7 +247,6 @@ def stored_as(
         raise TypeError("stored_as: codec and first_moments are both None")
     if shown(inner).startswith("storage."):
         raise TypeError(f"stored_as: inner is stored already: {shown(inner)}")
-    adapted = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> StoredAsState:
         return StoredAsState(zero(), _start(inner, choices, params))
@@ -258,9 +257,7 @@ def stored_as(
         if not any(map(_is_stored, moments)):
             check_state("stored_as", moments[0] if moments else state.inner_state, Stored)
         found = parts_of(inner.update, updates, state.inner_state, count)
-        return (
-            found if found is None else [p._replace(rounding=state.rounding_count) for p in found]
-        )
+        return found and _rounded(found, state.rounding_count, itertools.count())
 
     def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
         inner_state = whole_of(inner.update, state.inner_state, states)
@@ -272,10 +269,22 @@ def stored_as(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, StoredAsState]:
-        inner_state = decoded(state.inner_state)
-        updates, inner_state = adapted.update(updates, inner_state, params, **extra_args)
-        inner_state = encoded_like(inner_state, state.inner_state, state.rounding_count)
-        return updates, StoredAsState(increment(state.rounding_count), inner_state)
+        count, streams = state.rounding_count, itertools.count()
+
+        def own(parts: list[Part]) -> list[Part]:
+            return _rounded(parts, count, streams)
+
+        def other(
+            link: optax.GradientTransformation, updates: optax.Updates, part: Any
+        ) -> tuple[optax.Updates, Any]:
+            if lead := lead_of(link.update):
+                return lead(updates, part, params, own, other)
+            adapted = optax.with_extra_args_support(link)
+            updates, new = adapted.update(updates, decoded(part), params, **extra_args)
+            return updates, encoded_like(new, part, count, streams)
+
+        updates, inner_state = other(inner, updates, state.inner_state)
+        return updates, StoredAsState(increment(count), inner_state)
 
     return Treewise(init, update, parts, whole)
 
@@ -486,12 +495,25 @@ def decoded(state: State) -> State:
     return cast(State, jax.tree.map(part, state, is_leaf=_is_stored))
 
 
-def encoded_like(state: State, like: Any, count: jax.Array | None = None) -> State:
+def _rounded(parts: list[Part], count: jax.Array, streams: Iterator[int]) -> list[Part]:
+    """The links, whose codes are rounded as at the step of a count, each tree by its own bits."""
+
+    def first(part: Part) -> int:
+        own = [next(streams) for x in part.state if isinstance(x, Stored)]
+        return own[0] if own else 0
+
+    return [part._replace(rounding=count, stream=first(part)) for part in parts]
+
+
+def encoded_like(
+    state: State, like: Any, count: jax.Array | None = None, streams: Iterator[int] | None = None
+) -> State:
     """The state with its moments in the formats of those of `like`.
 
-    They are rounded to nearest, or stochastically as at the step of a count.
+    They are rounded to nearest, or stochastically as at the step of a count. `streams` numbers the
+    trees of codes, which have random bits of their own.
     """
-    streams = itertools.count()
+    streams = itertools.count() if streams is None else streams
 
     def part(found: Any, tree: Any) -> Any:
         return like_stored(found, tree, next(streams)) if isinstance(found, Stored) else tree

@@ -14,7 +14,7 @@ import pytest
 
 import optax_rmsprop as ours
 from benchmarks.gpu.models import resnet50
-from optax_rmsprop import dialects, storage
+from optax_rmsprop import dialects, recipes, storage
 from optax_rmsprop._formats import number_of
 
 pytestmark = pytest.mark.api
@@ -540,6 +540,29 @@ def test_codes_need_no_wide_copy(row, codec, bound):
     check(measured, cost(row.theirs(0.1), LARGE), bound)
     if row is ROWS["plain"]:
         assert measured[1] <= 26
+
+
+BESIDE = {
+    "clip first": ours.chain(optax.clip_by_global_norm(1.0), ours.rmsprop(0.1, momentum=0.9)),
+    "clip within": ours.chain(
+        ours.scale_by_rms(), ours.chain(optax.clip_by_global_norm(1.0), ours.trace(0.9))
+    ),
+    "keras clipnorm": dialects.keras(0.1, momentum=0.9, clipnorm=1.0),
+    "dreamer_v3": recipes.dreamer_v3(),
+}
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("inner", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("first", [None, storage.int8()], ids=repr)
+@pytest.mark.parametrize("codec", [storage.uint16(), storage.uint8()], ids=repr)
+def test_beside_a_clip_codes_need_no_wide_copy(inner, codec, first):
+    """A clip by a norm may need its gradients at once, and no moment."""
+    blocks = [c for c in (codec, first) if c in (storage.uint8(), storage.int8())]
+    largest = 0.06 * len(blocks)  # that of a block is found first
+    measured, theirs = cost(storage.stored_as(inner, codec, first), LARGE), cost(inner, LARGE)
+    assert measured[0] <= theirs[0] + largest + 1e-3
+    assert measured[1] <= theirs[1] * (1 + largest)
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -133,6 +133,10 @@ INNER = {
     "momentum": ours.rmsprop(0.1, momentum=0.9),
     "nesterov": ours.rmsprop(0.1, momentum=0.9, nesterov=True),
     "centered": ours.rmsprop(0.1, centered=True, momentum=0.9),
+    "clip within": ours.chain(
+        ours.scale_by_rms(), ours.chain(optax.clip_by_global_norm(1.0), ours.trace(0.9))
+    ),
+    "beside optax": ours.chain(optax.scale_by_adam(), ours.trace(0.9)),
     "laprop": ours.chain(ours.scale_by_rms(), ours.ema(0.9, debias=True)),
     "torch": dialects.torch(0.1, momentum=0.9, weight_decay=1e-3),
     "tensorflow1": dialects.tensorflow1(0.1, momentum=0.9),
@@ -185,6 +189,33 @@ def test_the_step_is_taken_from_the_buffer_as_it_is_stored(codec):
     tx = both(ours.trace(0.9), codec)
     found, state = steps(tx, 3)
     chex.assert_trees_all_equal(found[-1], storage.decoded(state).inner_state.trace)
+
+
+@SIGNED
+def test_a_clip_within_is_a_clip_outside(codec):
+    clip, inner = optax.clip_by_global_norm(0.5), INNER["momentum"]
+    found, state = steps(both(ours.chain(clip, inner), codec, storage.uint8()), 3)
+    expected, (_, outside) = steps(ours.chain(clip, both(inner, codec, storage.uint8())), 3)
+    chex.assert_trees_all_equal(found, expected)
+    chex.assert_trees_all_equal(state.inner_state[1], outside.inner_state)
+
+
+@SIGNED
+def test_links_that_another_parts_have_random_bits_of_their_own(codec):
+    """The same as without it."""
+    tx = storage.stored_as(ours.chain(ours.ema(0.9), ours.ema(0.9)), None, codec)
+    parted = storage.stored_as(
+        ours.chain(ours.ema(0.9), optax.identity(), ours.chain(ours.ema(0.9))), None, codec
+    )
+    (found, state), (expected, parted_state) = steps(tx, 3), steps(parted, 3)
+    first, _, (second,) = parted_state.inner_state
+    codes = [storage.decoded(x) for x in (state.inner_state, (first, second))]
+    for pair in ((found, expected), codes):
+        # A multiplication and a sum may be fused.
+        chex.assert_trees_all_close(*pair, rtol=1e-6, atol=1e-6)
+    with pytest.raises(AssertionError):  # of the same bits it would be
+        apart = ours.chain(*(storage.stored_as(ours.ema(0.9), None, codec),) * 2)
+        chex.assert_trees_all_close(steps(apart, 3)[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def averaged(codec, decay, count, start=0.0, target=1.0, shape=(8, 128)):

@@ -92,6 +92,8 @@ class Optimization:
     """Probability taken from the true class and spread over all."""
     storage: Literal["float32", "uint16", "uint8"] = "float32"
     """How the optimizer holds its second moment between steps, in leaves of 4,096 elements on."""
+    momentum_storage: Literal["float32", "int16", "int8"] = "float32"
+    """The same for its momentum buffer."""
     lookahead: bool = False
     """Pull the parameters to their running average every five steps, as airbench does."""
 

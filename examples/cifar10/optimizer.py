@@ -22,9 +22,9 @@ def optimizer(
     learning_rate = schedule(config, total_steps)
     epochs = recipe.network.whitening_bias_epochs / recipe.epochs
     tx = named(config.optimizer, learning_rate, config.arguments)
-    if config.storage != "float32":
-        codec = storage.uint16() if config.storage == "uint16" else storage.uint8()
-        tx = storage.stored_as(tx, codec)
+    codecs = [FORMATS[name] for name in (config.storage, config.momentum_storage)]
+    if any(codecs):
+        tx = storage.stored_as(tx, *codecs)
     tx = optax.chain(
         tx,
         scale_by_kind(config, learning_rate, round(epochs * total_steps)),
@@ -59,12 +59,20 @@ def rmsprop(
 
     `optax_rmsprop.rmsprop` is Optax's order, the other one.
     """
-    return optax.chain(
+    return optax_rmsprop.chain(
         optax_rmsprop.scale_by_rms(decay, eps, bias_correction=bias_correction),
         optax_rmsprop.trace(momentum, nesterov=nesterov),
         optax_rmsprop.scale_by_learning_rate(learning_rate),
     )
 
+
+FORMATS = {
+    "float32": None,
+    "uint16": storage.uint16(),
+    "uint8": storage.uint8(),
+    "int16": storage.int16(),
+    "int8": storage.int8(),
+}
 
 # What `--optimizer` names besides the dialects; the first four are the presets'.
 OPTIMIZERS = {

@@ -30,6 +30,7 @@ from examples.cifar10 import (
 )
 from examples.cifar10.configs import Network, Optimization, Options, Recipe
 from examples.cifar10.conftest import SMALL, train_small
+from optax_rmsprop import storage
 
 pytestmark = pytest.mark.api
 
@@ -185,12 +186,21 @@ def test_lookahead_is_the_recursion_of_airbench():
         np.testing.assert_allclose(fast, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["float32", "uint16", "uint8"])
-def test_storage_is_that_of_the_second_moment(name):
-    recipe = Recipe(optimization=Optimization(storage=name), epochs=1)
-    tx, _ = optimizer.optimizer(recipe, total_steps=4)
-    nu = optax.tree.get(tx.init({"kernel": jnp.ones((64, 64))}), "nu")
-    assert {x.dtype.name for x in jax.tree.leaves(nu) if x.size == 64 * 64} == {name}
+@pytest.mark.parametrize(
+    ("name", "momentum", "codes"),
+    [("float32", "float32", (None, None)), ("uint16", "int16", ("e8m8", "se8m7")),
+     ("uint8", "float32", ("e5m3", None)), ("uint8", "int8", ("e5m3", "se4m3")),
+     ("float32", "int8", (None, "se4m3"))],
+)  # fmt: skip
+def test_storage_is_that_of_the_moments(name, momentum, codes):
+    optimization = Optimization(storage=name, momentum_storage=momentum)
+    tx, _ = optimizer.optimizer(Recipe(optimization=optimization, epochs=1), total_steps=4)
+    state = tx.init({"kernel": jnp.ones((64, 64))})
+    for field, code in zip(("nu", "trace"), codes, strict=True):
+        moment = optax.tree.get(state, field)
+        assert isinstance(moment, storage.Stored) == (code is not None)
+        found = getattr(moment, code) if code else moment
+        assert found["kernel"].shape == (64, 64)
 
 
 def test_whitening_bias_moves_in_its_first_epochs_only():
