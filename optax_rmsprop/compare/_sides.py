@@ -1,6 +1,7 @@
 """What rules make of a run, leaf by leaf, and of two runs with numbers that both share."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from ._records import Array
 
 COUNT = len(NUMBERS)
 
-# Least squares, on anything that has what a run has for it: changes, scale, valid and grads.
+# Least squares, on anything that has what a run has for it: changes, weight and grads.
 fit: Callable[..., tuple[Any, Array, Array]] = cast(Any, _fit.fit)
 cost: Callable[..., Array] = cast(Any, _fit.cost)
 
@@ -44,6 +45,11 @@ class Side:
     def valid(self) -> Array:
         """What is to be explained."""
         return self.run.valid
+
+    @functools.cached_property
+    def weight(self) -> Array:
+        """What a residual is multiplied with."""
+        return self.valid / self.scale
 
     @property
     def grads(self) -> Array:
@@ -274,20 +280,15 @@ class Both:
     one: Side
     other: Side
 
-    @property
+    @functools.cached_property
     def changes(self) -> Array:
         """The changes of both."""
         return self._joined("changes")
 
-    @property
-    def scale(self) -> Array:
-        """What a residual is measured by."""
-        return self._joined("scale")
-
-    @property
-    def valid(self) -> Array:
-        """What is to be explained."""
-        return self._joined("valid")
+    @functools.cached_property
+    def weight(self) -> Array:
+        """What a residual is multiplied with."""
+        return self._joined("weight")
 
     @property
     def grads(self) -> Array:

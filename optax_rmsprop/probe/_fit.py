@@ -38,11 +38,14 @@ def residuals(simulate: Simulate, rules: Any, run: Runs) -> Array:
 
     Of several runs, that of one after the other.
     """
-    parts = [
-        ((simulate(rules, r) - r.changes) * (r.valid / r.scale)).reshape(len(rules.numbers), -1)
-        for r in each(run)
-    ]
+    parts = list[Array]()
+    for r in each(run):
+        part = np.subtract(simulate(rules, r), r.changes, order="C")
+        part *= r.weight
+        parts.append(part.reshape(len(rules.numbers), -1))
     left = np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+    if np.isfinite(left).all():
+        return left
     return np.nan_to_num(left, nan=1e3, posinf=1e3, neginf=-1e3)
 
 
@@ -164,8 +167,8 @@ def _move(jacobian: Array, left: Array, damping: Array) -> tuple[Array, Array]:
     seen = length > 0
     length = np.where(seen, length, 1)
     normal = jacobian / length[:, None, :]
-    gram = np.einsum("bmi,bmj->bij", normal, normal)
-    slope = np.einsum("bmi,bm->bi", normal, left)
+    across = normal.swapaxes(1, 2)
+    gram, slope = across @ normal, (across @ left[..., None])[..., 0]
     damped = np.where(seen, damping[:, None], 1.0)[:, None, :]
     gram = gram + np.eye(jacobian.shape[2]) * damped
     move = -cast(Array, np.linalg.solve(gram, slope[..., None]))[..., 0] * seen
@@ -190,7 +193,7 @@ def _deviation(jacobian: Array, value: float, free: Array) -> Array:
 
 def _noise(runs: Runs) -> float:
     """What rounding in the simulation itself does to a residual, root mean square."""
-    noise = [_ROUNDED * np.abs(r.changes) * (r.valid / r.scale) for r in each(runs)]
+    noise = [_ROUNDED * np.abs(r.changes) * r.weight for r in each(runs)]
     return float(np.sqrt(np.mean(np.concatenate([x.ravel() for x in noise]) ** 2)))
 
 

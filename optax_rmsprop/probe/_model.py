@@ -55,6 +55,11 @@ class Run:
         floor = 1e-3 * largest + 1e-12 * largest.max(initial=0.0) + 1e-150
         return np.maximum(size, floor) + np.abs(self.params[1:]) / 16
 
+    @functools.cached_property
+    def weight(self) -> Array:
+        """What a residual is multiplied with: 0 where there is nothing to explain."""
+        return self.valid / self.scale
+
     def steps(self, stop: int) -> "Run":
         """The first steps."""
         return dataclasses.replace(
@@ -207,29 +212,38 @@ def directions(
     any_rough = rough.any() and begun is None
     square: Array = np.broadcast_to(initial if begun is None else begun, shape).astype(float)
     mean, e_g, e_square, e_mean = (np.zeros(shape) for _ in range(4))
+    divide_by = _divisor(rules)
     for t in range(g.shape[1]):
         x = g[:, t]
-        after, before = 1 - decay ** (t + 1), 1 - decay**t
-        new: Array = decay * square + keep * (x * x)
+        after, before = (1 - decay ** (t + 1), 1 - decay**t) if any_corrected else (1.0, 1.0)
+        new: Array = decay * square
+        new += keep * (x * x)
         bounded = errors or (any_rough and t == 0)
         if bounded:
             e_g = unit * (np.abs(x) + 2 * coupled * np.abs(run.params[t]))
             e_square = decay * e_square + 2 * unit * new + 2 * keep * np.abs(x) * e_g
         if any_centered:
-            center = np.where(corrected & (t > 0), mean / np.where(before > 0, before, 1), mean)
-            deviation = keep * decay * (x - center) ** 2
-            deviation *= np.where(corrected, before / after if t else 0.0, 1.0)
-            new = np.where(centered, decay * square + deviation, new)
-            mean = decay * mean + keep * x
+            center = mean
+            if any_corrected and t:
+                center = np.where(corrected, mean / np.where(before > 0, before, 1), mean)
+            deviation = x - center
+            deviation *= deviation
+            deviation *= keep * decay * np.where(corrected, before / after if t else 0.0, 1.0)
+            deviation += decay * square
+            new = np.where(centered, deviation, new)
+            mean = decay * mean
+            mean += keep * x
             if bounded:
                 e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
         square = new
         sq: Array = np.where(corrected, square / after, square) if any_corrected else square
         if any_corrected and any_centered and t == 0:
             sq = np.where(alone & (sq == 0), x * x, sq)
-        divisor = _divisor(rules, sq, eps)
+        divisor = divide_by(sq, eps)
         positive = divisor > 0
-        u[:, t] = np.where(positive, x / np.where(positive, divisor, 1), 0.0)
+        np.divide(x, divisor, out=u[:, t])
+        if not positive.all():
+            u[:, t][~positive] = 0.0
         if bounded:
             e_sq: Array = e_square + 2 * unit * square
             if any_centered:  # a framework may take the square of the mean from the second moment
@@ -239,7 +253,7 @@ def directions(
             bound = np.abs(u[:, t]) * relative + e_g / divisor
             if any_rough and t == 0:
                 ends = (np.maximum(sq + k * e_sq, 0) for k in (-4, 4))
-                first, noise = _first(rules, run, x, *(_divisor(rules, end, eps) for end in ends))
+                first, noise = _first(rules, run, x, *(divide_by(end, eps) for end in ends))
                 u[:, 0] = np.where(rough, first, u[:, 0])
                 bound = np.where(rough, np.abs(first) * 3 * unit + e_g / divisor + noise, bound)
             if error is not None:
@@ -271,13 +285,20 @@ def _is_edge(rules: Rules, square: Array, eps: Array, error: Array) -> Array:
     return (np.abs(square - eps) <= 4 * error) & subtracts
 
 
-def _divisor(rules: Rules, square: Array, eps: Array) -> Array:
-    """What each hypothesis divides by [B, N]."""
-    root, divisor = np.sqrt(square), np.empty(square.shape)
-    for kind in np.unique(rules.denominator):
-        rows = np.flatnonzero(rules.denominator == kind)
-        every = slice(None) if len(rows) == len(rules) else rows
-        divisor[every] = _DENOMINATORS[kind](root[every], square[every], eps[every])
+def _divisor(rules: Rules) -> Callable[[Array, Array], Array]:
+    """What each hypothesis divides by, as a function of the second moment [B, N] and of ε."""
+    kinds = [kind for kind in _DENOMINATORS if (rules.denominator == kind).any()]
+    if len(kinds) == 1:
+        only = _DENOMINATORS[kinds[0]]
+        return lambda square, eps: only(square, eps)
+    rows = [np.flatnonzero(rules.denominator == kind) for kind in kinds]
+
+    def divisor(square: Array, eps: Array) -> Array:
+        result = np.empty(square.shape)
+        for kind, own in zip(kinds, rows, strict=True):
+            result[own] = _DENOMINATORS[kind](square[own], eps[own])
+        return result
+
     return divisor
 
 
@@ -290,9 +311,12 @@ def _rounding(rules: Rules, square: Array, divisor: Array, error: Array) -> Arra
 
 
 def _gradients(rules: Rules, run: Run, bound: Array) -> tuple[Array, Array]:
-    """What enters the averages [B, T, N]: clipped, with its weight decay."""
-    g = np.broadcast_to(run.grads, (len(rules), *run.grads.shape))
-    g = g * np.where(rules.maximize, -1.0, 1.0)[:, None, None]
+    """What enters the averages [B, T, N]: clipped, with its weight decay.
+
+    In memory the steps come first, so that what belongs to one of them lies together.
+    """
+    g = run.grads[:, None] * np.where(rules.maximize, -1.0, 1.0)[:, None]
+    g = g.transpose(1, 0, 2)
     bound = bound[:, None]
     for kind in np.unique(rules.clip):
         rows = rules.clip == kind
@@ -324,26 +348,26 @@ def steps(
     buffer: Array = np.zeros_like(u[:, 0])
     e_buffer: Array = np.zeros_like(u[:, 0])
     changes = np.empty_like(u)
-    weights = (run.valid / run.scale) ** 2
+    weights: Any = None if solved is None else run.weight**2
     boxed = np.isfinite(rules.numbers[:, BOX])
-    decays = (rules.kind >= DECOUPLED).any()
+    decays, cautious = (rules.kind >= DECOUPLED).any(), rules.caution.any()
     for t in range(u.shape[1]):
         p, rate = run.params[t], lr * run.rates[t]
         if solved is not None:
             rate = _rate(rules, run.changes[t], weights[t], u[:, t], buffer)
             solved[:, t] = rate[:, 0]
-        within = np.where(inside, rate, 1.0)
+        within, without = np.where(inside, rate, 1.0), np.where(inside, 1.0, rate)
         into = within * u[:, t]
-        buffer = mu * buffer + into
+        buffer = mu * buffer
+        buffer += into
         step: Array = np.where(nesterov, into + mu * buffer, buffer) if any_nesterov else buffer
-        if rules.caution.any():
+        if cautious:
             taken: Array = step * g[:, t] > 0
             share = np.maximum(_leaf_mean(taken, run.leaf), 1e-3)
             step = np.where(rules.caution[:, None] & (mu > 0), step * taken / share, step)
-        step = np.where(inside, step, rate * step)
-        change: Array = (
-            -step - decoupled(rules.kind[:, None], rate, weight) * p if decays else -step
-        )
+        change: Array = -without * step
+        if decays:
+            change -= decoupled(rules.kind[:, None], rate, weight) * p
         if boxed.any():
             change = np.where(boxed[:, None], np.clip(p + change, -box, box) - p, change)
         changes[:, t] = change
@@ -351,7 +375,7 @@ def steps(
             e_into = np.abs(within) * error[:, t]
             e_buffer = _times(mu, e_buffer) + e_into + 2 * run.unit * np.abs(buffer)
             e_step: Array = np.where(nesterov, e_into + _times(mu, e_buffer), e_buffer)
-            e_step = np.where(inside, 1.0, np.abs(rate)) * e_step + 2 * run.unit * np.abs(change)
+            e_step = np.abs(without) * e_step + 2 * run.unit * np.abs(change)
             changes[:, t] = e_step + run.unit * (np.abs(p) + np.abs(run.params[t + 1]))
     return changes
 
@@ -381,12 +405,12 @@ def squares(rules: Rules, divisor: Array) -> Array:
     return np.where(told, np.maximum(square, 0.0), np.nan)
 
 
-_DENOMINATORS: dict[int, Callable[[Array, Array, Array], Array]] = {
-    INSIDE: lambda root, square, eps: np.sqrt(square + eps),
-    OUTSIDE: lambda root, square, eps: root + eps,
-    FLOOR: lambda root, square, eps: np.maximum(root, eps),
-    SUBTRACTED: lambda root, square, eps: np.sqrt(np.maximum(square - eps, 0)),
-    BOTH: lambda root, square, eps: np.sqrt(square + eps) + eps,
+_DENOMINATORS: dict[int, Callable[[Array, Array], Array]] = {
+    INSIDE: lambda square, eps: np.sqrt(square + eps),
+    OUTSIDE: lambda square, eps: np.sqrt(square) + eps,
+    FLOOR: lambda square, eps: np.maximum(np.sqrt(square), eps),
+    SUBTRACTED: lambda square, eps: np.sqrt(np.maximum(square - eps, 0)),
+    BOTH: lambda square, eps: np.sqrt(square + eps) + eps,
 }
 
 

@@ -193,16 +193,16 @@ def _started(hypotheses: Hypotheses, run: Run) -> tuple[Hypotheses, Array]:
     """The hypotheses at the rates, and the decoupled decays, that suit them; and their costs."""
     kind, option, numbers = hypotheses.kind, hypotheses.option, hypotheses.numbers.copy()
     bare = option if option.decay == L2 else Option(clip=option.clip)
-    change = simulate(Hypotheses(kind, bare, numbers), run)
-    weight, observed = (run.valid / run.scale) ** 2, run.changes
+    change = simulate(Hypotheses(kind, bare, numbers), run).reshape(len(numbers), -1)
+    weight, observed = run.weight**2, run.changes
     with np.errstate(all="ignore"):
-        along = np.einsum("btn,tn->b", change, observed * weight)
-        length = np.einsum("btn,btn,tn->b", change, change, weight)
+        along = np.einsum("bm,m->b", change, (observed * weight).ravel())
+        length = np.einsum("bm,m->b", change**2, weight.ravel())
         rate, left = along / length, (observed**2 * weight).sum() - along**2 / length
         if option.decay in (DECOUPLED, UNSCALED):  # two numbers at once
             scale = run.rates[:, None] if option.decay == DECOUPLED else 1.0
             share = -scale * run.params[:-1]
-            cross = np.einsum("btn,tn->b", change, share * weight)
+            cross = np.einsum("bm,m->b", change, (share * weight).ravel())
             own, seen = (share**2 * weight).sum(), (share * observed * weight).sum()
             determinant = length * own - cross**2
             rate = (along * own - seen * cross) / determinant

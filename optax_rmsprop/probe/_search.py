@@ -176,7 +176,7 @@ def started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
     """The hypotheses with each kind of buffer, and the rate and decoupled decay that suit best."""
     with np.errstate(all="ignore"):
         g, u, _ = model.directions(rules, run)
-        weight = (run.valid / run.scale) ** 2
+        weight = run.weight**2
         observed, size = run.changes, run.grads.size
         plain = rules.replace(kind=model.NO_DECAY)
         found: list[Rules] = []
@@ -185,16 +185,16 @@ def started(rules: Rules, run: Run, buffers: list[Any]) -> tuple[Rules, Array]:
             numbers = rules.numbers.copy()
             numbers[:, MOMENTUM] = momentum
             tried = plain.of(numbers).replace(buffer=inside, nesterov=nesterov)
-            change = model.steps(tried, run, g, u)
-            along = np.einsum("btn,tn->b", change, observed * weight)
-            length = np.einsum("btn,btn,tn->b", change, change, weight)
+            change = model.steps(tried, run, g, u).reshape(len(rules), -1)
+            along = np.einsum("bm,m->b", change, (observed * weight).ravel())
+            length = np.einsum("bm,m->b", change**2, weight.ravel())
             total = (observed**2 * weight).sum()
             share = _share(rules.kind[0], run)
             if share is None:
                 rate = along / length
                 cost = total - along * rate
             else:  # two numbers at once: the rate, and the share of the parameters
-                cross = np.einsum("btn,tn->b", change, share * weight)
+                cross = np.einsum("bm,m->b", change, (share * weight).ravel())
                 own, seen = (share**2 * weight).sum(), (share * observed * weight).sum()
                 det = length * own - cross**2
                 rate = (along * own - seen * cross) / det
