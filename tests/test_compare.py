@@ -16,7 +16,6 @@ from optax_rmsprop import compare, dialects, recording
 from optax_rmsprop.compare import _sides
 from optax_rmsprop.probe import _model
 
-pytestmark = pytest.mark.api
 
 SHAPES = {"a/bias": (5,), "a/kernel": (3, 5), "b/bias": (5,), "b/kernel": (5, 5)}
 STEPS = 16
@@ -449,6 +448,7 @@ def test_another_optimizer_is_no_guess():
     assert "Unexplained" in str(found)
 
 
+@pytest.mark.api
 def test_sgd_is_no_rmsprop():
     ours = dialects.torch(**TORCH)
     found = compare.steps(optax.sgd(0.1, momentum=0.9), ours, *data(13))
@@ -458,6 +458,7 @@ def test_sgd_is_no_rmsprop():
     assert "neither" in found.unexplained and not found.causes
 
 
+@pytest.mark.api
 def test_a_black_box_and_a_transformation(x64):
     def start(params):
         p, nu = params.copy(), np.zeros_like(params)
