@@ -16,7 +16,6 @@ from optax_rmsprop import compare, dialects, recording
 from optax_rmsprop.compare import _sides
 from optax_rmsprop.probe import _model
 
-
 SHAPES = {"a/bias": (5,), "a/kernel": (3, 5), "b/bias": (5,), "b/kernel": (5, 5)}
 STEPS = 16
 
