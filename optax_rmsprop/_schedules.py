@@ -111,6 +111,11 @@ class Stages(_Schedule):
     after: Staircase
     _where = "recipes"
 
+    def __post_init__(self) -> None:
+        _positive("Stages", "every", self.every)
+        for i, rate in enumerate(self.rates):
+            _positive("Stages", f"rates[{i}]", rate)
+
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the rate at a step."""
         after = self.after(count)
@@ -131,6 +136,12 @@ class WarmUp(_Schedule):
     least: float = 0.0
     _where = "recipes"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.after, Staircase):
+            _positive("WarmUp", "after", self.after)
+        for name in ("steps", "start", "least"):
+            scalar("WarmUp", name, getattr(self, name), schedule=False)
+
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the rate at a step."""
         end = self.after.learning_rate if isinstance(self.after, Staircase) else self.after
@@ -150,7 +161,8 @@ class Linear(_Schedule):
     _where = "recipes"
 
     def __post_init__(self) -> None:
-        _positive("Linear", "steps", self.steps)
+        for name in ("learning_rate", "steps", "unit"):
+            _positive("Linear", name, getattr(self, name))
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the rate at a step."""
@@ -168,6 +180,9 @@ class Ramp(_Schedule):
 
     decay: float
     _where = "recipes"
+
+    def __post_init__(self) -> None:
+        scalar("Ramp", "decay", self.decay, below=1.0, schedule=False)
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the decay after a number of updates."""

@@ -755,6 +755,31 @@ def test_every_argument_is_greater_than_zero(name, parameter):
         called(name, **{parameter: "many"})
 
 
+STAIRS = Staircase(0.1, 0.5, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda x: Staircase(x, 0.5, 10), "Staircase: learning_rate"),
+        (lambda x: Staircase(0.1, 0.5, x), "Staircase: every"),
+        (lambda x: Stages((0.1, x), 5, STAIRS), "Stages: rates[1]"),
+        (lambda x: Stages((0.1,), x, STAIRS), "Stages: every"),
+        (lambda x: WarmUp(x, 5), "WarmUp: after"),
+        (lambda x: WarmUp(0.1, x), "WarmUp: steps"),
+        (lambda x: WarmUp(STAIRS, 5, start=x), "WarmUp: start"),
+        (lambda x: WarmUp(STAIRS, 5, least=x), "WarmUp: least"),
+        (lambda x: Linear(x, 5), "Linear: learning_rate"),
+        (lambda x: Linear(0.1, x), "Linear: steps"),
+        (lambda x: Ramp(x), "Ramp: decay"),
+    ],
+)
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_schedule_of_a_negative_number_is_refused(make, argument, value):
+    with pytest.raises(ValueError, match=rf"^{re.escape(argument)} must be in .*, got {value}$"):
+        make(value)
+
+
 def test_wrong_use_is_told_by_name():
     with pytest.raises(ValueError, match=r"^record: there is no recipe 'mobilenet_v3'; there are "):
         recipes.record("mobilenet_v3")
