@@ -79,11 +79,8 @@ def run(
     leaves, tree = flatten(updates)
     columns = [_Column(part, updates, tree, params) for part in parts]
     salts: list[Any] = [None] * len(leaves)
-    counts = [part.rounding for part in parts if part.rounding is not None]
-    if counts:
-        # XLA does not know the numbers, so that the kernels of equal leaves are equal, and it
-        # compiles them once.
-        salts, _ = again(([np.uint32(number_of(path)) for path in paths(updates)], counts))
+    if any(part.rounding is not None for part in parts):
+        salts = [np.array([number_of(path), 0], np.uint32) for path in paths(updates)]
     links = tuple(column.link for column in columns)
     update = _leafwise(links, (updates, [column.arrays for column in columns]))
     results = [
@@ -294,4 +291,7 @@ def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any, 
     codec = format_of(cell)
     if codec is None:
         return plain(value())
-    return codec.written(value, words(array_of(cell).shape, salt, count, stream))
+    # XLA does not know which of the two it is: it would write a constant into the kernel, and compile
+    # one for each leaf of equal ones.
+    (leaf,) = jax.lax.dynamic_slice(jnp.asarray(salt), [(count < 0).astype(count.dtype)], [1])
+    return codec.written(value, words(array_of(cell).shape, leaf, count, stream))
