@@ -60,9 +60,16 @@ def again(arrays: Any) -> Any:
     themselves, and are not hindered. Outside of `jit` there is no compiler to tell.
     """
     leaves = jax.tree.leaves(arrays)
-    # JAX before 0.12 refuses arrays together of which some vary over a mesh inside `shard_map`.
-    varying = {getattr(jax.typeof(x), "vma", None) for x in leaves}
-    return _again(arrays) if any(map(is_traced, leaves)) and len(varying) == 1 else arrays
+    # Inside `shard_map`, JAX before 0.12 refuses arrays together of which some vary over the mesh,
+    # or makes all of them vary.
+    kinds = 1 if jax.__version_info__ >= (0, 12) else len(set(map(_manual_axes, leaves)))
+    return _again(arrays) if any(map(is_traced, leaves)) and kinds == 1 else arrays
+
+
+def _manual_axes(x: Any) -> Any:
+    """The axes of a mesh that an array varies over inside `shard_map`."""
+    kind = jax.typeof(x)
+    return getattr(kind, "mat", None) or getattr(kind, "vma", None)
 
 
 @jax.custom_jvp

@@ -68,7 +68,7 @@ class Part(NamedTuple):
     numbers: dict[str, Any]  # its hyperparameters: floats, where they are known now
     count: Any = None  # the updates made so far
     rounding: jax.Array | None = None  # the count of the state that stores it in codes
-    stream: int = 0  # how many trees of codes stand before its own in that state
+    stream: int = 0  # how many trees of codes stand in that state before these links
     span: int | None = None  # how many links back the input stands that its step needs too
 
 
@@ -79,8 +79,11 @@ def run(
     leaves, tree = flatten(updates)
     columns = [_Column(part, updates, tree, params) for part in parts]
     salts: list[Any] = [None] * len(leaves)
-    if any(part.rounding is not None for part in parts):
-        salts = [np.array([number_of(path), 0], np.uint32) for path in paths(updates)]
+    counts = [part.rounding for part in parts if part.rounding is not None]
+    if counts:
+        # XLA does not know the numbers, so that the kernels of equal leaves are equal, and it
+        # compiles them once.
+        salts, _ = again(([np.uint32(number_of(path)) for path in paths(updates)], counts))
     links = tuple(column.link for column in columns)
     update = _leafwise(links, (updates, [column.arrays for column in columns]))
     results = [
@@ -250,8 +253,9 @@ def _update_leaf(
         stored.append([])
         for j, advance in enumerate(rule.accumulators.values()):
             new = functools.partial(moved, k, advance, cells[k][j:])
-            stream = links[k].stream + sum(isinstance(cell, Stored) for cell in stored[k])
+            before = sum(isinstance(cell, Stored) for row in stored for cell in row)
             count = arrays[k].get("rounding")
+            stream = links[k].stream + before
             stored[k].append(_written(new, cells[k][j], salt, count, stream))
     u = incoming(len(rules), *sources()[:2])
     first = next((k for k, link in enumerate(links) if link.hides), None)
@@ -291,7 +295,4 @@ def _written(value: Callable[..., jax.Array], cell: Any, salt: Any, count: Any, 
     codec = format_of(cell)
     if codec is None:
         return plain(value())
-    # XLA does not know which of the two it is: it would write a constant into the kernel, and compile
-    # one for each leaf of equal ones.
-    (leaf,) = jax.lax.dynamic_slice(jnp.asarray(salt), [(count < 0).astype(count.dtype)], [1])
-    return codec.written(value, words(array_of(cell).shape, leaf, count, stream))
+    return codec.written(value, words(array_of(cell).shape, salt, count, stream))

@@ -497,12 +497,8 @@ def decoded(state: State) -> State:
 
 def _rounded(parts: list[Part], count: jax.Array, streams: Iterator[int]) -> list[Part]:
     """The links, whose codes are rounded as at the step of a count, each tree by its own bits."""
-
-    def first(part: Part) -> int:
-        own = [next(streams) for x in part.state if isinstance(x, Stored)]
-        return own[0] if own else 0
-
-    return [part._replace(rounding=count, stream=first(part)) for part in parts]
+    own = [next(streams) for part in parts for x in part.state if isinstance(x, Stored)]
+    return [part._replace(rounding=count, stream=own[0] if own else 0) for part in parts]
 
 
 def encoded_like(

@@ -626,6 +626,7 @@ def test_the_program_of_a_start_is_short(codec):
 
 
 @pytest.mark.usefixtures("on_cpu")
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA dropped barriers before it fused")
 @pytest.mark.parametrize(("codec", "_"), CODECS.values(), ids=CODECS)
 def test_equal_leaves_have_equal_kernels(codec, _):
     """What tells their random bits apart is an argument, so that XLA compiles one for all."""
@@ -633,7 +634,7 @@ def test_equal_leaves_have_equal_kernels(codec, _):
     compiled = lowered(tx, shapes).compile().as_text()
     kernels, entry = compiled.split("ENTRY")
     for name in shapes:
-        number = str(number_of(jax.tree_util.keystr((jax.tree_util.DictKey(name),))))
+        number = f"constant({number_of(jax.tree_util.keystr((jax.tree_util.DictKey(name),)))})"
         assert number in entry and number not in kernels
 
 

@@ -213,6 +213,32 @@ def test_inside_shard_map_it_is_the_same_and_local(case, mesh):
     assert_close(jax.device_get(local(*sharded)), jax.device_get(run(tx, host, *steps)))
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax_rmsprop.rmspropw(0.1, momentum=0.9, weight_decay=0.1),
+        storage.stored_as(
+            optax_rmsprop.rmsprop(0.1, momentum=0.9), storage.uint8(), storage.int8()
+        ),
+    ],
+    ids=["rmspropw", "stored"],
+)
+def test_inside_shard_map_a_member_for_each_device_with_its_own_count(tx, eight_devices):
+    """What varies over the mesh meets what does not."""
+    line = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    params, grads = jnp.ones((64, 64)), jax.random.normal(jax.random.key(0), (8, 64, 64))
+    states = jax.vmap(lambda _: tx.init(params))(jnp.arange(8))
+
+    def member(g, state, params):
+        g, state = jax.tree.map(lambda x: x[0], (g, state))
+        return jax.tree.map(lambda x: x[None], tx.update(g, state, params))
+
+    spread = P("x")
+    run = jax.shard_map(member, mesh=line, in_specs=(spread, spread, P()), out_specs=spread)
+    found = jax.jit(run)(grads, states, params)
+    assert_close(found, jax.vmap(tx.update, (0, 0, None))(grads, states, params))
+
+
 @chains
 def test_under_vmap_it_is_the_same_as_one_by_one(case):
     tx = case()

@@ -214,7 +214,7 @@ def test_links_that_another_parts_have_random_bits_of_their_own(codec):
         # A multiplication and a sum may be fused.
         chex.assert_trees_all_close(*pair, rtol=1e-6, atol=1e-6)
     with pytest.raises(AssertionError):  # of the same bits it would be
-        apart = ours.chain(*(storage.stored_as(ours.ema(0.9), None, codec),) * 2)
+        apart = optax.chain(*(storage.stored_as(ours.ema(0.9), None, codec),) * 2)
         chex.assert_trees_all_close(steps(apart, 3)[0], expected, rtol=1e-6, atol=1e-6)
 
 
