@@ -10,6 +10,7 @@ import pytest
 
 import optax_rmsprop
 from optax_rmsprop import dialects
+from optax_rmsprop.probe import identify_log
 from optax_rmsprop.probe._model import run_of
 from optax_rmsprop.probe._others import LIMIT, others
 
@@ -401,6 +402,17 @@ def test_a_run_without_movement_and_one_that_only_decays():
     (found,) = others(recorded(lambda p: lambda p, g: p - 0.01 * p, rng, np.float64))
     assert (found.name, found.explains) == ("plain decay only", True)
     assert found.numbers == {"lr*weight_decay": 0.01}
+
+
+@pytest.mark.parametrize("column", [0, 11])
+def test_a_run_in_which_one_parameter_moves_once_has_a_report(column):
+    """As of bfloat16, where most steps are too small to be seen."""
+    params, grads = gradients(np.random.default_rng(5), np.float64)
+    params = np.tile(params, (STEPS + 1, 1))
+    params[12:, column] *= 1 + 2**-7
+    assert len(others(run_of(params, grads))) == 3
+    report = identify_log(params.astype(np.float32), grads.astype(np.float32))
+    assert not report.calls and report.contradictions
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

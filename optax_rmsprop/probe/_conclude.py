@@ -191,7 +191,8 @@ def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
         numbers = solved.numbers.copy()
         numbers[:, LR] = 1.0
         largest, _ = misfit(solved.of(numbers), dataclasses.replace(run, rates=rates))
-        changes = np.abs(rates / rates[0] - 1) > _CONSTANT + 4e3 * run.unit
+        tolerance = (_CONSTANT + 4e3 * run.unit) * np.abs(rates[0])
+        changes = np.abs(rates - rates[0]) > tolerance
         if largest[0] <= LIMIT and changes.any():
             found.append(rates)
     return found

@@ -122,13 +122,17 @@ def _stages(run: Run) -> list[list[tuple[Kind, Option]]]:
 
 
 def _few(run: Run, steps: int | None, most: int) -> Run:
-    """The first steps of some columns, from those that move little to those that move much."""
-    run = run if steps is None else run.steps(min(steps, len(run.grads)))
+    """The first steps of some columns, from small gradients to large ones, of which one moves."""
+    moves = np.abs(run.changes) * run.valid
+    if steps is not None:
+        steps = min(max(steps, int(moves.any(1).argmax()) + 1), len(run.grads))
+        run, moves = run.steps(steps), moves[:steps]
     most = most if steps else max(most // len(run.grads), 1)
     if run.grads.shape[1] <= most:
         return run
     sizes = np.argsort(np.abs(run.grads).max(0))
-    return run.columns(np.sort(sizes[np.linspace(0, len(sizes) - 1, most).astype(int)]))
+    chosen = sizes[np.linspace(0, len(sizes) - 1, most).astype(int)]
+    return run.columns(np.union1d(chosen, moves.max(0).argmax()))
 
 
 def _shortlist(pairs: list[tuple[Kind, Option]], run: Run) -> list[tuple[float, Hypotheses]]:
