@@ -3,6 +3,7 @@
 They keep no state of their own. `dialects` has them for users, with the dialects made of them.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 
 from . import _rule as rule
-from ._link import Treewise, link, parts_of, whole_of
+from ._link import Step, Treewise, link, parts_of, whole_of
 from ._run import Leafwise, Part, Rule
 from ._tree import dtype_of, is_gradient, map_leaves, widen
 
@@ -130,7 +131,6 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
     The mean is taken over each leaf. Source: Liang et al., Cautious Optimizers, arXiv 2411.16085,
     2024.
     """
-    adapted = optax.with_extra_args_support(inner)
 
     def parts(updates: Any, state: Any, count: Any) -> list[Part] | None:
         found = parts_of(inner.update, updates, state, count)
@@ -141,16 +141,11 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
         next(states)  # that of the caution, which is empty
         return state
 
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        steps, state = adapted.update(updates, state, params, **extra_args)
+    def lead(step: Step, updates: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
+        steps, state = step.take(inner, updates, state)
         return map_leaves("cautious", _against, steps, updates), state
 
-    return Treewise(inner.init, update, parts, whole)
+    return Treewise(inner.init, None, lead, parts, whole)
 
 
 def _caution(span: int) -> Part:
@@ -171,7 +166,6 @@ def split_complex(inner: optax.GradientTransformation) -> Treewise:
 
     The state is that of `inner` for parameters with a last axis of two in place of complex ones.
     """
-    adapted = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> optax.OptState:
         return inner.init(jax.tree.map(_as_real, params))
@@ -185,17 +179,12 @@ def split_complex(inner: optax.GradientTransformation) -> Treewise:
     def whole(state: Any, states: Iterator[Any]) -> Any:
         return whole_of(inner.update, state, states)
 
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        reals, params = jax.tree.map(_as_real, (updates, params))
-        reals, state = adapted.update(reals, state, params, **extra_args)
+    def lead(step: Step, updates: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
+        reals, params = jax.tree.map(_as_real, (updates, step.params))
+        reals, state = dataclasses.replace(step, params=params).take(inner, reals, state)
         return jax.tree.map(_as_complex, reals, updates), state
 
-    return Treewise(init, update, parts, whole)
+    return Treewise(init, None, lead, parts, whole)
 
 
 def _init(params: optax.Params) -> optax.EmptyState:

@@ -12,6 +12,7 @@ stored*. `_run` applies the rules of links in a row to each leaf.
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from ._formats import Stored
 from ._jax import is_traced
 from ._rule import DENOMINATORS, Denominator
 from ._run import Leafwise, Part, run
@@ -39,13 +41,54 @@ class Treewise(NamedTuple):
     """What the factory of a transformation of whole trees returns."""
 
     init: Callable[[Any], Any]
-    update: Callable[..., tuple[optax.Updates, Any]]
+    update: Callable[..., tuple[optax.Updates, Any]] | None = None
+    # In place of `update`, where there are others within: from the step, the updates and the state.
+    lead: "Callable[[Step, Any, Any], tuple[Any, Any]] | None" = None
     # The links that it consists of, if it is nothing else for these updates and this state, and the
     # new state made of theirs.
     parts: "Callable[[Any, Any, Any], list[Part] | None] | None" = None
     whole: Callable[[Any, Iterator[Any]], Any] | None = None
-    # `update` of a chain, with what makes parts ready to run and what runs another transformation.
-    lead: Callable[..., tuple[optax.Updates, Any]] | None = None
+
+
+def run_foreign(step: "Step", tx: Any, updates: Any, state: Any) -> tuple[Any, Any]:
+    """Run a transformation of another library, or one that has no links."""
+    adapted = optax.with_extra_args_support(tx)
+    return adapted.update(updates, state, step.params, **step.extra_args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What the transformations of one update share, and how they are led through."""
+
+    params: Any
+    extra_args: dict[str, Any]
+    # Numbers the trees of codes, each of which has random bits of its own.
+    streams: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+    count: Any = None  # which all links go by, if there is one
+    rounding: Any = None  # the count of the state that stores them all in codes
+    foreign: Callable[..., tuple[Any, Any]] = run_foreign  # runs what has no links
+
+    def take(self, tx: Any, updates: Any, state: Any) -> tuple[Any, Any]:
+        """Lead updates through a transformation; return them, and its new state."""
+        led = self.led(tx.update, updates, state)
+        return self.foreign(self, tx, updates, state) if led is None else led
+
+    def led(self, update: Any, updates: Any, state: Any) -> tuple[Any, Any] | None:
+        """Lead them through the links that a transformation has, None if it has none."""
+        parts = parts_of(update, updates, state, self.count)
+        if parts is not None:
+            updates, states = self.run(parts, updates)
+            return updates, whole_of(update, state, states)
+        lead = getattr(update.call.definition, "lead", None) if isinstance(update, Update) else None
+        return lead(self, updates, state) if lead else None
+
+    def run(self, parts: list[Part], updates: Any) -> tuple[Any, Iterator[Any]]:
+        """Lead them through links in a row."""
+        streams = [next(self.streams) for p in parts for x in p.state if isinstance(x, Stored)]
+        parts = [p._replace(stream=streams[0] if streams else 0) for p in parts]
+        if self.rounding is not None:
+            parts = [p._replace(rounding=self.rounding) for p in parts]
+        return run(parts, updates, self.params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -152,11 +195,9 @@ class Update:
         """Return the updates made from gradients, and the new state."""
         if cast(Any, updates) is None:
             raise TypeError(f"{self.call.name}: update got None in the place of the gradients")
-        parts = parts_of(self, updates, state)
-        if parts is None:
-            return cast(Treewise, self.call.definition).update(updates, state, params, **extra_args)
-        updates, states = run(parts, updates, params)
-        return updates, whole_of(self, state, states)
+        led = Step(params, extra_args).led(self, updates, state)
+        update = getattr(self.call.definition, "update", None)
+        return cast(Any, update)(updates, state, params, **extra_args) if led is None else led
 
 
 class Link(optax.GradientTransformationExtraArgs):
@@ -402,8 +443,3 @@ def whole_of(update: Any, state: Any, states: Iterator[Any]) -> Any:
     """The new state of a transformation from its old one and the new ones of its links."""
     definition = update.call.definition
     return next(states) if isinstance(definition, Leafwise) else definition.whole(state, states)
-
-
-def lead_of(update: Any) -> Callable[..., tuple[optax.Updates, Any]] | None:
-    """The `lead` of a chain, None of what is no chain of this package."""
-    return getattr(update.call.definition, "lead", None) if isinstance(update, Update) else None

@@ -114,7 +114,7 @@ class Stages(_Schedule):
     def __post_init__(self) -> None:
         _positive("Stages", "every", self.every)
         for i, rate in enumerate(self.rates):
-            _positive("Stages", f"rates[{i}]", rate)
+            _not_negative("Stages", f"rates[{i}]", rate)
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the rate at a step."""
@@ -138,9 +138,9 @@ class WarmUp(_Schedule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.after, Staircase):
-            _positive("WarmUp", "after", self.after)
+            _not_negative("WarmUp", "after", self.after)
         for name in ("steps", "start", "least"):
-            scalar("WarmUp", name, getattr(self, name), schedule=False)
+            _not_negative("WarmUp", name, getattr(self, name))
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the rate at a step."""
@@ -161,7 +161,8 @@ class Linear(_Schedule):
     _where = "recipes"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "steps", "unit"):
+        _not_negative("Linear", "learning_rate", self.learning_rate)
+        for name in ("steps", "unit"):
             _positive("Linear", name, getattr(self, name))
 
     def __call__(self, count: ArrayLike) -> jax.Array:
@@ -182,7 +183,7 @@ class Ramp(_Schedule):
     _where = "recipes"
 
     def __post_init__(self) -> None:
-        scalar("Ramp", "decay", self.decay, below=1.0, schedule=False)
+        _not_negative("Ramp", "decay", self.decay)
 
     def __call__(self, count: ArrayLike) -> jax.Array:
         """Return the decay after a number of updates."""
@@ -191,6 +192,10 @@ class Ramp(_Schedule):
 
 def _positive(function: str, name: str, value: Any, below: float = math.inf) -> None:
     scalar(function, name, value, above=0.0, below=below, schedule=False)
+
+
+def _not_negative(function: str, name: str, value: Any) -> None:
+    scalar(function, name, value, schedule=False)
 
 
 def _first_steps(at: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -7,6 +7,7 @@ scale_by_learning_rate           the step
 add_decayed_weights              weight decay, coupled or decoupled
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -18,8 +19,9 @@ import optax
 from jax.typing import ArrayLike
 
 from . import _rule as rule
-from ._link import Hyperparameter, Treewise, check_state, link, number, parts_of, whole_of
-from ._run import Leafwise, Part, Rule, run
+from ._jax import canonical
+from ._link import Hyperparameter, Step, Treewise, check_state, link, number, parts_of, whole_of
+from ._run import Leafwise, Part, Rule
 from ._tree import accumulators_like, dtype_of, increment, narrow, wide, widen, zero
 
 Mask: TypeAlias = Any | Callable[[optax.Params], Any]
@@ -445,45 +447,28 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
         pairs = zip(links, state, strict=True)
         return tuple(whole_of(link.update, part, states) for link, part in pairs)
 
-    def lead(
-        updates: optax.Updates,
-        state: tuple[Any, ...],
-        params: optax.Params | None,
-        own: Callable[[list[Part]], list[Part]],
-        other: Callable[..., tuple[optax.Updates, Any]],
-    ) -> tuple[optax.Updates, tuple[Any, ...]]:
-        _check_parts(links, state)
-        gradients, new_state, count = updates, list[Any](), _count(state)
+    def lead(step: Step, updates: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
+        gradients, new_state = updates, list[Any]()
+        if step.count is None:
+            step = dataclasses.replace(step, count=_count(state))
         updates = jax.tree.map(_widened, updates)
         pairs = list(zip(links, state, strict=True))
-        found = [parts_of(link.update, gradients, part, count) for link, part in pairs]
+        found = [parts_of(link.update, gradients, part, step.count) for link, part in pairs]
         for ours, row in itertools.groupby(
             zip(pairs, found, strict=True), lambda x: x[1] is not None
         ):
             members = list(row)
             if ours:
-                parts = own([part for _, own_parts in members for part in own_parts or ()])
-                updates, states = run(parts, updates, params)
+                parts = [part for _, own in members for part in own or ()]
+                updates, states = step.run(parts, updates)
                 new_state += [whole_of(link.update, part, states) for (link, part), _ in members]
                 continue
-            for (another, part), _ in members:
-                updates, part = other(another, updates, part)
+            for (other, part), _ in members:
+                updates, part = step.take(other, updates, part)
                 new_state.append(part)
         return jax.tree.map(_narrowed, updates, gradients), tuple(new_state)
 
-    def update(
-        updates: optax.Updates,
-        state: tuple[Any, ...],
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, tuple[Any, ...]]:
-        def other(link: Any, updates: Any, part: Any) -> tuple[optax.Updates, Any]:
-            adapted = optax.with_extra_args_support(link)
-            return adapted.update(updates, part, params, **extra_args)
-
-        return lead(updates, state, params, lambda parts: parts, other)
-
-    return Treewise(init, update, parts, whole, lead)
+    return Treewise(init, None, lead, parts, whole)
 
 
 def _mask(mask: Mask | None, params: optax.Params) -> Any:
@@ -506,8 +491,14 @@ def _is_of_booleans(mask: Any) -> bool:
 
 def _count(state: Any) -> Any:
     """The count of a chain: that of its second moment, which all its links go by."""
-    parts = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "_fields"))
+
+    def is_part(x: Any) -> bool:
+        """Not of what stores or retunes others. In a wrapper of Optax they may count otherwise."""
+        ours = type(x).__module__.partition(".")[0] == __package__
+        return hasattr(x, "_fields") and not (ours and hasattr(x, "inner_state"))
+
     known = (ScaleByRmsState, ScaleByStddevState)
+    parts = jax.tree.leaves(state, is_leaf=is_part)
     return next((part.count for part in parts if isinstance(part, known)), None)
 
 
@@ -524,8 +515,8 @@ def _check_parts(links: tuple[optax.GradientTransformation, ...], state: Any) ->
 
 def _widened(g: Any) -> Any:
     dtype = dtype_of(g)
-    return jnp.asarray(g, wide(dtype)) if jnp.issubdtype(dtype, jnp.inexact) else g
+    return jnp.asarray(g, canonical(wide(dtype))) if jnp.issubdtype(dtype, jnp.inexact) else g
 
 
 def _narrowed(u: Any, g: Any) -> Any:
-    return u if u is g else narrow(u, dtype_of(g))
+    return u if u is g else narrow(u, canonical(dtype_of(g)))

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._link import Treewise, Update, check_state, link
+from ._link import Step, Treewise, Update, check_state, link
 from ._tree import (
     accumulators_like,
     checked_leaf,
@@ -106,7 +106,6 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
     """
     numbers = _numbers(steps)
     rows = _rows(numbers)
-    adapted = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> RecordState:
         inner_state = tx.init(params)
@@ -126,17 +125,12 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
             inner_state,
         )
 
-    def update(
-        updates: optax.Updates,
-        state: RecordState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, RecordState]:
+    def lead(step: Step, updates: optax.Updates, state: Any) -> tuple[optax.Updates, RecordState]:
         check_state("record", state, RecordState)
+        grads, params = updates, step.params
         if params is None:
             raise ValueError("record: needs update(grads, state, params)")
-        grads = updates
-        updates, inner_state = adapted.update(grads, state.inner_state, params, **extra_args)
+        updates, inner_state = step.take(tx, grads, state.inner_state)
         leaves, tree = flatten(grads)
         columns = (params, updates, state.kept_params, state.kept_grads)
         columns = [flatten_up_to("record", tree, grads, x) for x in columns]
@@ -159,7 +153,7 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
             rates = jnp.where(is_kept, _rate(inner_state), rates)
         return updates, RecordState(count, state.steps, kept_params, kept_grads, rates, inner_state)
 
-    return Treewise(init, update)
+    return Treewise(init, None, lead)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

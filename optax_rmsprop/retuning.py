@@ -28,6 +28,7 @@ from ._link import (
     Hyperparameter,
     Init,
     Link,
+    Step,
     Treewise,
     Update,
     check_state,
@@ -118,17 +119,11 @@ def retunable(inner: optax.GradientTransformation) -> Treewise:
     def whole(state: RetunableState, states: Iterator[Any]) -> RetunableState:
         return state._replace(inner_state=whole_of(inner.update, state.inner_state, states))
 
-    def update(
-        updates: optax.Updates,
-        state: RetunableState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, RetunableState]:
-        tx = _set(inner, state)
-        updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
+    def lead(step: Step, updates: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
+        updates, inner_state = step.take(_set(inner, state), updates, state.inner_state)
         return updates, state._replace(inner_state=inner_state)
 
-    return Treewise(init, update, parts, whole)
+    return Treewise(init, None, lead, parts, whole)
 
 
 def retuned(state: State, **values: Any) -> State:

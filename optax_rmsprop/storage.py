@@ -46,7 +46,7 @@ from ._formats import (
     words,
 )
 from ._formats import Stored as Stored
-from ._link import Link, Treewise, check_state, lead_of, link, parts_of, whole_of
+from ._link import Link, Step, Treewise, check_state, link, parts_of, run_foreign, whole_of
 from ._run import Part
 from ._tree import increment, is_gradient, zero
 
@@ -257,36 +257,24 @@ def stored_as(
         if not any(map(_is_stored, moments)):
             check_state("stored_as", moments[0] if moments else state.inner_state, Stored)
         found = parts_of(inner.update, updates, state.inner_state, count)
-        return found and _rounded(found, state.rounding_count, itertools.count())
+        return found and [part._replace(rounding=state.rounding_count) for part in found]
 
     def whole(state: StoredAsState, states: Iterator[Any]) -> StoredAsState:
         inner_state = whole_of(inner.update, state.inner_state, states)
         return StoredAsState(increment(state.rounding_count), inner_state)
 
-    def update(
-        updates: optax.Updates,
-        state: StoredAsState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, StoredAsState]:
-        count, streams = state.rounding_count, itertools.count()
+    def lead(step: Step, updates: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
+        step = dataclasses.replace(step, rounding=state.rounding_count, foreign=_decoding)
+        updates, inner_state = step.take(inner, updates, state.inner_state)
+        return updates, StoredAsState(increment(state.rounding_count), inner_state)
 
-        def own(parts: list[Part]) -> list[Part]:
-            return _rounded(parts, count, streams)
+    return Treewise(init, None, lead, parts, whole)
 
-        def other(
-            link: optax.GradientTransformation, updates: optax.Updates, part: Any
-        ) -> tuple[optax.Updates, Any]:
-            if lead := lead_of(link.update):
-                return lead(updates, part, params, own, other)
-            adapted = optax.with_extra_args_support(link)
-            updates, new = adapted.update(updates, decoded(part), params, **extra_args)
-            return updates, encoded_like(new, part, count, streams)
 
-        updates, inner_state = other(inner, updates, state.inner_state)
-        return updates, StoredAsState(increment(count), inner_state)
-
-    return Treewise(init, update, parts, whole)
+def _decoding(step: Step, tx: Any, updates: Any, state: Any) -> tuple[Any, Any]:
+    """Run what knows no codes, with its moments in float32."""
+    updates, new = run_foreign(step, tx, updates, decoded(state))
+    return updates, encoded_like(new, state, step.rounding, step.streams)
 
 
 class _Kind(NamedTuple):
@@ -493,12 +481,6 @@ def decoded(state: State) -> State:
         return jax.tree.map(leaf, *x, is_leaf=is_masked)
 
     return cast(State, jax.tree.map(part, state, is_leaf=_is_stored))
-
-
-def _rounded(parts: list[Part], count: jax.Array, streams: Iterator[int]) -> list[Part]:
-    """The links, whose codes are rounded as at the step of a count, each tree by its own bits."""
-    own = [next(streams) for part in parts for x in part.state if isinstance(x, Stored)]
-    return [part._replace(rounding=count, stream=own[0] if own else 0) for part in parts]
 
 
 def encoded_like(

@@ -15,7 +15,7 @@ from flax import linen, nnx
 from flax.training.train_state import TrainState
 
 import optax_rmsprop as ours
-from optax_rmsprop import dialects, storage
+from optax_rmsprop import dialects, retuning, storage
 from tests.cases import cases, crossed
 from tests.test_compiled import ROWS
 
@@ -183,6 +183,34 @@ def test_one_count_and_one_rate_are_found_by_name(case):
             chex.assert_trees_all_close(twice, jax.tree.map(lambda u: 2 * u, update), rtol=1e-6)
         else:
             assert not np.allclose(twice["w"], update["w"])
+
+
+RISING, RMS = ours.scale_by_learning_rate(lambda count: 1.0 * count), ours.scale_by_rms()
+BESIDE = optax.identity()
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        ours.chain(RMS, ours.chain(BESIDE, RISING)),
+        ours.chain(RMS, dialects.cautious(ours.chain(BESIDE, RISING))),
+        storage.stored_as(ours.chain(RMS, ours.chain(BESIDE, RISING)), storage.uint8()),
+        ours.chain(storage.stored_as(ours.chain(RMS), storage.uint8()), RISING),
+        ours.chain(retuning.retunable(ours.chain(BESIDE, RMS)), RISING),
+    ],
+    ids=["chain", "cautious", "stored", "stored inside", "retunable inside"],
+)
+def test_all_links_go_by_the_count_of_the_second_moment(tx):
+    params = jnp.ones((64, 128))
+    state = optax.tree.set(tx.init(params), count=jnp.int32(7))
+    _, state = tx.update(params, state, params)
+    assert optax.tree.get(state, "last_learning_rate") == 7.0
+
+
+def test_a_chain_takes_gradients_of_numpy_without_a_warning():
+    tx, grads = ours.chain(BESIDE, ours.rmsprop(0.1)), np.ones(3)
+    updates, _ = tx.update(grads, tx.init(grads))
+    assert updates.dtype == jnp.float32
 
 
 @cases(divides=True)

@@ -780,6 +780,13 @@ def test_a_schedule_of_a_negative_number_is_refused(make, argument, value):
         make(value)
 
 
+def test_a_schedule_of_zero_is_one():
+    assert [float(x(3)) for x in (Linear(0.0, 5), WarmUp(0.0, 5), Stages((0.0,), 5, STAIRS))] == [
+        0.0, 0.0, 0.0,
+    ]  # fmt: skip
+    assert float(Ramp(1.0)(90)) == pytest.approx(0.91)
+
+
 def test_wrong_use_is_told_by_name():
     with pytest.raises(ValueError, match=r"^record: there is no recipe 'mobilenet_v3'; there are "):
         recipes.record("mobilenet_v3")

@@ -772,10 +772,15 @@ def test_two_second_moments_of_a_leaf_are_rounded_independently(inner, moments, 
     assert_independent(tx, lambda state: moments(state.inner_state), second)
 
 
-def test_two_stored_links_of_a_chain_are_rounded_independently():
-    tx = ours.chain(*(storage.stored_as(RMS, everywhere(U16)) for _ in range(2)))
+@pytest.mark.parametrize("between", [(), (optax.identity(),)], ids=["together", "parted"])
+def test_two_stored_links_of_a_chain_are_rounded_independently(between):
+    first, last = (storage.stored_as(RMS, everywhere(U16)) for _ in range(2))
     _, _, second = TWICE["a chain"]
-    assert_independent(tx, lambda state: [s.inner_state.nu for s in state], second)
+    assert_independent(
+        ours.chain(first, *between, last),
+        lambda state: [s.inner_state.nu for s in (state[0], state[-1])],
+        second,
+    )
 
 
 def assert_independent(tx, moments, second):

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_rmsprop as ours
-from optax_rmsprop import _formats, _run, dialects, storage
+from optax_rmsprop import _formats, _run, dialects, recording, retuning, storage
 from tests.cases import slow
 from tests.test_storage import everywhere, from_bits, gradients, steps, there_and_back, tree
 
@@ -216,6 +216,24 @@ def test_links_that_another_parts_have_random_bits_of_their_own(codec):
     with pytest.raises(AssertionError):  # of the same bits it would be
         apart = optax.chain(*(storage.stored_as(ours.ema(0.9), None, codec),) * 2)
         chex.assert_trees_all_close(steps(apart, 3)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@SIGNED
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        retuning.retunable,
+        dialects.split_complex,
+        lambda inner: recording.record(inner, 3),
+        lambda inner: ours.chain(retuning.retunable(inner), optax.identity()),
+    ],
+    ids=["retunable", "split_complex", "record", "in a chain"],
+)
+def test_in_a_wrapper_of_this_package_codes_stay_codes(wrapped, codec):
+    inner = ours.chain(optax.clip_by_global_norm(0.5), INNER["momentum"])
+    found, _ = steps(both(wrapped(inner), codec, storage.uint8()), 3)
+    expected, _ = steps(both(inner, codec, storage.uint8()), 3)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def averaged(codec, decay, count, start=0.0, target=1.0, shape=(8, 128)):
