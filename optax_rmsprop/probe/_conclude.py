@@ -154,10 +154,13 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
     rates = rates_that_explain(everything, run)
     if rates:
         rates = rates[0]
-        step = int(np.argmax(np.abs(rates / rates[0] - 1) > _CONSTANT + 4e3 * run.unit))
+        step = int(np.argmax(_differ(rates, run)))
+        size = f"{rates[step]:.6g}, and 0 at step 0"
+        if rates[0]:
+            size = f"{rates[step] / rates[0]:.6g} times that of step 0 ({rates[0]:.6g})"
         return [
-            f"the learning rate is not constant: at step {step} it is {rates[step] / rates[0]:.6g} "
-            f"times that of step 0 ({rates[0]:.6g}); with learning_rates the rule can be named"
+            f"the learning rate is not constant: at step {step} it is {size}; with learning_rates "
+            "the rule can be named"
         ]
     best = everything.take([int(np.argmin(everything.cost))])
     changes = model.simulate(best.rules, run)[0]
@@ -191,11 +194,14 @@ def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
         numbers = solved.numbers.copy()
         numbers[:, LR] = 1.0
         largest, _ = misfit(solved.of(numbers), dataclasses.replace(run, rates=rates))
-        tolerance = (_CONSTANT + 4e3 * run.unit) * np.abs(rates[0])
-        changes = np.abs(rates - rates[0]) > tolerance
-        if largest[0] <= LIMIT and changes.any():
+        if largest[0] <= LIMIT and _differ(rates, run).any():
             found.append(rates)
     return found
+
+
+def _differ(rates: Array, run: Run) -> Array:
+    """Which rates are not that of the first step."""
+    return np.abs(rates - rates[0]) > (_CONSTANT + 4e3 * run.unit) * np.abs(rates[0])
 
 
 def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> float:
