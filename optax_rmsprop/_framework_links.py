@@ -145,7 +145,7 @@ def cautious(inner: optax.GradientTransformation) -> Treewise:
         steps, state = step.take(inner, updates, state)
         return map_leaves("cautious", _against, steps, updates), state
 
-    return Treewise(inner.init, None, lead, parts, whole)
+    return Treewise(inner.init, lead=lead, parts=parts, whole=whole)
 
 
 def _caution(span: int) -> Part:
@@ -184,7 +184,7 @@ def split_complex(inner: optax.GradientTransformation) -> Treewise:
         reals, state = dataclasses.replace(step, params=params).take(inner, reals, state)
         return jax.tree.map(_as_complex, reals, updates), state
 
-    return Treewise(init, None, lead, parts, whole)
+    return Treewise(init, lead=lead, parts=parts, whole=whole)
 
 
 def _init(params: optax.Params) -> optax.EmptyState:

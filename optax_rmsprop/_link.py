@@ -6,7 +6,9 @@ shown as the call.
 
 The `update` of a link is called once a step, with its numbers at that step. It returns a `Rule`:
 how each accumulator of a leaf moves, and the step that is taken from the accumulators *as they are
-stored*. `_run` applies the rules of links in a row to each leaf.
+stored*. `_run` applies the rules of links in a row to each leaf. A transformation that has others
+within, such as a chain, has a `lead` in place of `update`: it hands on the `Step`, by which all of
+them share the count, the parameters, and how moments are stored.
 """
 
 import dataclasses
@@ -42,7 +44,7 @@ class Treewise(NamedTuple):
 
     init: Callable[[Any], Any]
     update: Callable[..., tuple[optax.Updates, Any]] | None = None
-    # In place of `update`, where there are others within: from the step, the updates and the state.
+    # In place of `update`, where there are others within.
     lead: "Callable[[Step, Any, Any], tuple[Any, Any]] | None" = None
     # The links that it consists of, if it is nothing else for these updates and this state, and the
     # new state made of theirs.
@@ -196,8 +198,9 @@ class Update:
         if cast(Any, updates) is None:
             raise TypeError(f"{self.call.name}: update got None in the place of the gradients")
         led = Step(params, extra_args).led(self, updates, state)
-        update = getattr(self.call.definition, "update", None)
-        return cast(Any, update)(updates, state, params, **extra_args) if led is None else led
+        if led is not None:
+            return led
+        return cast(Any, self.call.definition).update(updates, state, params, **extra_args)
 
 
 class Link(optax.GradientTransformationExtraArgs):

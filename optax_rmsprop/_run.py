@@ -253,9 +253,8 @@ def _update_leaf(
         stored.append([])
         for j, advance in enumerate(rule.accumulators.values()):
             new = functools.partial(moved, k, advance, cells[k][j:])
-            before = sum(isinstance(cell, Stored) for row in stored for cell in row)
+            stream = links[k].stream + sum(isinstance(x, Stored) for row in stored for x in row)
             count = arrays[k].get("rounding")
-            stream = links[k].stream + before
             stored[k].append(_written(new, cells[k][j], salt, count, stream))
     u = incoming(len(rules), *sources()[:2])
     first = next((k for k, link in enumerate(links) if link.hides), None)

@@ -468,7 +468,7 @@ def chain(*links: optax.GradientTransformation) -> Treewise:
                 new_state.append(part)
         return jax.tree.map(_narrowed, updates, gradients), tuple(new_state)
 
-    return Treewise(init, None, lead, parts, whole)
+    return Treewise(init, lead=lead, parts=parts, whole=whole)
 
 
 def _mask(mask: Mask | None, params: optax.Params) -> Any:
@@ -493,7 +493,7 @@ def _count(state: Any) -> Any:
     """The count of a chain: that of its second moment, which all its links go by."""
 
     def is_part(x: Any) -> bool:
-        """Not of what stores or retunes others. In a wrapper of Optax they may count otherwise."""
+        # This package's wrappers are looked into. One of Optax is not: it may skip steps.
         ours = type(x).__module__.partition(".")[0] == __package__
         return hasattr(x, "_fields") and not (ours and hasattr(x, "inner_state"))
 

@@ -134,15 +134,7 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
         leaves, tree = flatten(grads)
         columns = (params, updates, state.kept_params, state.kept_grads)
         columns = [flatten_up_to("record", tree, grads, x) for x in columns]
-        kept = columns[2:]
-        new = list[Any](), list[Any]()  # for each of these the rows that go in, if any
-        for i, (g, p, u, _, room) in enumerate(zip(leaves, *columns, strict=True)):
-            has_gradient = is_gradient(g)
-            if has_gradient:
-                p = jnp.asarray(p)
-                g = _checked(g, p, room, functools.partial(place, "record", grads, i))
-            new[0].append((p, optax.apply_updates(p, u)) if has_gradient else ())
-            new[1].append((g,) if has_gradient else ())
+        kept, new = columns[2:], _new_rows(grads, leaves, columns)
         is_kept = state.steps == state.record_count
         index = jnp.argmax(is_kept)
         at = jnp.asarray(rows, jnp.int32)[index], index
@@ -153,7 +145,20 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
             rates = jnp.where(is_kept, _rate(inner_state), rates)
         return updates, RecordState(count, state.steps, kept_params, kept_grads, rates, inner_state)
 
-    return Treewise(init, None, lead)
+    return Treewise(init, lead=lead)
+
+
+def _new_rows(grads: Any, leaves: list[Any], columns: list[list[Any]]) -> tuple[list[Any], ...]:
+    """What goes into the rows of each parameter, and into those of its gradient, if it has one."""
+    new = list[Any](), list[Any]()
+    for i, (g, p, u, _, room) in enumerate(zip(leaves, *columns, strict=True)):
+        has_gradient = is_gradient(g)
+        if has_gradient:
+            p = jnp.asarray(p)
+            g = _checked(g, p, room, functools.partial(place, "record", grads, i))
+        new[0].append((p, optax.apply_updates(p, u)) if has_gradient else ())
+        new[1].append((g,) if has_gradient else ())
+    return new
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -123,7 +123,7 @@ def retunable(inner: optax.GradientTransformation) -> Treewise:
         updates, inner_state = step.take(_set(inner, state), updates, state.inner_state)
         return updates, state._replace(inner_state=inner_state)
 
-    return Treewise(init, None, lead, parts, whole)
+    return Treewise(init, lead=lead, parts=parts, whole=whole)
 
 
 def retuned(state: State, **values: Any) -> State:

@@ -196,9 +196,10 @@ def stored_as(
     the mean. The variance of centred links is taken from the mean as it is stored, and so is at
     least s²·mean²; so is AdaBelief's.
 
-    The moments of this package's links stay codes, in `optax_rmsprop.chain` beside any others too.
-    Those of a transformation of Optax are float32 during a step. `optax.chain` is one: inside it
-    all are, so put it outside, as in `optax.chain(optax.clip_by_global_norm(1.0), stored_as(...))`.
+    The moments of this package's links stay codes during a step, also where `optax_rmsprop.chain`
+    has a transformation of Optax beside them. The moments of that one are float32 during a step.
+    `optax.chain` counts as one transformation of Optax: put `stored_as` inside it, as in
+    `optax.chain(optax.clip_by_global_norm(1.0), stored_as(...))`.
 
     Inside `jax.shard_map` a shard is an array of its own: the shape that decides is its shape, and
     all shards use the same random bits. Where `block` does not divide its last axis, decode it
@@ -268,7 +269,7 @@ def stored_as(
         updates, inner_state = step.take(inner, updates, state.inner_state)
         return updates, StoredAsState(increment(state.rounding_count), inner_state)
 
-    return Treewise(init, None, lead, parts, whole)
+    return Treewise(init, lead=lead, parts=parts, whole=whole)
 
 
 def _decoding(step: Step, tx: Any, updates: Any, state: Any) -> tuple[Any, Any]:

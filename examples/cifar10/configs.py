@@ -93,7 +93,7 @@ class Optimization:
     storage: Literal["float32", "uint16", "uint8"] = "float32"
     """How the optimizer holds its second moment between steps, in leaves of 4,096 elements on."""
     momentum_storage: Literal["float32", "int16", "int8"] = "float32"
-    """The same for its momentum buffer."""
+    """How the optimizer holds its momentum between steps, in leaves of 4,096 elements on."""
     lookahead: bool = False
     """Pull the parameters to their running average every five steps, as airbench does."""
 

@@ -216,8 +216,7 @@ def directions(
     for t in range(g.shape[1]):
         x = g[:, t]
         after, before = (1 - decay ** (t + 1), 1 - decay**t) if any_corrected else (1.0, 1.0)
-        new: Array = decay * square
-        new += keep * (x * x)
+        new: Array = decay * square + keep * (x * x)
         bounded = errors or (any_rough and t == 0)
         if bounded:
             e_g = unit * (np.abs(x) + 2 * coupled * np.abs(run.params[t]))
@@ -226,13 +225,9 @@ def directions(
             center = mean
             if any_corrected and t:
                 center = np.where(corrected, mean / np.where(before > 0, before, 1), mean)
-            deviation = x - center
-            deviation *= deviation
-            deviation *= keep * decay * np.where(corrected, before / after if t else 0.0, 1.0)
-            deviation += decay * square
-            new = np.where(centered, deviation, new)
-            mean = decay * mean
-            mean += keep * x
+            share = keep * decay * np.where(corrected, before / after if t else 0.0, 1.0)
+            new = np.where(centered, decay * square + share * (x - center) ** 2, new)
+            mean = decay * mean + keep * x
             if bounded:
                 e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
         square = new
