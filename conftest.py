@@ -1,8 +1,11 @@
 """Two lanes of tests, and what is compiled once for all processes and runs."""
 
 import contextlib
+import itertools
 import os
 import shutil
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,8 +16,9 @@ LARGEST = 2**30  # bytes of compiled programs that are kept from run to run
 
 
 def pytest_addoption(parser):
-    """`--all` is the thorough lane."""
+    """`--all` is the thorough lane, and `--share` makes any lane short."""
     parser.addoption("--all", action="store_true", help="run the tests that are marked slow too")
+    parser.addoption("--share", type=int, default=1, metavar="N", help="one case in N of each test")
 
 
 def pytest_configure(config):
@@ -35,9 +39,10 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.api)
     out = {"slow", "proof"} - ({"slow"} if _asked_for(config) else set())
     out -= {name for name in out if name in (config.option.markexpr or "")}
-    slow = {item for item in items if any(item.get_closest_marker(name) for name in out)}
-    config.hook.pytest_deselected(items=[item for item in items if item in slow])
-    items[:] = [item for item in items if item not in slow]
+    fast = [item for item in items if not any(map(item.get_closest_marker, out))]
+    chosen = set(_share(fast, config.option.share))
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,6 +65,13 @@ def compiled_programs_are_let_go():
     """JAX keeps every program that it compiled: without this, a worker grows to gigabytes."""
     yield
     jax.clear_caches()
+
+
+def _share(items: list[pytest.Item], n: int) -> Iterator[pytest.Item]:
+    """One in `n` of the cases of each test, and at least one: always the same, in no pattern."""
+    for _, cases in itertools.groupby(items, lambda item: item.nodeid.partition("[")[0]):
+        order = sorted(cases, key=lambda item: zlib.crc32(item.nodeid.encode()))
+        yield from order[: -(-len(order) // n)]
 
 
 def _asked_for(config: pytest.Config) -> bool:

@@ -266,7 +266,7 @@ def main() -> None:
     if options.quick:
         model, name = models.resnet50(stages=(), classes=10), "the first and last layer of a ResNet"
         small, abstract, rounds = (4, 10), (20, 50), 1
-        others = {"one leaf": {"kernel": (256, 512)}, **transformers(2, 64, 256, 64)}
+        others = {"one leaf": {"kernel": (256, 512)}, **transformers(1, 64, 256, 64)}
     millions = sum(map(math.prod, model.values())) / 1e6
     page.facts["model"] = f"{name}: {len(model)} leaves, {millions:.3g} million parameters"
     for setting in [*SETTINGS, *STORED]:

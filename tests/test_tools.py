@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import runpy
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,3 +73,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         new.write_text("half", encoding="utf-8")
         raise ZeroDivisionError
     assert path.read_text("utf-8") == "ν\n" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("cases", "kept"), [(1, 1), (2, 1), (3, 1), (4, 2), (60, 20)])
+def test_a_share_has_one_case_in_three_of_each_test_and_always_the_same(cases, kept):
+    share = runpy.run_path(str(ROOT / "conftest.py"))["_share"]
+    one, other = ([SimpleNamespace(nodeid=f"{x}[{i}]") for i in range(cases)] for x in "ab")
+    found = list(share([*one, *other], 3))
+    assert found == list(share([*one, *other], 3))
+    assert sum(item in one for item in found) == sum(item in other for item in found) == kept
+    assert sorted(share(one, 1), key=one.index) == one
