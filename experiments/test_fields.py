@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.fields import __main__ as program
-from experiments.fields import page, study, tasks
+from experiments.fields import cifar10, page, study, tasks
 
 SCORES = {-8: 9.0, -6: 5.0, -4: 1.0, -2: 3.0, 0: math.inf}
 
@@ -18,7 +18,7 @@ SCORES = {-8: 9.0, -6: 5.0, -4: 1.0, -2: 3.0, 0: math.inf}
 @pytest.mark.slow
 def test_a_task_is_learnt(name):
     task, rule = tasks.TASKS[name], study.OPTIMIZERS["RMSprop"]
-    train = study.trainer(task, task.field(), rule.make)
+    train = study.ready(task)(rule.make, task.steps)
     before, after = (np.array(train(rate, jnp.arange(2))[1:]).mean(1) for rate in (0.0, 1e-2))
     assert (after < 0.9 * before).all()
 
@@ -185,3 +185,18 @@ def test_wrong_numbers_are_named(capsys):
     with pytest.raises(SystemExit):
         program.main(["--seeds", "0"])
     assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_cifar10_is_learnt_and_a_training_repeats_its_numbers():
+    task = cifar10.task(["--dataset", "synthetic"])
+    train = study.ready(task)(study.OPTIMIZERS["RMSprop"].make, 40)
+    first, still, again = (list(train(rate, jnp.arange(1))) for rate in (1e-3, 0.0, 1e-3))
+    assert first == again
+    assert all(after < before for (after,), (before,) in zip(first, still, strict=True))
+
+
+def test_cifar10_is_not_tried_without_its_data(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--tasks", "cifar10-small"])
+    assert "needs the --data-dir" in capsys.readouterr().err

@@ -10,10 +10,12 @@ from rich.progress import Progress
 from examples.cifar10.configs import UserError
 from examples.cifar10.main import exit_code
 from experiments import common
-from experiments.fields import page
+from experiments.fields import cifar10, page
 from experiments.fields.study import Trials, optimizers
 from experiments.fields.tasks import TASKS
 from tools import environment
+
+CIFAR10 = "cifar10-small"
 
 
 def study(
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str]) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.fields", description=__doc__)
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="folder of the files")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
+    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, CIFAR10], default=[*TASKS])
+    parser.add_argument("--data-dir", help=f"with the binary CIFAR-10, for the task {CIFAR10}")
+    parser.add_argument("--accept-unverified", action="store_true", help="as of the example")
     parser.add_argument("--seeds", type=int, default=5, help="to choose a rate; twice that report")
     parser.add_argument("--steps", type=int, help="of a training; by default of each task its own")
     options = parser.parse_args(arguments)
@@ -59,6 +63,11 @@ def main(arguments: Sequence[str]) -> None:
             value = getattr(options, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} must be at least {least}, got {value}")
+        if CIFAR10 in options.tasks:
+            if options.data_dir is None:
+                raise UserError(f"--tasks {CIFAR10} needs the --data-dir of CIFAR-10")
+            accept = ["--accept-unverified"] * options.accept_unverified
+            TASKS[CIFAR10] = cifar10.task(["--data-dir", options.data_dir, *accept])
         study(options.results, options.tasks, options.seeds, options.steps, arguments)
 
     sys.exit(exit_code(work))

@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +15,8 @@ import optax
 
 import optax_rmsprop
 from experiments import common
-from experiments.fields.tasks import TASKS, Field, Task
+from experiments.fields.tasks import TASKS, Field, Make, Ready, Task, Trainer
 from tools import environment
-
-Make = Callable[[Any], optax.GradientTransformation]
 
 
 class Optimizer(NamedTuple):
@@ -75,15 +72,17 @@ def optimizers(name: str) -> dict[str, Optimizer]:
     return OPTIMIZERS | (SWITCHES if name in SWITCHED else {})
 
 
-Trainer = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+def ready(task: Task) -> Ready:
+    """Make a task's data, and return what trains on them."""
+    field = task.field()
+    return functools.partial(trainer, task, field) if isinstance(field, Field) else field
 
 
-def trainer(task: Task, field: Field, make: Make, steps: int | None = None) -> Trainer:
-    """Return what maps a rate and seeds to the late loss and the two scores of each seed.
+def trainer(task: Task, field: Field, make: Make, steps: int) -> Trainer:
+    """Train all seeds at once.
 
     The rate falls to 0 by half a cosine. The late loss is the mean of the last tenth of the steps.
     """
-    steps = steps or task.steps
     shape = optax.cosine_decay_schedule(1.0, steps)
 
     def train(rate: Any, seed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -124,7 +123,7 @@ class Trials:
             for row in common.finished(path)
             if row["steps"] == self.steps and row["seeds"][1] - row["seeds"][0] == seeds
         }
-        self._field: Field | None = None
+        self._ready: Ready | None = None
         self._trainers: dict[str, Trainer] = {}
 
     def get(self, optimizer: str, exponent: int, seeds: range) -> Row:
@@ -139,10 +138,10 @@ class Trials:
 
     def train(self, optimizer: str, exponent: int, seeds: range) -> Row:
         """Train some seeds at a rate; the data and the programs are made once."""
-        self._field = self._field or self.task.field()
+        self._ready = self._ready or ready(self.task)
         if optimizer not in self._trainers:
             make = optimizers(self.name)[optimizer].make
-            self._trainers[optimizer] = trainer(self.task, self._field, make, self.steps)
+            self._trainers[optimizer] = self._ready(make, self.steps)
         began = time.process_time()
         found = self._trainers[optimizer](10 ** (exponent / 4), jnp.asarray(seeds))
         loss, validation, test = ([_short(float(x)) for x in values] for values in found)

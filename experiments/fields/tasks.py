@@ -42,6 +42,13 @@ class Field(NamedTuple):
     """Maps parameters to the score that is reported."""
 
 
+Make = Callable[[Any], optax.GradientTransformation]
+Trainer = Callable[[Any, jax.Array], Any]
+"""Maps a rate and seeds to the late loss and the two scores of each seed."""
+Ready = Callable[[Make, int], Trainer]
+"""Maps a rule and a number of steps to what trains with them."""
+
+
 class Task(NamedTuple):
     """A task before its data are there."""
 
@@ -50,7 +57,7 @@ class Task(NamedTuple):
     steps: int
     tolerance: float  # of a score: a rate that is this much worse than the best is still good
     clip: float | None  # the largest norm of a gradient, as is the custom of the field
-    field: Callable[[], Field]
+    field: Callable[[], Field | Ready]
 
 
 TASKS: dict[str, Task] = {}
