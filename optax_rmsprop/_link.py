@@ -114,13 +114,17 @@ class Call:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Call):
             return NotImplemented
-        return self.factory is other.factory and self.arguments == other.arguments
+        return self is other or (self.factory is other.factory and self._key == other._key)
+
+    @functools.cached_property
+    def _key(self) -> tuple[Any, ...]:
+        # A mask may be a tree that has no hash of its own; its leaves and its structure have.
+        leaves, tree = cast(Any, jax.tree.flatten(self.arguments))
+        return (tree, *map(_Compared, leaves))
 
     @functools.cached_property
     def _hash(self) -> int:
-        # A mask may be a tree that has no hash of its own; its leaves and its structure have.
-        leaves, tree = cast(Any, jax.tree.flatten(self.arguments))
-        return hash((self.name, tuple(leaves), tree))
+        return hash((self.name, self._key))
 
     def __hash__(self) -> int:
         return self._hash
@@ -151,6 +155,34 @@ class Call:
             else:
                 parts.append(f"{parameter.name}={shown(value)}")
         return f"{self.name}({', '.join(parts)})"
+
+
+class _Compared:
+    """A part of an argument: compared by value if it has one that is known, else by identity.
+
+    JAX's caches compare transformations. There a number that is being differentiated would equal
+    the constant, and any other traced one would have no hash.
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+        try:
+            self.hash = None if isinstance(value, (jax.Array, np.ndarray)) else hash(value)
+        except TypeError:
+            self.hash = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Compared):
+            return NotImplemented
+        if self.value is other.value:
+            return True
+        if self.hash is None or self.hash != other.hash:
+            return False
+        same = self.value == other.value
+        return isinstance(same, (bool, np.bool_)) and bool(same)
+
+    def __hash__(self) -> int:
+        return id(self.value) if self.hash is None else self.hash
 
 
 def shown(value: Any) -> str:

@@ -1,14 +1,20 @@
 """Promise 6: every hyperparameter a number, an array, a schedule or a traced value."""
 
+import dataclasses
+import functools
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
 
 import optax_rmsprop as ours
-from optax_rmsprop import _run
+from optax_rmsprop import _run, dialects, storage
 from tests import reference
 from tests.cases import cases, crossed
 
@@ -153,6 +159,101 @@ def test_nothing_traced_is_kept():
     assert np.isfinite(derivatives).all() and np.all(np.asarray(derivatives) != 0)
     halves = train(*(n / 2 for n in numbers))
     np.testing.assert_allclose(both, [once, halves], rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Falling:
+    """A schedule that is a value, as of what it falls from."""
+
+    start: Any
+
+    def __call__(self, count):
+        return self.start * 0.5 ** jnp.asarray(count, jnp.float32)
+
+
+@jax.tree_util.register_pytree_node_class
+class Node(Falling):
+    """The same as a tree, whose leaf is an array."""
+
+    tree_flatten = lambda self: ((self.start,), None)  # noqa: E731
+    tree_unflatten = classmethod(lambda cls, _, leaves: cls(*leaves))
+
+
+@jax.jit
+def linen_step(state, grads):
+    return state.apply_gradients(grads=grads)
+
+
+def of_linen(tx):
+    state = TrainState.create(apply_fn=lambda: None, params={"w": jnp.ones(3)}, tx=tx)
+    return linen_step(state, state.params).params["w"].sum()
+
+
+@nnx.jit
+def nnx_step(model, optimizer):
+    optimizer.update(model, nnx.grad(lambda model: (model(jnp.ones((1, 3))) ** 2).sum())(model))
+
+
+def of_nnx(tx):
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    nnx_step(model, nnx.Optimizer(model, tx, wrt=nnx.Param))
+    return (model(jnp.ones((1, 3))) ** 2).sum()
+
+
+def scanned(state, _):
+    return state.apply_gradients(grads=state.params), None
+
+
+def of_scan(tx):
+    state = TrainState.create(apply_fn=lambda: None, params={"w": jnp.ones(3)}, tx=tx)
+    return jax.lax.scan(scanned, state, length=2)[0].params["w"].sum()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def static_step(tx, p):
+    return tx.update(p, tx.init(p))[0].sum()
+
+
+def of_static(tx):
+    return static_step(tx, jnp.ones(3))
+
+
+MAKERS = {
+    "rmsprop": ours.rmsprop,
+    "chain": lambda rate: ours.chain(ours.scale_by_rms(), ours.scale_by_learning_rate(rate)),
+    "stored": lambda rate: storage.stored_as(ours.rmsprop(rate), storage.uint8()),
+    "dialect": lambda rate: dialects.torch(lr=rate, momentum=0.9),
+    "schedule": lambda rate: ours.rmsprop(Falling(rate)),
+    "tree": lambda rate: ours.rmsprop(Node(jnp.asarray(rate))),
+}
+
+
+@pytest.mark.api
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("train", [of_linen, of_nnx, of_scan, of_static])
+def test_a_traced_number_is_no_constant_where_a_transformation_is_static(train, make):
+    """JAX compares transformations in its caches, where a tracer must not equal its value."""
+    final = lambda rate: train(make(rate))  # noqa: E731
+    optax_derivative = jax.grad(lambda rate: train(optax.rmsprop(rate)))(0.1)
+    first = final(0.1)
+    derivative = jax.grad(final)(0.1)
+    if make is MAKERS["rmsprop"]:
+        np.testing.assert_allclose(derivative, optax_derivative, rtol=1e-4)
+    assert abs(derivative) > 1e-3 and jax.grad(final)(0.1) == derivative
+    for rates in ([0.1, 0.2], [0.1, 0.2], [0.3, 0.2, 0.1]):
+        found = jax.vmap(final)(jnp.array(rates))
+        np.testing.assert_allclose(found, [final(rate) for rate in rates], rtol=1e-5)
+    assert final(0.1) == first and len({float(first), float(final(0.3))}) == 2
+
+
+def test_equal_calls_are_equal_but_for_what_has_no_value():
+    rate = jnp.asarray(0.1)
+    pairs = [(make(0.1), make(0.1)) for name, make in MAKERS.items() if name != "tree"]
+    assert all(a == b and hash(a) == hash(b) for a, b in pairs)
+    one = ours.rmsprop(Node(rate))
+    assert one == ours.rmsprop(Node(rate)) and hash(one) == hash(ours.rmsprop(Node(rate)))
+    assert one != ours.rmsprop(Node(jnp.asarray(0.1))) and one != ours.rmsprop(Falling(0.1))
+    assert ours.rmsprop(0.1) != ours.rmsprop(0.2) and ours.rmsprop(0.1) != ours.rmspropw(0.1)
 
 
 def test_a_denominator_that_changed_is_not_remembered():
