@@ -179,7 +179,7 @@ class _Compared:
         if self.hash is None or self.hash != other.hash:
             return False
         same = self.value == other.value
-        return isinstance(same, (bool, np.bool_)) and bool(same)
+        return isinstance(same, (bool, np.bool_)) and bool(cast(Any, same))
 
     def __hash__(self) -> int:
         return id(self.value) if self.hash is None else self.hash

@@ -440,7 +440,7 @@ def test_a_schedule_is_named_and_its_rate_asked_for(tmp_path, capsys):
         "dialects.keras(learning_rate=..., rho=0.9"
     )
     error = run(capsys, "convert", path, "--to", tmp_path / "x", status=2)
-    assert "--set learning_rate=VALUE" in error
+    assert "give --set learning_rate=VALUE" in error
     record = run(
         capsys, "convert", path, "--to", tmp_path / "x", "--json", "--set=learning_rate=0.5"
     )
@@ -982,7 +982,9 @@ def test_the_command_as_a_program(tmp_path):
 def recorded(tmp_path, monkeypatch):
     """A log, and modules in the place of those that read and explain it."""
     np.savez(tmp_path / "log.npz", x=np.ones(2))
-    run_ = types.SimpleNamespace(params={"w": 1}, grads={"w": 2}, learning_rates=0.5)
+    run_ = types.SimpleNamespace(
+        params={"w": "before, after"}, grads={"w": "g"}, learning_rates=[0.5], steps=[0]
+    )
     modules = {
         "recording": types.SimpleNamespace(Run=types.SimpleNamespace(load=lambda path: run_)),
         "probe": types.SimpleNamespace(identify_log=lambda *a: Report([*a])),
@@ -995,7 +997,7 @@ def recorded(tmp_path, monkeypatch):
 
 class Report:
     def __init__(self, given):
-        assert given == [{"w": 1}, {"w": 2}, 0.5]
+        assert given == [{"w": "be"}, {"w": "g"}, [0.5]]
         self.calls = ["dialects.torch(lr=0.5)"]
 
     def __str__(self):
@@ -1055,3 +1057,39 @@ def test_a_hostile_log_is_refused(command, recorded, capsys, tmp_path):
     arguments = [x.format(recorded) for x in rest]
     assert "pickles" in run(capsys, first, *arguments, tmp_path / "evil.npz", status=2)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_run_is_identified_from_its_first_step_on(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    tx, p, rows = dialects.torch(lr=0.01, alpha=0.9, eps=1e-3), rng.normal(size=6), []
+    state, grads = tx.init(p), rng.normal(size=(24, 6))
+    with jax.enable_x64(True):
+        for g in grads:
+            rows.append(p)
+            updates, state = tx.update(g, state, p)
+            p = p + np.asarray(updates)
+    rows = np.array([*rows, p])
+    late = recording.Run({"w": rows[10:]}, {"w": grads[10:]}, np.arange(10, 24))
+    late.save(tmp_path / "late.npz")
+    error = run(capsys, "identify", tmp_path / "late.npz", status=2)
+    assert "must have the first step, 0" in error and "its first is 10" in error
+    # The steps after a gap are not used.
+    steps = np.array([*range(20), 22, 23])
+    params = np.concatenate([rows[:21], rows[22:]])
+    gap = recording.Run({"w": params}, {"w": grads[steps]}, steps)
+    gap.save(tmp_path / "gap.npz")
+    found = run(capsys, "identify", tmp_path / "gap.npz", "--json")
+    assert found["calls"][0].startswith("dialects.torch(lr=0.01, alpha=0.9, eps=0.001")
+
+
+def test_a_damaged_file_of_torch_is_refused(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.arange(1000.0)}, path)
+    run(capsys, "inspect", path)
+    data = bytearray(path.read_bytes())
+    at = data.find(np.arange(1000.0, dtype=np.float32).tobytes())
+    assert at > 0
+    data[at + 2000] ^= 1
+    path.write_bytes(data)
+    assert "damaged" in run(capsys, "inspect", path, status=2)

@@ -679,3 +679,27 @@ def test_a_network_of_another_framework(flax_run, fault, name):
         assert found.first is None and not found.causes and not found.unexplained, str(found)
     else:
         only(found, name)
+
+
+@pytest.mark.slow
+def test_a_leaf_that_stands_still_is_not_rounded():
+    """Coarse rounding hides steps of a parameter near 1, and is no reason for what stands still."""
+    params, grads = data(20, np.float32)
+    params = leaf(params, a_bias=np.ones(5, np.float32))
+    theirs = run(dialects.torch(lr=0.01, alpha=0.9, eps=1e-3), params, grads)
+    still = theirs.params["a/bias"].copy()
+    still[6:] = still[5]
+    found = compare.runs(theirs, changed(theirs, params=leaf(theirs.params, a_bias=still)))
+    assert found.first is not None and found.first.leaf == "a/bias"
+    assert not any("precision" in cause.names for cause in found.causes), str(found)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compared_is_not_called_equal():
+    """Gradients of different models leave nothing to say about two optimizers that are unknown."""
+    (params, grads), (_, others) = data(22), data(23)
+    theirs = run(optax.adam(0.01), params, grads)
+    double = leaf(params, a_kernel=2 * params["a/kernel"])
+    found = compare.runs(theirs, run(optax.adam(0.02), double, others))
+    assert "differ too much" in found.unexplained
+    assert all(cause.left > 0 for cause in found.causes)

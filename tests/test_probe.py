@@ -569,3 +569,18 @@ def test_a_log_and_a_box_are_named_in_seconds():
     between = time.process_time()
     probe.identify(box(truth))
     assert between - began < 9 and time.process_time() - between < 12
+
+
+@pytest.mark.parametrize("given", [None, 0.01, np.full(24, 0.01)], ids=["open", "one", "each"])
+def test_every_call_of_a_decay_that_nothing_places_is_right(given):
+    """A constant rate does not show whether it scales the decay: each call has its own number."""
+    rng = np.random.default_rng(0)
+    grads, params, nu = rng.normal(size=(24, 8)), [rng.normal(size=8)], np.zeros(8)
+    for g in grads:
+        nu = 0.9 * nu + 0.1 * g**2
+        params.append(params[-1] * (1 - 1e-3) - 0.01 * g / (np.sqrt(nu) + 1e-3))
+    report = probe.identify_log(np.array(params), grads, given)
+    assert len(report.calls) >= 2
+    for call in report.calls:
+        after = continued(evaluate(call, given), params[0], grads)
+        np.testing.assert_allclose(after, params, rtol=1e-9, atol=1e-12, err_msg=call)

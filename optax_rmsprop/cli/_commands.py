@@ -86,7 +86,17 @@ def _identify(log: File, json: bool = False) -> int:
         json: Print JSON.
     """
     run = _recorded(log)
-    report = _module("probe").identify_log(run.params, run.grads, run.learning_rates)
+    if run.steps[0] != 0:
+        raise Refused(
+            f"{log} must have the first step, 0, as the state of an optimizer is known there "
+            f"alone; its first is {run.steps[0]}"
+        )
+    # Up to the first gap.
+    n = sum(step == i for i, step in enumerate(run.steps))
+    params = {path: x[: n + 1] for path, x in run.params.items()}
+    grads = {path: x[:n] for path, x in run.grads.items()}
+    rates = None if run.learning_rates is None else run.learning_rates[:n]
+    report = _module("probe").identify_log(params, grads, rates)
     show.as_json(report) if json else show.text(report)
     return 0 if report.calls else 1
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -90,7 +91,7 @@ def _all(saved: Saved) -> Iterable[Array]:
 def _in_flags(message: str) -> str:
     """A message about arguments as one about flags."""
     for argument, flag in _FLAGS.items():
-        message = message.replace(argument, flag)
+        message = re.sub(rf"(?<!--set ){re.escape(argument)}", flag, message)
     return message
 
 

@@ -215,8 +215,9 @@ def _loaded(source: pathlib.Path | io.BytesIO, where: str) -> Any:
         # `weights_only` could be deceived before it.
         raise Refused(f"{where} is not read with torch {torch.__version__}: install 2.6 or newer")
     if zipfile.is_zipfile(source):
-        with guard.archive(source, where):
-            pass
+        with guard.archive(source, where) as opened:
+            if damaged := opened.testzip():  # which PyTorch does not look at
+                raise Refused(f"{where}: {damaged} is damaged")
     if isinstance(source, io.BytesIO):
         source.seek(0)
     try:

@@ -64,8 +64,11 @@ def report(
     """The report of the rules that explain the data."""
     ranked: list[tuple[int, int, str, Rule, Finding]] = []
     for finding in findings:
-        for rule in members(finding, ratio):
-            rule = rule if written is None else written(rule)
+        # With the rates that were given, as what a decay loses is in terms of them.
+        shown = finding
+        if written is not None:
+            shown = dataclasses.replace(finding, rule=written(finding.rule))
+        for rule in members(shown, ratio):
             rank, call = next(calls(rule))
             ranked.append((rank, len(ranked), call, rule, finding))
     ranked.sort(key=lambda entry: entry[:2])
