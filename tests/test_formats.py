@@ -32,6 +32,8 @@ def power(n: int) -> Fraction:
 
 def shared(name: str, block: np.ndarray) -> int:
     """The shared exponent of a block."""
+    if not name.startswith("S"):
+        block = np.where(block < 0, np.nan, block)
     finite = block[np.isfinite(block)]
     largest = float(np.abs(finite).max(initial=0))
     if name == "UE5M3" and len(finite) < len(block):
@@ -72,7 +74,8 @@ def encoded(name: str, v: np.float32, word: int, base: int) -> int:
     infinity = (255 - base) << bits
     if name == "SE4M3" and not math.isfinite(size):
         return 128
-    if math.isnan(size):  # which has no sign in the unsigned formats, and keeps it in the others
+    # Without a sign it is one for all of them, and what is negative is one; others keep theirs.
+    if math.isnan(size) or (v < 0 and not signed):
         return sign | infinity | 1 << (bits - 1)
     if math.isinf(size):
         return sign | infinity
@@ -121,5 +124,5 @@ def test_the_vectors_hold_what_is_special(name):
     v = np.concatenate([numbers(case["numbers"]) for case in cases])
     assert len(codes) > 50 and np.isnan(back).any()
     assert np.isinf(back).any() == (name != "SE4M3")
-    assert (back < 0).any() == name.startswith("S") == (v < 0).any()
+    assert (back < 0).any() == name.startswith("S") and (v < 0).any()
     assert ((back > v) & (v > 0)).any() and ((back < v) & (v > 0)).any()

@@ -44,6 +44,7 @@ def rows() -> dict[str, np.ndarray]:
         "near the least normal number": tiny,
         "zeros": np.zeros(size),
         "infinity, NaN, the largest number, subnormal numbers": special,
+        "a negative number among others": np.resize([2.0, 0.25, 1.0, -69285.4, 3.0], size),
         "carried into the next power of two": np.resize([1.99999, 0.999999, 3e-3], size),
     }
 
