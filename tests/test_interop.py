@@ -181,6 +181,13 @@ def from_torch(saved, like=LIKE, convert=same, names=NAMES):
     return interop.from_torch(saved, like, convert, names=names)
 
 
+def centred_without(index):
+    state = trained(dialects.torch(centered=True))
+    saved = interop.to_torch(state, fresh_torch(centered=True), same, names=NAMES)
+    del saved["state"][index]
+    return saved
+
+
 def pop(saved):
     del saved["state"][1]["momentum_buffer"]
 
@@ -282,6 +289,11 @@ BAD = {
         lambda: from_torch(changed(lambda s: s["state"].pop(1))),
         ValueError,
         r"no second moment for .*nu\['b'\]: torch has no state for 'b', .* missing_ok=True",
+    ),
+    "no state where there is a mean": (
+        lambda: from_torch(centred_without(1), dialects.torch(centered=True).init(PARAMS)),
+        ValueError,
+        r"no mean for .*mu\['b'\]: torch has no state for 'b', .* missing_ok=True",
     ),
     "an entry is missing": (
         lambda: from_torch(changed(pop)),

@@ -234,7 +234,8 @@ def _check_lack(
         raise ValueError(f"{found.function}: {NO_RATE} for {slot}: give learning_rate=")
     quantity = "nu" if quantity == "var" else quantity
     hint = hints.get(kind_of(quantity), "")
-    raise ValueError(f"{found.function}: the source has no {WORDS[quantity]} for {slot}{hint}")
+    words = "mean" if quantity == "mu" and values.get("mu") else WORDS[quantity]
+    raise ValueError(f"{found.function}: the source has no {words} for {slot}{hint}")
 
 
 def _check_used(found: Survey, values: Values, used: Mapping[str, set[Path]]) -> None:

@@ -184,10 +184,13 @@ def _hints(saved: "_Saved", named: Mapping[str, Mapping[str, Any]]) -> dict[str,
         if (names := sorted(saved.entries.keys() - named.get(quantity, {}).keys()))
     }
     if absent := sorted(saved.rates.keys() - saved.entries.keys()):
-        hints["nu"] = hints["count"] = (
+        text = (
             f": torch has no state for {', '.join(map(repr, absent))}, which never had a gradient; "
             "missing_ok=True keeps what `like` has"
         )
+        kinds = {"mu": "mu", "momentum": saved.form}
+        has = [kind for kind, quantity in kinds.items() if named.get(quantity)]
+        hints |= dict.fromkeys(["nu", "count", *has], text)
     return hints
 
 
