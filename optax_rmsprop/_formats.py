@@ -98,9 +98,8 @@ class _Blocks:
         # In two steps, because XLA's CPU compiler writes what it reduces over more than 32
         # elements to memory first.
         few = math.gcd(block, 32)
-        largest = [
-            part.reshape(*part.shape[:-1], -1, block // few, few).max(-1).max(-1) for part in parts
-        ]
+        shapes = [(*k.shape[:-1], part.shape[-1] // block, block // few, few) for part in parts]
+        largest = [part.reshape(s).max(-1).max(-1) for part, s in zip(parts, shapes, strict=True)]
         return jnp.concatenate(largest, -1) if surplus else largest[0]
 
     def _spread(self, base: jax.Array, shape: tuple[int, ...]) -> jax.Array:
