@@ -82,7 +82,8 @@ def _identify(log: File, json: bool = False) -> int:
     """Name the rule of a recorded run. The exit status is 1 if none explains it.
 
     Args:
-        log: A run that `optax_rmsprop.recording` wrote.
+        log: A run that `optax_rmsprop.recording` wrote, with the first step; steps after a gap are
+            not used.
         json: Print JSON.
     """
     run = _recorded(log)

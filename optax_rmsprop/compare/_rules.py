@@ -259,9 +259,8 @@ class _Task:
             along = float(cast(Any, np.vdot(gap, check.run.changes))) / max(
                 cast(Any, np.linalg.norm(gap)) * np.linalg.norm(check.run.changes), 1e-300
             )
-            if ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01:
-                if not _shows_rounding(check.run, gap, UNITS[name], name):
-                    continue
+            fits = ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01
+            if fits and _shows_rounding(check.run, gap, name):
                 text = f"the optimizer of {self.roles.other} rounds to {name} inside"
                 precision = self.known.steps.record.precision
                 yield (Change("precision", text, *self.roles.pair(name, precision)),)
@@ -336,17 +335,17 @@ class _Task:
         return tuple((rule_changes(e, self.roles), left) for e, left in found[:3] if left < 0.9)
 
 
-def _shows_rounding(run: Run, gap: Array, unit: float, name: str) -> bool:
-    """Whether most of a gap is too small for a step, or ends at a number of the format.
+def _shows_rounding(run: Run, gap: Array, name: str) -> bool:
+    """Whether most of a gap lies where a rounding to a format could be told from no step.
 
-    A leaf that stands still differs by whole steps, which a coarse rounding may hide.
+    There the step is larger than what the rounding hides, or ends at a number of the format.
     """
     after = run.params[1:]
-    hides = unit * (np.abs(run.params[:-1]) + np.abs(after))
-    rounded = after.astype(jnp.dtype(name)).astype(after.dtype) == after
-    shows = (np.abs(run.changes) > 4 * hides) | rounded
-    weight = np.abs(gap)
-    return bool(2 * weight[shows].sum() >= weight.sum())
+    hidden = UNITS[name] * (np.abs(run.params[:-1]) + np.abs(after))
+    with np.errstate(over="ignore"):
+        rounded = after.astype(jnp.dtype(name)).astype(after.dtype)
+    told = (np.abs(run.changes) > 4 * hidden) | (rounded == after)
+    return bool(2 * np.abs(gap[told]).sum() >= np.abs(gap).sum())
 
 
 def _distinct(found: list[Changes]) -> list[Changes]:

@@ -618,6 +618,23 @@ def test_a_damaged_checkpoint_of_tensorflow_is_one_line(tmp_path):
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
 
 
+def test_a_file_of_torch_with_a_wrong_checksum_is_refused(tmp_path, capsys):
+    needed("torch")
+    import torch
+
+    path, numbers = tmp_path / "a.pt", np.arange(1000, dtype=np.float32)
+    torch.save({"w": torch.from_numpy(numbers)}, path)
+    run(capsys, "inspect", path)
+    whole = path.read_bytes()
+    at = whole.index(numbers.tobytes()) + 2000
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    for command in (["inspect", path], ["convert", path, "--to", tmp_path / "out"]):
+        assert main([*map(str, command)]) == 2
+        error = capsys.readouterr().err
+        assert "data/0 cannot be read" in error and "CRC" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_torch_a_file_of_torch_is_refused_in_a_line(tmp_path):
     needed("torch")
     import torch
