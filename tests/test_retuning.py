@@ -222,9 +222,9 @@ def test_a_whole_step_in_which_nothing_is_set_is_bit_equal(form, decay):
         return p, state
 
     p, state = steps(retunable(tx))
-    # The oldest compilers round a product and a sum at once in one of the two programs.
-    old = decay < 0.5 and jax.__version_info__ < (0, 10)
-    tolerance = 2.0**-20 if old else 0
+    # Below 1/2 an average is a sum of two products, and which of them is rounded at once with the
+    # sum differs by compiler and processor: jax 0.10.2 differs on an AMD EPYC, and not on a Xeon.
+    tolerance = 2.0**-20 if decay < 0.5 and jax.__version_info__ < (0, 12) else 0
     chex.assert_trees_all_close((p, state.inner_state), steps(tx), rtol=tolerance, atol=tolerance)
 
 
