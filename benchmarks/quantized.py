@@ -1,12 +1,12 @@
 """Optimizer states in the formats of other libraries, to compare with those of `storage`.
 
 A block of a flattened leaf is divided by its largest magnitude, and each element is rounded to the
-nearest of a list of numbers from -1 to 1. The step is taken before. Lists, block lengths and order
-are those of the sources; arrays stay float32, so this says what a format does to training, and
-nothing about time.
+nearest of a list of numbers from -1 to 1; or each element is rounded to the nearest number of
+bfloat16. The step is taken before. Lists, block lengths and order are those of the sources; arrays
+stay float32, so this says what a format does to training, and nothing about time.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,57 @@ import optax
 from optax_rmsprop import storage
 
 
+class Blocks(NamedTuple):
+    """Codes of some bits for the nearest of a list of numbers, and a float32 scale a block."""
+
+    numbers: np.ndarray
+    block: int
+    bits: int
+
+    @property
+    def bytes_an_element(self) -> float:
+        """Codes, and the share of a scale."""
+        return self.bits / 8 + 4 / self.block
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Round an array; leaves of fewer than 4,096 elements stay as they are."""
+        if x.size < 4096 or x.size % self.block:
+            return x
+        rows = x.reshape(-1, self.block)
+        largest = jnp.maximum(jnp.abs(rows).max(-1, keepdims=True), 1e-12)
+        middles = jnp.asarray((self.numbers[1:] + self.numbers[:-1]) / 2)
+        found = jnp.searchsorted(middles, rows / largest, side="right")
+        return (jnp.asarray(self.numbers)[found] * largest).reshape(x.shape)
+
+
+class Bfloat16(NamedTuple):
+    """The nearest number of bfloat16."""
+
+    @property
+    def bytes_an_element(self) -> float:
+        """Those of bfloat16."""
+        return 2.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Round an array."""
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+Rounding: TypeAlias = Blocks | Bfloat16
+
+
 class Design(NamedTuple):
     """How a library stores moments: None leaves one in float32."""
 
-    second: np.ndarray
-    first: np.ndarray | None
-    block: int
-    bits: int
+    second: Rounding
+    first: Rounding | None
     source: str
 
     @property
     def bytes_a_parameter(self) -> float:
-        """Codes, and a float32 scale a block, of each moment that is stored."""
-        return (1 + (self.first is not None)) * (self.bits / 8 + 4 / self.block)
+        """The bytes of the moments that are stored."""
+        stored = (self.second, self.first)
+        return sum(each.bytes_an_element for each in stored if each is not None)
 
 
 def dynamic(bits: int, exponents: int, signed: bool) -> np.ndarray:
@@ -49,25 +87,23 @@ def dynamic(bits: int, exponents: int, signed: bool) -> np.ndarray:
 
 
 _TORCHAO = "pytorch/ao 173b31ec, torchao/optim/quant_utils.py, and 029bb60a, subclass_4bit.py"
-_BITSANDBYTES = "bitsandbytes 95f9af30: RMSprop8bit has one state, in the map with a sign"
+_MLX = "ml-explore/mlx 846d1762: RMSprop's v is like the parameter"
+_OPTAX = "the state of optax.rmsprop is like the parameters"
+_LINEAR = np.linspace(0, 1, 17, dtype=np.float32)[1:]
 DESIGNS = {
-    "torchao's 8 bits": Design(dynamic(8, 7, False), dynamic(8, 7, True), 256, 8, _TORCHAO),
-    "torchao's 4 bits": Design(
-        np.linspace(0, 1, 17, dtype=np.float32)[1:], dynamic(4, 3, True), 128, 4, _TORCHAO
+    "torchao's 8 bits": Design(
+        Blocks(dynamic(8, 7, False), 256, 8), Blocks(dynamic(8, 7, True), 256, 8), _TORCHAO
     ),
-    "bitsandbytes, no momentum": Design(dynamic(8, 7, True), None, 256, 8, _BITSANDBYTES),
-}
-
-
-def nearest(x: jax.Array, numbers: np.ndarray, block: int) -> jax.Array:
-    """Round an array as a design does; leaves of fewer than 4,096 elements stay as they are."""
-    if x.size < 4096 or x.size % block:
-        return x
-    rows = x.reshape(-1, block)
-    largest = jnp.maximum(jnp.abs(rows).max(-1, keepdims=True), 1e-12)
-    middles = jnp.asarray((numbers[1:] + numbers[:-1]) / 2)
-    found = jnp.asarray(numbers)[jnp.searchsorted(middles, rows / largest, side="right")]
-    return (found * largest).reshape(x.shape)
+    "torchao's 4 bits": Design(
+        Blocks(_LINEAR, 128, 4), Blocks(dynamic(4, 3, True), 128, 4), _TORCHAO
+    ),
+    "bitsandbytes": Design(
+        Blocks(dynamic(8, 7, True), 256, 8), None,
+        "bitsandbytes 95f9af30: RMSprop8bit has one state, in the map with a sign",
+    ),
+    "MLX's bfloat16": Design(Bfloat16(), None, _MLX),
+    "Optax's bfloat16": Design(Bfloat16(), Bfloat16(), _OPTAX),
+}  # fmt: skip
 
 
 def stored_as(
@@ -79,11 +115,9 @@ def stored_as(
 
     def part(x: Any) -> Any:
         new = {
-            field: jax.tree.map(
-                lambda v, numbers=numbers: nearest(v, numbers, design.block), getattr(x, field)
-            )
-            for kind, numbers in kinds
-            if numbers is not None
+            field: jax.tree.map(rounding, getattr(x, field))
+            for kind, rounding in kinds
+            if rounding is not None
             for field in storage.fields_of(kind, x)
         }
         return x._replace(**new) if new else x

@@ -56,7 +56,8 @@ FORMATS = {
     "float32": _of(0.0),
     "uint16": _of(0.0, U16),
     "uint8": _of(0.0, U8),
-    "bitsandbytes": _like(quantized.DESIGNS["bitsandbytes, no momentum"]),
+    "bitsandbytes": _like(quantized.DESIGNS["bitsandbytes"]),
+    "MLX's bfloat16": _like(quantized.DESIGNS["MLX's bfloat16"]),
     "float32, momentum": _of(0.9),
     "uint16, momentum in float32": _of(0.9, U16),
     "uint8, momentum in float32": _of(0.9, U8),
@@ -65,6 +66,7 @@ FORMATS = {
     "uint8, int8": _of(0.9, U8, I8),
     "torchao's 8 bits": _like(quantized.DESIGNS["torchao's 8 bits"]),
     "torchao's 4 bits": _like(quantized.DESIGNS["torchao's 4 bits"]),
+    "Optax's bfloat16": _like(quantized.DESIGNS["Optax's bfloat16"]),
 }
 REFERENCE = {0.0: "float32", 0.9: "float32, momentum"}
 
@@ -72,8 +74,7 @@ REFERENCE = {0.0: "float32", 0.9: "float32, momentum"}
 def held(name: str, side: int = SIDE) -> float:
     """Return the bytes of state a parameter."""
     if not FORMATS[name].ours:
-        designs = {"bitsandbytes": "bitsandbytes, no momentum"}
-        return quantized.DESIGNS[designs.get(name, name)].bytes_a_parameter
+        return quantized.DESIGNS[name].bytes_a_parameter
     state = jax.eval_shape(FORMATS[name].optimizer(1e-3).init, jnp.ones((side, side)))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / side**2
 

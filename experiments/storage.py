@@ -10,6 +10,7 @@ from experiments import common
 TRIALS = {name: ["--storage", name] for name in ("float32", "uint16", "uint8")}
 BOTH = {
     "float32": [],
+    "uint16, int16": ["--storage", "uint16", "--momentum-storage", "int16"],
     "uint8, int8": ["--storage", "uint8", "--momentum-storage", "int8"],
 }
 

@@ -12,13 +12,14 @@ from benchmarks import end_to_end, quantized, storage
 @pytest.mark.parametrize("name", quantized.DESIGNS)
 def test_a_design_has_as_many_numbers_as_codes(name):
     design = quantized.DESIGNS[name]
-    for numbers in (design.second, design.first):
-        if numbers is not None:
-            assert len(numbers) == 2**design.bits and (np.diff(numbers) > 0).all()
+    for rounding in (design.second, design.first):
+        if isinstance(rounding, quantized.Blocks):
+            numbers = rounding.numbers
+            assert len(numbers) == 2**rounding.bits and (np.diff(numbers) > 0).all()
             assert numbers[-1] == 1 and numbers[0] > -1
     assert design.bytes_a_parameter == {
         "torchao's 8 bits": 2 * (1 + 4 / 256), "torchao's 4 bits": 2 * (0.5 + 4 / 128),
-        "bitsandbytes, no momentum": 1 + 4 / 256,
+        "bitsandbytes": 1 + 4 / 256, "MLX's bfloat16": 2, "Optax's bfloat16": 4,
     }[name]  # fmt: skip
 
 
@@ -32,27 +33,30 @@ def test_the_dynamic_tree_has_its_known_numbers():
 
 
 def test_a_block_is_rounded_to_the_nearest_number():
-    numbers = quantized.DESIGNS["torchao's 8 bits"].first
+    rounding = quantized.DESIGNS["torchao's 8 bits"].first
     x = np.random.default_rng(0).normal(size=(16, 256)).astype(np.float32)
-    got = np.asarray(quantized.nearest(jnp.asarray(x), numbers, 256))
+    got = np.asarray(rounding(jnp.asarray(x)))
     largest = np.abs(x).max(1, keepdims=True)
-    apart = np.abs(x[..., None] / largest[..., None] - numbers)
+    apart = np.abs(x[..., None] / largest[..., None] - rounding.numbers)
     np.testing.assert_allclose(np.abs(x - got) / largest, apart.min(-1), atol=1e-6)
     small = jnp.asarray(x[:1])
-    assert quantized.nearest(small, numbers, 256) is small
+    assert rounding(small) is small
+    x = jnp.asarray(x)
+    np.testing.assert_array_equal(quantized.Bfloat16()(x), x.astype(jnp.bfloat16))
 
 
-def test_moments_are_rounded_after_the_step():
+@pytest.mark.parametrize("name", ["torchao's 4 bits", "Optax's bfloat16"])
+def test_moments_are_rounded_after_the_step(name):
     inner = ours.rmsprop(0.1, momentum=0.9)
-    design = quantized.DESIGNS["torchao's 4 bits"]
+    design = quantized.DESIGNS[name]
     tx, g = quantized.stored_as(inner, design), jax.random.normal(jax.random.key(0), (64, 128))
     updates, state = tx.update(g, tx.init(g))
     expected, exact = inner.update(g, inner.init(g))
     np.testing.assert_array_equal(updates, expected)
-    for got, unrounded, numbers in (
+    for got, unrounded, rounding in (
         (state[0].nu, exact[0].nu, design.second), (state[2].trace, exact[2].trace, design.first)
     ):  # fmt: skip
-        np.testing.assert_array_equal(got, quantized.nearest(unrounded, numbers, design.block))
+        np.testing.assert_array_equal(got, rounding(unrounded))
         assert not np.array_equal(got, unrounded)
 
 
@@ -62,7 +66,8 @@ def test_formats_hold_what_their_names_say():
         "float32": 4, "uint16": 2, "uint8": 1.008, "bitsandbytes": 1.016, "float32, momentum": 8,
         "uint16, momentum in float32": 6, "uint8, momentum in float32": 5.008,
         "uint16, int16": 4, "uint8, int16": 3.008, "uint8, int8": 2.016,
-        "torchao's 8 bits": 2.031, "torchao's 4 bits": 1.062,
+        "torchao's 8 bits": 2.031, "torchao's 4 bits": 1.062, "MLX's bfloat16": 2,
+        "Optax's bfloat16": 4,
     }  # fmt: skip
 
 

@@ -199,8 +199,24 @@ def accounted(*runs: Steps) -> Account | None:
         for steps, costs in zip(runs, alone, strict=True):
             found = attempt(steps, costs)
             if found is not None:
-                return found
+                return _at_recorded_rates(found) or found
     return None
+
+
+def _at_recorded_rates(found: Account) -> Account | None:
+    """The same account at the rates that were recorded, if it holds there.
+
+    With a rate of its own, a rule may have other numbers too that are right to rounding.
+    """
+    steps, rates = found.steps, found.steps.record.rates
+    if rates is None or found.side.solved:
+        return None
+    steps = dataclasses.replace(steps, side=steps.side.replace(given=True))
+    numbers = found.rules.numbers.copy()
+    numbers[:, LR] = np.abs(rates).max()
+    side = steps.special(found.leaves)
+    rules = _refitted(found.rules.of(numbers), side.columns(steps.core(steps.trained)))
+    return confirmed(steps, rules, found.leaves)
 
 
 def _simple(steps: Steps, alone: Costs) -> Account | None:
@@ -344,7 +360,7 @@ def _special(
 def _refitted(rules: Rules, side: Side) -> Rules:
     """The hypotheses, fitted in units of what rounding does to the first of them."""
     free = free_numbers(rules)
-    if side.solved:
+    if side.solved or side.given:
         free[:, LR] = False
     rules = fit(changes, rules, side, free, 20)[0]
     return fit(changes, rules, rounded(rules.take([0]), side), free, 12)[0]

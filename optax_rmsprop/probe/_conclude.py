@@ -151,7 +151,7 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
     """Why nothing of the family explains a run, and what does."""
     named = [other for other in others(run) if other.explains]
     if named:
-        return [f"it is {named[0].text}"]
+        return [f"it is {'; or '.join(other.text for other in named)}"]
     if not len(everything):
         return ["no step can be judged: parameters and gradients are not finite, or do not change"]
     rates = rates_that_explain(everything, run)
