@@ -139,6 +139,28 @@ def test_one_change_of_the_rule_is_named(name, seed):
     assert not found.unexplained
 
 
+# With an average that begins at 1 and hardly moves in 16 steps, rounding hides much of the rest:
+# where an epsilon is that no step shows, a rate of a part in a thousand more, another start.
+@pytest.mark.parametrize(("seed", "size", "rate", "decay", "eps", "factor"), [
+    (17, 0.35, 6.6e-4, 0.95, 3.8e-6, 100.0), (25, 0.25, 7.7e-4, 0.95, 3.2e-3, 0.01),
+    (75, 4.0, 1e-2, 0.999, 4.3e-2, 0.01), (127, 0.7, 4.7e-3, 0.999, 5e-3, 0.01),
+])  # fmt: skip
+def test_an_epsilon_is_told_from_what_rounding_hides(seed, size, rate, decay, eps, factor):
+    params, grads = data(seed, np.float32)
+    grads = {n: np.float32(size) * g for n, g in grads.items()}
+    theirs, ours = (
+        run(
+            optax_rmsprop.rmsprop(rate, decay, eps=x, initial_scale=1.0),
+            params, grads, np.full(STEPS, rate),
+        )
+        for x in (factor * eps, eps)
+    )  # fmt: skip
+    found = compare.runs(theirs, ours)
+    assert found.causes[0].names == ("eps",), str(found)
+    values = found.causes[0].changes[0].theirs, found.causes[0].changes[0].ours
+    assert max(values) == pytest.approx(max(eps, factor * eps), rel=0.1)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("tx", [
     dialects.torch(**TORCH), dialects.keras(**KERAS, weight_decay=0.1), optax.rmsprop(1e-3),

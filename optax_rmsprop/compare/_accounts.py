@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..probe import _model as model
-from ..probe._model import LR, Rules, concatenate
+from ..probe._model import LR, SCALE, Rules, concatenate
 from ..probe._search import (
     COARSE,
     LIMIT,
@@ -199,24 +199,37 @@ def accounted(*runs: Steps) -> Account | None:
         for steps, costs in zip(runs, alone, strict=True):
             found = attempt(steps, costs)
             if found is not None:
-                return _at_recorded_rates(found) or found
+                return _with_known_numbers(found)
     return None
 
 
-def _at_recorded_rates(found: Account) -> Account | None:
-    """The same account at the rates that were recorded, if it holds there.
+def _with_known_numbers(found: Account) -> Account:
+    """The same account at the recorded rates, and with a start of 1, as far as it holds so.
 
-    With a rate of its own, a rule may have other numbers too that are right to rounding.
+    With these free, numbers that rounding hides may be far from what they are.
     """
-    steps, rates = found.steps, found.steps.record.rates
+    known = {LR: np.inf, SCALE: 1.0}
+    rates, near_1 = found.steps.record.rates, np.abs(found.rules.numbers[:, SCALE] - 1) < 0.1
     if rates is None or found.side.solved:
-        return None
-    steps = dataclasses.replace(steps, side=steps.side.replace(given=True))
-    numbers = found.rules.numbers.copy()
-    numbers[:, LR] = np.abs(rates).max()
-    side = steps.special(found.leaves)
-    rules = _refitted(found.rules.of(numbers), side.columns(steps.core(steps.trained)))
-    return confirmed(steps, rules, found.leaves)
+        del known[LR]
+    else:
+        known[LR] = float(np.abs(rates).max())
+    if not near_1.any():
+        del known[SCALE]
+    for held in ((LR, SCALE), (LR,), (SCALE,)):
+        if not known.keys() >= set(held):
+            continue
+        steps = dataclasses.replace(found.steps, side=found.steps.side.replace(held=held))
+        numbers = found.rules.numbers.copy()
+        for number in held:
+            rows = near_1 if number == SCALE else slice(None)
+            numbers[rows, number] = known[number]
+        side = steps.special(found.leaves).columns(steps.core(steps.trained))
+        rules = _refitted(found.rules.of(numbers), side)
+        account = confirmed(steps, rules, found.leaves)
+        if account is not None:
+            return account
+    return found
 
 
 def _simple(steps: Steps, alone: Costs) -> Account | None:
@@ -360,7 +373,8 @@ def _special(
 def _refitted(rules: Rules, side: Side) -> Rules:
     """The hypotheses, fitted in units of what rounding does to the first of them."""
     free = free_numbers(rules)
-    if side.solved or side.given:
+    free[:, list(side.held)] = False
+    if side.solved:
         free[:, LR] = False
     rules = fit(changes, rules, side, free, 20)[0]
     return fit(changes, rules, rounded(rules.take([0]), side), free, 12)[0]

@@ -322,7 +322,20 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
         best.setdefault((move.names, found.other.switches(0)), found)
     # Gradients that agree are rather the optimizer's than scaled within it.
     return sorted(
-        best.values(), key=lambda e: (len(e.names), e.free, "factor" in e.names, e.spread)
+        best.values(),
+        key=lambda e: (len(e.names), _is_far(e, both), e.free, "factor" in e.names, e.spread),
+    )
+
+
+def _is_far(e: Explained, both: Both) -> bool:
+    """Whether a change says too much: another rate than was recorded, or where an ε is that no
+    step of one of the runs shows.
+    """
+    if "lr" in e.names and LR in both.one.held:
+        return True
+    return "denominator" in e.names and any(
+        held_by(rule.of(np.where(np.arange(COUNT) == EPS, 0.0, rule.numbers)), side).all()
+        for rule, side in ((e.one, both.one), (e.other, both.other))
     )
 
 

@@ -30,6 +30,7 @@ from ._words import Roles, frozen_change, leaf_changes, rule_changes, schedule_c
 Changes = tuple[Change, ...]
 
 _MOST = 6  # sets of changes that are confirmed, and told
+_GAIN = 0.02  # a rate of a leaf is rarely as near to that of the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +160,20 @@ class _Task:
     def _alone(self, side: Side) -> Iterator[Changes]:
         """One change of the rule, or of leaves or steps at the same rule."""
         special = [*self._leafwise(self.known.rules), *self._restarted()]
-        yield from special
-        if special:
+        if special and self._stands_out(special[0]):
+            yield from special
             return
         found = self._held(single(self.known.rules_at(side), self._both(side)), side)
         for e in found:
             yield rule_changes(e, self.roles)
+        yield from special
+
+    def _stands_out(self, changes: Changes) -> bool:
+        """Whether few leaves are special, and are so by more than what a rule's numbers do."""
+        leaves = {name for change in changes for name in change.leaves}
+        gains = [change.theirs for change in changes if change.name == "rate_of_leaf"]
+        few = 2 * len(leaves) <= len(self.steps.trained)
+        return few and all(abs(gain - 1) > _GAIN for gain in gains)
 
     def _leafwise(self, rules: Rules) -> Iterator[Changes]:
         """Leaves that are special in the other, and not in the one."""

@@ -28,7 +28,7 @@ class Side:
     plain: Array  # [N]: no weight decay
     gain: Array  # [N]: a factor of the rate
     solved: bool = False  # the rate of each step is solved for
-    given: bool = False  # the rate of each step is the recorded one
+    held: tuple[int, ...] = ()  # the numbers that are known, and not fitted
     carried: bool = False  # the state is not new at the first step, and is solved for
     rounding: Any = None  # [T, N]: what rounding does to each change, to fit in units of it
 
@@ -316,7 +316,8 @@ def fitted(hypotheses: Pairs, both: Both, iterations: int, factor: Any = False) 
     # A number that only the other has is its own.
     free[:, :COUNT] |= free_numbers(hypotheses.others) & hypotheses.tied
     free[:, -1] = factor
-    if both.one.solved or both.one.given:
+    free[:, list(both.one.held)] = False
+    if both.one.solved:
         free[:, LR] = False
     if both.other.solved:
         free[:, COUNT + LR] = False
