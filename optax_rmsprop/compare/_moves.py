@@ -328,9 +328,7 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
 
 
 def _is_far(e: Explained, both: Both) -> bool:
-    """Whether a change says too much: another rate than was recorded, or where an ε is that no
-    step of one of the runs shows.
-    """
+    """Whether a change is another rate than was recorded, or the place of an ε that is not seen."""
     if "lr" in e.names and LR in both.one.held:
         return True
     return "denominator" in e.names and any(
