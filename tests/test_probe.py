@@ -501,6 +501,25 @@ def test_a_norm_that_may_be_many_is_told_beside_the_switches():
     assert low < bound < high and report.notes[0] in str(report) and agree(report)
 
 
+@pytest.mark.parametrize("denominator", ["inside", "outside"])
+@pytest.mark.parametrize(("eps", "bound"), [(1e-6, 0.05), (1e-8, 0.01)])
+def test_where_every_step_is_clipped_the_numbers_are_open_down_from_the_norms(
+    denominator, eps, bound
+):
+    rng = np.random.default_rng(0)
+    p, grads = rng.normal(size=30), rng.normal(size=(25, 30)) * 10 ** rng.uniform(-3, 0, 30)
+    tx = optax.chain(
+        optax.clip_by_global_norm(bound),
+        rmsprop(0.01, 0.9, eps, eps_in_sqrt=denominator == "inside"),
+    )
+    report = probe.identify_log(continued(tx, p, grads), grads)
+    low, high = report.undetermined["eps"]
+    assert report.rule["denominator"] == denominator and "denominator" not in (report.undetermined)
+    assert 0 < low < eps < high and agree(report)
+    low, high = map(float, re.findall(r"from (\S+) to (\S+)", report.notes[0])[0])
+    assert low < bound < high
+
+
 def test_an_interval_says_whether_the_switch_may_be_absent():
     assert conclude._widened([None, 0.8], [0.5, 0.7]) == [None, 0.5, 0.8]
     assert conclude._widened([], [0.5, 0.7]) == [0.5, 0.7]

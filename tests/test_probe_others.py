@@ -251,7 +251,21 @@ def lookup(rng):
         ),
         "biased": (
             adam(lr, b1, b2, eps, place="biased"),
-            "momentum before the division without bias correction", full,
+            "Adam without bias correction", full,
+        ),
+        "biased_as_bert": (
+            adam(lr, 0.9, 0.999, 1e-8, place="biased"), "Adam without bias correction",
+            {"lr": lr, "b1": 0.9, "b2": 0.999, "eps": 1e-8},
+        ),
+        "adam_clipped": (
+            optax.chain(optax.clip_by_global_norm(9.0), optax.adam(lr, b1, b2, 1e-8)), "Adam",
+            rest | {"eps": 1e-8, "clip_norm": 9.0},
+        ),
+        "adamw_clipped": (
+            optax.chain(
+                optax.clip_by_global_norm(9.0), optax.adamw(lr, b1, b2, 1e-8, weight_decay=decay)
+            ),
+            "AdamW", rest | {"eps": 1e-8, "weight_decay": decay, "clip_norm": 9.0},
         ),
         "nadam": (optax.nadam(lr, b1, b2, eps), "Nadam", full),
         "torch_nadam": (
@@ -267,6 +281,7 @@ def lookup(rng):
             optax.yogi(lr, b1, b2, eps), "Yogi", full | {"initial_accumulator_value": 1e-6}
         ),
         "radam": (optax.radam(lr, b1, b2, eps), "RAdam", full),
+        "radam_usual": (optax.radam(1e-3), "RAdam", {"lr": 1e-3, "b1": 0.9, "b2": 0.999}),
         "rprop": (
             torch_rprop(lr, 0.45, 1.3), "Rprop", {"lr": lr, "eta_minus": 0.45, "eta_plus": 1.3}
         ),
@@ -302,6 +317,16 @@ def test_an_optimizer_is_named_with_its_numbers(name, dtype, seed=0):
         elif value > SMALL.get(number, 0.0):
             rtol = 0.05 if number in SMALL else 5e-3
             np.testing.assert_allclose(found.numbers[number], value, rtol, err_msg=found.text)
+
+
+def test_what_a_run_cannot_tell_apart_is_named_with_both_names():
+    """A second moment that only grows is its own maximum."""
+    grads = 1.2 ** np.arange(12)[:, None] * np.array([0.1, -0.2, 0.3, 0.05])
+    step, params = adam(1e-3, 0.9, 0.99, 1e-6, place="biased")(np.ones(4)), [np.ones(4)]
+    for g in grads:
+        params.append(step(params[-1], g))
+    (text,) = identify_log(np.array(params), grads).contradictions
+    assert "Adam without bias correction(" in text and "; or AMSGrad(" in text
 
 
 def test_two_optimizers_that_differ_in_one_number_are_told_apart():

@@ -31,6 +31,8 @@ _NORMS = (model.CLIP_LEAF, model.CLIP_ALL)
 CLIP_NORM = "clip_norm"  # a number of a rule that is no switch of a report
 # From how many standard deviations on a value is refused, and which deviation says too little.
 _SURE, _VAGUE = 20.0, 0.02
+# How much shorter than the least of them clipped gradients may be.
+_SHORTEST = 1e-9
 # Where the damping of a fit begins that is near its end.
 _NEAR = 1e-9
 
@@ -100,6 +102,7 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     fit = _shortened(fit, runs)
     values = fit.rules.numbers[0]
     ranges = _hull(ranges, np.stack([values, values], 1))
+    ranges = _hull(ranges, _in_any_unit(fit, runs))
     fit = _with_usual_eps(fit, ranges[EPS])
     names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in _NORMS else {})
     left = {
@@ -108,6 +111,26 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
         if np.ptp(ranges[number]) > _tolerance(each(runs)[0].unit) * values[number]
     }
     return Finding(rule_of(fit.rules), fit.rules, left)
+
+
+def _in_any_unit(fit: Fits, runs: Runs) -> Array:
+    """The intervals [n, 2] of what is seen over the norm alone, where each gradient is clipped.
+
+    Gradients that are all as long may as well be shorter, and ε and ν₀ smaller.
+    """
+    values = fit.rules.numbers[0]
+    ranges = np.stack([values, values], 1)
+    if fit.rules.clip[0] not in _NORMS:
+        return ranges
+    squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
+    powers = np.zeros(len(values))
+    powers[[BOUND, EPS, SCALE]] = 1, 1 + squared, 2
+    norms = [r.leaf_norm if fit.rules.clip[0] == model.CLIP_LEAF else r.norm for r in each(runs)]
+    least = min(float(x[x > 0].min(initial=np.inf)) for x in norms) / values[BOUND]
+    shorter = fit.rules.of((values * (least / 2) ** powers)[None])
+    if misfit(shorter, runs)[0][0] > LIMIT:
+        return ranges
+    return _hull(ranges, np.stack([values * (least * x) ** powers for x in (_SHORTEST, 1.0)], 1))
 
 
 def _tolerance(unit: float) -> float:
@@ -186,7 +209,9 @@ def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, Array]:
     ranges = _ranges(tried, unit, low)
     for row in range(low, high + 1):
         ranges = _hull(ranges, _ranges(tried, unit, row))
-    ranges[number] = values[max(low - 1, 0)], values[min(high + 1, len(values) - 1)]
+    # Between the values that were tried; 0 alone says that there may be none.
+    below = values[max(low - 1, 0)] or (0.0 if good[0] else 1e-6 * values[low])
+    ranges[number] = below, values[min(high + 1, len(values) - 1)]
     none = number == EPS and values[low] == 0
     chosen = 0.0 if none else shortest(value, values[low], values[high])
     nearer, good = _held(fit, number, np.array([chosen]), runs)

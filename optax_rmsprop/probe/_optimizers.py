@@ -383,13 +383,11 @@ def _with(kind: Kind, column: int, start: Start, name: str) -> dict[str, Any]:
     return {"starts": {**kind.starts, column: start}, "shown": {**kind.shown, column: name}}
 
 
-_ADAM = Kind(
+ADAM = Kind(
     "Adam", _adam(_outside), {B1: _B1, B2: _B2, EPS: _EPS}, {B1: "b1", B2: "b2", EPS: "eps"},
     needs=(B1,), drops=(EPS,), corrected=(B1, B2),
 )  # fmt: skip
-_BIASED = _like(
-    _ADAM, "momentum before the division without bias correction", _biased(_outside), corrected=()
-)
+_BIASED = _like(ADAM, "Adam without bias correction", _biased(_outside), corrected=())
 _ROOTED: dict[str, Any] = {
     "starts": {B1: _B1, B2: _B2, EPS: _EPS2}, "place": "epsilon inside the root",
 }  # fmt: skip
@@ -461,40 +459,40 @@ ADAPTIVE = [
         "Adadelta", _adadelta, {B2: _B2, EPS: (2, (1e-8, 1e-5, 1e-3, 0.1))},
         {B2: "rho", EPS: "eps"},
     ),
-    _ADAM,
-    _like(_ADAM, "Adam", _adam(_inside), **_ROOTED),
-    _like(_ADAM, "Adam", _adam(_hat), **_HAT),
-    _like(_ADAM, "Nadam", _nadam),
+    ADAM,
+    _like(ADAM, "Adam", _adam(_inside), **_ROOTED),
+    _like(ADAM, "Adam", _adam(_hat), **_HAT),
+    _like(ADAM, "Nadam", _nadam),
     _like(
-        _ADAM, "Nadam", _nadam_scheduled, **_with(_ADAM, EXTRA, (0, (4e-3, 1.0)), "momentum_decay")
+        ADAM, "Nadam", _nadam_scheduled, **_with(ADAM, EXTRA, (0, (4e-3, 1.0)), "momentum_decay")
     ),
-    _like(_ADAM, "AMSGrad", _amsgrad, detail="the maximum after the bias correction"),
-    _like(_ADAM, "AMSGrad", _amsgrad_late(_outside), detail=_LATE),
-    _like(_ADAM, "AMSGrad", _amsgrad_late(_hat), detail=_LATE, **_HAT),
-    _like(_ADAM, "AMSGrad", _amsgrad_biased, detail="no bias correction", corrected=()),
-    _like(_ADAM, "Adamax", _adamax, corrected=(B1,)),
+    _like(ADAM, "AMSGrad", _amsgrad, detail="the maximum after the bias correction"),
+    _like(ADAM, "AMSGrad", _amsgrad_late(_outside), detail=_LATE),
+    _like(ADAM, "AMSGrad", _amsgrad_late(_hat), detail=_LATE, **_HAT),
+    _like(ADAM, "AMSGrad", _amsgrad_biased, detail="no bias correction", corrected=()),
+    _like(ADAM, "Adamax", _adamax, corrected=(B1,)),
     _like(
-        _ADAM, "Adamax", _adamax_outside, place="epsilon after the maximum", corrected=(B1,)
+        ADAM, "Adamax", _adamax_outside, place="epsilon after the maximum", corrected=(B1,)
     ),
     _like(
-        _ADAM, "AdaBelief", _adabelief, drops=(EXTRA, EPS),
-        **_with(_ADAM, EXTRA, (2, (1e-8,)), "eps_root"),
+        ADAM, "AdaBelief", _adabelief, drops=(EXTRA, EPS),
+        **_with(ADAM, EXTRA, (2, (1e-8,)), "eps_root"),
     ),
     *(
         _like(
-            _ADAM, "Yogi", _yogi(same_start),
+            ADAM, "Yogi", _yogi(same_start),
             detail="both averages start there" if same_start else "",
             starts={
                 B1: (0, (0.5, 0.7, 0.9)), B2: (0, (0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 0.998)),
                 EPS: (1, (1e-3, 0.1)), EXTRA: (2, (1e-6, 0.1)),
             },
-            shown=_with(_ADAM, EXTRA, _FIRST, "initial_accumulator_value")["shown"],
+            shown=_with(ADAM, EXTRA, _FIRST, "initial_accumulator_value")["shown"],
             needs=(), drops=(EXTRA, EPS), jumps=True,
         )
         for same_start in (False, True)
     ),
-    _like(_ADAM, "RAdam", _radam, moved=(B2,)),
-    _like(_ADAM, "LaProp", _laprop),
+    _like(ADAM, "RAdam", _radam, moved=(B2,)),
+    _like(ADAM, "LaProp", _laprop),
     _BIASED,
     _like(_BIASED, _BIASED.name, _biased(_inside), **_ROOTED),
     *(

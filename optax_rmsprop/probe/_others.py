@@ -113,11 +113,11 @@ def _stages(run: Run) -> list[list[tuple[Kind, Option]]]:
     kinds = [*sgd, *table.SIGNS, *table.SIGNS_OF_STEPS * varied, *table.RMSPROP, *table.ADAPTIVE]
     decays = [Option(DECOUPLED), *[Option(UNSCALED)] * varied, Option(L2)]
     clips = [CLIP_VALUE, CLIP_LEAF, *[CLIP_ALL] * int(run.leaf.max(initial=0) > 0)]
-    product = itertools.product
+    clipped, product = [*sgd, table.ADAM], itertools.product
     return [
         [(table.PLAIN_DECAY, Option()), *product(kinds, [Option()])],
-        [*product(kinds, decays), *product(sgd, [Option(clip=c) for c in clips])],
-        [*product(sgd, [Option(d.decay, c) for d in decays for c in clips])],
+        [*product(kinds, decays), *product(clipped, [Option(clip=c) for c in clips])],
+        [*product(clipped, [Option(d.decay, c) for d in decays for c in clips])],
     ]
 
 
@@ -241,7 +241,8 @@ def misfit(hypotheses: Hypotheses, run: Run) -> tuple[float, float]:
             params=run.params * (1 + _MOVED * run.unit * random.choice((-1, 1), run.params.shape)),
         )
         numbers = hypotheses.numbers.copy()
-        numbers[:, list(hypotheses.kind.moved)] *= 1 + run.unit * random.choice((-1, 1))
+        rounding = 2 * _MOVED * run.unit  # that of a power too
+        numbers[:, list(hypotheses.kind.moved)] *= 1 + rounding * random.choice((-1, 1))
         changed = simulate(hypotheses.of(numbers), moved)[0]
         bound = np.maximum(bound, np.abs(changed - change))
     count = np.arange(1, len(change) + 1)[:, None]
@@ -289,6 +290,13 @@ def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
     if kind.jumps and not fitted.explains:
         fitted = _refitted(_best(fitted.hypotheses, _trimmed(fitted.hypotheses, some), 10)[1],
                            some, every)  # fmt: skip
+    if (
+        not fitted.explains
+        and EPS in kind.starts
+        and not (kind.bounded or fitted.deviation[EPS] < 0.02)
+    ):
+        seeded = _refitted(_best(_seeded(fitted.hypotheses, some), some, 10)[1], some, every)
+        fitted = seeded if seeded.explains else fitted
     for column in kind.drops:  # a number that is 0 is never reached
         if not fitted.explains and not fitted.deviation[column] < 0.02:
             less = _refitted(_without(hypotheses, column), some, every)
@@ -304,6 +312,16 @@ def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
                 return []
             fitted = less
     return [fitted]
+
+
+def _seeded(hypotheses: Hypotheses, run: Run) -> Hypotheses:
+    """The hypothesis with each of many values of an epsilon that was lost on the way."""
+    power, _ = hypotheses.kind.starts[EPS]
+    sizes = np.abs(run.grads[run.valid & (run.grads != 0)])
+    values = (float(np.median(sizes)) * np.logspace(-10, 0, 21)) ** power
+    numbers = np.repeat(hypotheses.numbers, len(values), 0)
+    numbers[:, EPS] = values
+    return hypotheses.of(numbers)
 
 
 def _bounded(hypotheses: Hypotheses, run: Run) -> Hypotheses:
@@ -334,7 +352,13 @@ def _distinct(found: list[_Fitted], run: Run) -> list[Other]:
     """The simplest, each name once."""
     counts = [int(fitted.hypotheses.free.sum()) for fitted in found]
     simplest = [fitted for fitted, n in zip(found, counts, strict=True) if n == min(counts)]
-    simplest.sort(key=lambda fitted: fitted.mean)
+    least = 1.2 * min(fitted.mean for fitted in simplest) + 0.02
+    # A maximum that a run does not show comes last.
+    simplest.sort(
+        key=lambda fitted: (
+            fitted.mean > least, fitted.hypotheses.kind.name == "AMSGrad", fitted.mean
+        )
+    )  # fmt: skip
     names = {fitted.hypotheses.kind.name: fitted for fitted in reversed(simplest)}
     return [_other(names[name], run) for name in reversed(names) if name != "RMSprop"]
 

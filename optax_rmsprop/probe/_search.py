@@ -233,9 +233,12 @@ def _weights(run: Run, option: Option) -> tuple[float, ...]:
 def _bounds(run: Run, option: Option) -> tuple[float, ...]:
     if option.clip == model.NO_CLIP:
         return (1.0,)
-    sizes = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}.get(option.clip, run.grads)
-    sizes = np.abs(sizes[sizes != 0])
-    return tuple(np.quantile(sizes, (0.15, 0.4, 0.65, 0.9))) if sizes.size else (1.0,)
+    norms = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}.get(option.clip)
+    sizes = np.abs(run.grads if norms is None else norms)
+    sizes = sizes[sizes != 0]
+    # From the least norm on nothing changes but the units: every step is clipped.
+    quantiles = (0.15, 0.4, 0.65, 0.9) if norms is None else (0.0, 0.15, 0.4, 0.65, 0.9)
+    return tuple(np.quantile(sizes, quantiles)) if sizes.size else (1.0,)
 
 
 def _box(run: Run, option: Option) -> float:
