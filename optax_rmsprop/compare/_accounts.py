@@ -208,14 +208,12 @@ def _with_known_numbers(found: Account) -> Account:
 
     With these free, numbers that rounding hides may be far from what they are.
     """
-    known = {LR: np.inf, SCALE: 1.0}
     rates, near_1 = found.steps.record.rates, np.abs(found.rules.numbers[:, SCALE] - 1) < 0.1
-    if rates is None or found.side.solved:
-        del known[LR]
-    else:
+    known = dict[int, float]()
+    if rates is not None and rates.any() and not found.side.solved:
         known[LR] = float(np.abs(rates).max())
-    if not near_1.any():
-        del known[SCALE]
+    if near_1.any():
+        known[SCALE] = 1.0
     for held in ((LR, SCALE), (LR,), (SCALE,)):
         if not known.keys() >= set(held):
             continue
