@@ -520,6 +520,24 @@ def test_where_every_step_is_clipped_the_numbers_are_open_down_from_the_norms(
     assert low < bound < high
 
 
+@pytest.mark.parametrize(("dtype", "start", "momentum", "rate", "step", "size"), [
+    (np.float64, 1.0, 0.9, lambda count: 0.01 / (1 + 0.1 * count), 1, "0.909091"),
+    pytest.param(
+        np.float32, 0.0, None, lambda count: jnp.where(count < 12, 0.01, 0.001), 12, "0.1",
+        marks=pytest.mark.proof,
+    ),
+])  # fmt: skip
+def test_a_rate_that_changes_and_was_not_recorded_is_told_with_its_step(
+    dtype, start, momentum, rate, step, size
+):
+    rng = np.random.default_rng(0)
+    p, grads = rng.normal(size=30), rng.normal(size=(25, 30)) * 10 ** rng.uniform(-3, 0, 30)
+    tx = rmsprop(rate, 0.9, 1e-3, initial_scale=start, momentum=momentum)
+    run = continued(tx, p.astype(dtype), grads.astype(dtype))
+    (text,) = probe.identify_log(run, grads.astype(dtype)).contradictions
+    assert f"at step {step} it is {size} times that of step 0 (0.01)" in text
+
+
 def test_an_interval_says_whether_the_switch_may_be_absent():
     assert conclude._widened([None, 0.8], [0.5, 0.7]) == [None, 0.5, 0.8]
     assert conclude._widened([], [0.5, 0.7]) == [0.5, 0.7]

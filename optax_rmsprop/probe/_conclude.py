@@ -9,12 +9,12 @@ import numpy as np
 from . import _model as model
 from ._calls import Rule, calls
 from ._finish import CLIP_NORM, SWITCHES, Finding, members, rule_of, switches_of
-from ._fit import fit
+from ._fit import cost, fit
 from ._frameworks import rows
-from ._model import LR, Array, Run
+from ._model import LR, Array, Rules, Run
 from ._others import others
 from ._report import Report
-from ._search import LIMIT, Fits, free_numbers, misfit
+from ._search import COARSE, LIMIT, Fits, Option, best, free_numbers, misfit, spread, starts
 
 PRECISIONS = {2.0**-53: "float64", 2.0**-24: "float32", 2.0**-11: "float16", 2.0**-8: "bfloat16"}
 _FORMATS = {
@@ -30,6 +30,11 @@ _REMEMBERS = 1e-3
 _EXPLAINS = 0.1
 # How many units of the last place a coordinate has to move by, or else it shows only rounding.
 _MOVES = 64.0
+# What is tried where no constant rate explains a run.
+_AT_ANY_RATES = (
+    Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
+    Option(clip=model.CLIP_BEFORE),
+)  # fmt: skip
 # Rates that differ by less are one.
 _CONSTANT = 1e-6
 
@@ -154,9 +159,8 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
         return [f"it is {'; or '.join(other.text for other in named)}"]
     if not len(everything):
         return ["no step can be judged: parameters and gradients are not finite, or do not change"]
-    rates = rates_that_explain(everything, run)
-    if rates:
-        rates = rates[0]
+    rates = _changing_rates(everything, run)
+    if rates is not None:
         step = int(np.argmax(_differ(rates, run)))
         size = f"{rates[step]:.6g}, and 0 at step 0"
         if rates[0]:
@@ -181,15 +185,51 @@ def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list
 
 def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:
     """The rate of each step by the rules that explain the run with rates that change."""
-    rows = np.argsort(fits.cost)[:most]
-    rules = model.concatenate(
-        [fits.rules.take(rows).replace(buffer=buffer) for buffer in (True, False)]
-    )
+    near = fits.rules.take(np.argsort(fits.cost)[:most])
+    near = model.concatenate([near.replace(buffer=buffer) for buffer in (True, False)])
+    return _rates_that_explain(near, run)
+
+
+def _changing_rates(fits: Fits, run: Run) -> Array | None:
+    """The rates that explain the run and change the least.
+
+    The rule that comes next at a constant rate may be another one, so all are begun with anew.
+    """
+    found = rates_that_explain(fits, run)
+    for option in _AT_ANY_RATES:
+        found += _rates_that_explain(_begun_at_any_rates(run, option), run)
+        if found:
+            return min(found, key=_change)
+    return None
+
+
+def _change(rates: Array) -> float:
+    """How much rates rise and fall, on a logarithmic scale."""
+    return float(np.abs(np.diff(np.log(np.abs(rates) + 1e-300))).sum())
+
+
+def _begun_at_any_rates(run: Run, option: Option) -> Rules:
+    """The rules to begin with that come nearest to a run, with its rates solved for."""
+    few = spread(run.steps(min(10, len(run.grads))), 16)
+    varied = dataclasses.replace(few, rates=np.linspace(1.0, 0.99, len(few.rates)))
+    rules, _ = starts(varied, option, COARSE)
+    rules = rules.take(best(rules, cost(_at_any_rates, rules, few), 2, 40))
+    fits, value = _fitted_at_any_rates(rules, run, 8)
+    return fits.take(np.argsort(value)[:6])
+
+
+def _at_any_rates(rules: Rules, run: Run) -> Array:
+    return model.simulate_rates(rules, run)[0]
+
+
+def _fitted_at_any_rates(rules: Rules, run: Run, iterations: int) -> tuple[Rules, Array]:
     free = free_numbers(rules)
     free[:, LR] = False
-    rules, value, _ = fit(
-        lambda rules, run: model.simulate_rates(rules, run)[0], rules, run, free, 25
-    )
+    return fit(_at_any_rates, rules, run, free, iterations)[:2]
+
+
+def _rates_that_explain(rules: Rules, run: Run) -> list[Array]:
+    rules, value = _fitted_at_any_rates(rules, run, 25)
     found: list[Array] = []
     for row in np.flatnonzero(value <= max(1e4 * value.min(), 1e-26)):
         solved = rules.take([row])
