@@ -137,10 +137,11 @@ def degenerate(found: Fits, run: Run) -> list[str]:
     """Why what a rule of the family explains is none: its average has no part in it."""
     if (found.deviation[:, model.DECAY] < _REMEMBERS).all():
         return []  # the data see how long it remembers
+    # In one step an average is that step's own square, so that only what has none is another.
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
         for other in others(run)
-        if other.explains
+        if other.explains and (len(run.grads) > 1 or other.name.startswith("SGD"))
     ]
     if not texts and len(found) and (found.rules.numbers[:, model.DECAY] < _LEAST_DECAY).all():
         texts = ["the decay is 0: no average of past squares, but the gradient over its own size"]

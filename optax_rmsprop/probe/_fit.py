@@ -24,6 +24,9 @@ _SETTLED = 1e-9
 # Below this a step of a number and of its logarithm are the same, in a narrow valley too.
 _LARGE = 1e-6
 
+# A residual beyond this is cut off, so that squares of derivatives do not overflow.
+_FARTHEST = 1e100
+
 # Bounds of the step of a difference, and what arithmetic in float64 does to a change.
 _LEAST_STEP, _LARGEST_STEP, _ROUNDED = 1e-8, 0.1, 2.0**-51
 
@@ -44,9 +47,10 @@ def residuals(simulate: Simulate, rules: Any, run: Runs) -> Array:
         part *= r.weight
         parts.append(part.reshape(len(rules.numbers), -1))
     left = np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
-    if np.isfinite(left).all():
+    if np.abs(left).max(initial=0.0) <= _FARTHEST:  # which a NaN is not
         return left
-    return np.nan_to_num(left, nan=1e3, posinf=1e3, neginf=-1e3)
+    left = np.nan_to_num(left, nan=1e3, posinf=1e3, neginf=-1e3)
+    return np.clip(left, -_FARTHEST, _FARTHEST)
 
 
 def cost(simulate: Simulate, rules: Any, run: Runs, chunk: int = 2_000_000) -> Array:
