@@ -264,12 +264,17 @@ def _held(box: _Box) -> tuple[Run, ...]:
 
 def _bound_of_params(box: _Box) -> float:
     """The bound at which large parameters are cut off by the first step, or infinity."""
-    params = np.exp2(np.arange(-12.0, 25.0, 3.0)) * (-1.0) ** np.arange(13)
-    after = np.abs(box.run(params, _gradients(13, 2, 7, (-6, -6))).params[1])
-    last = float(after[-1])
-    same = bool(np.isclose(after[-3:], last, rtol=8 * box.unit, atol=0).all())
-    cut = same and 0 < last < abs(params[-1]) / 2
-    return shortest(last, last * (1 - box.unit), last * (1 + box.unit)) if cut else np.inf
+    sizes = np.exp2(np.arange(-12.0, 25.0, 3.0))
+    params = sizes * (-1.0) ** np.arange(len(sizes))
+    after = np.abs(box.run(params, _gradients(len(sizes), 2, 7, (-6, -6))).params[1])
+    first = int(np.flatnonzero(np.append(True, after >= sizes / 2))[-1])  # that is cut off
+    if first > len(sizes) - 3:
+        return np.inf
+    bound = float(after[first])
+    # What is added to a parameter to cut it off is rounded as the parameter is.
+    room = box.unit * (8 * bound + 2 * sizes)
+    same = bool((np.abs(after - bound) <= room)[first:].all()) and bound > 0
+    return shortest(bound, bound - room[first], bound + room[first]) if same else np.inf
 
 
 def _check(box: _Box) -> Run:
