@@ -333,7 +333,8 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
         clips = [model.NO_CLIP]
         if clipped:
             clips = [model.CLIP_BEFORE] + [model.CLIP_AFTER] * (kind == model.L2)
-        cautions = (True, False) if box.coupled and not clipped else (False,)
+        # A norm that clips couples entries more often than caution beside clipping by value.
+        cautions = (not clipped, clipped) if box.coupled else (False,)
         options += [
             Option(kind, clip, caution, bool(np.isfinite(box.bound)), rare, sign)
             for rare in (False, True)
@@ -443,11 +444,13 @@ def _crossing(sweep: Run) -> tuple[float, float]:
 
 
 def _of_all(found: Fits, box: _Box) -> Fits:
-    """The hypotheses for whole leaves: clipping by a norm where entries depend on each other."""
+    """The hypotheses for whole leaves: clipping by a norm where entries depend on each other.
+
+    They may do so by caution alone.
+    """
     clips = found.rules.clip == model.CLIP_BEFORE
-    if box.coupled and clips.any():
-        rules = dataclasses.replace(
-            found.rules, clip=np.where(clips, model.CLIP_LEAF, found.rules.clip)
-        )
-        return dataclasses.replace(found, rules=rules)
-    return found
+    if not (box.coupled and clips.any()):
+        return found
+    clip = np.where(clips, model.CLIP_LEAF, found.rules.clip)
+    by_norm = dataclasses.replace(found, rules=dataclasses.replace(found.rules, clip=clip))
+    return join([by_norm, found.take(clips & found.rules.caution)])
