@@ -323,11 +323,11 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
     # Gradients that agree are rather the optimizer's than scaled within it.
     return sorted(
         best.values(),
-        key=lambda e: (len(e.names), _is_far(e, both), e.free, "factor" in e.names, e.spread),
+        key=lambda e: (len(e.names), _is_unlikely(e, both), e.free, "factor" in e.names, e.spread),
     )
 
 
-def _is_far(e: Explained, both: Both) -> bool:
+def _is_unlikely(e: Explained, both: Both) -> bool:
     """Whether a change is another rate than was recorded, or the place of an ε that is not seen."""
     if "lr" in e.names and LR in both.one.held:
         return True
