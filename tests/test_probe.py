@@ -501,6 +501,18 @@ def test_a_norm_that_may_be_many_is_told_beside_the_switches():
     assert low < bound < high and report.notes[0] in str(report) and agree(report)
 
 
+def test_a_bound_of_the_parameters_is_seen_through_the_rounding_of_large_ones():
+    tx = dialects.mxnet2(2.9e-4, epsilon=1e-10, wd=2e-3, clip_gradient=0.014, clip_weights=1.401)
+    report = probe.identify(tx)
+    assert "clip_weights=1.401" in report.calls[0] and "clip_gradient=0.014" in report.calls[0]
+
+
+@pytest.mark.slow
+def test_caution_beside_clipping_by_value_is_named():
+    truth = rule(**BASE | {"caution": True})
+    assert not wrong(probe.identify(box(truth)), truth.switches, 1e-6)
+
+
 @pytest.mark.parametrize("denominator", ["inside", "outside"])
 @pytest.mark.parametrize(("eps", "bound"), [(1e-6, 0.05), (1e-8, 0.01)])
 def test_where_every_step_is_clipped_the_numbers_are_open_down_from_the_norms(
@@ -587,7 +599,6 @@ def test_bfloat16_leaves_are_never_guessed():
     assert not report.calls or not wrong(report, truth.switches, 0.05), report
 
 
-@pytest.mark.proof
 def test_one_step_leaves_open_what_it_cannot_show():
     truth, (p, grads) = rule(eps=1e-3, decay=0.9), inputs(np.random.default_rng(14))
     report = probe.identify_log(log_of(truth, p, grads[:1]), grads[:1])
