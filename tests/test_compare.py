@@ -364,7 +364,7 @@ def test_a_state_that_is_carried_over_beside_another_rule(x64):
 )
 def test_a_state_of_any_numbers_is_solved_for(denominator, kind, buffer):
     truth = _model.rules(
-        [[0.01, 0.9, 1e-3, 0.0, 0.8, 0.05, 1.0, np.inf]], denominator, buffer=buffer, kind=kind
+        [[0.01, 0.1, 1e-3, 0.0, 0.8, 0.05, 1.0, np.inf]], denominator, buffer=buffer, kind=kind
     )
     rng = np.random.default_rng(22)
     grads, params = rng.normal(size=(14, 9)), rng.normal(size=(1, 9))

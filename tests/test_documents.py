@@ -144,9 +144,7 @@ REASONS = {
 
 def test_the_reasons_in_the_readme_are_what_comes_out():
     text = (ROOT / "README.md").read_text("utf-8").partition("## Why not `optax.rmsprop`?")[2]
-    rows = re.findall(
-        r"^\| (.*?) \| (.*?) \| (.*?) \|$", text.partition("\n## ")[0], re.MULTILINE
-    )
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", text.partition("\n## ")[0], re.MULTILINE)
     with jax.numpy_dtype_promotion("standard"):
         found = [
             (reason, outcome(optax.rmsprop), outcome(optax_rmsprop.rmsprop))

@@ -22,12 +22,16 @@ SWITCHES = {
 }  # fmt: skip
 NUMBERS = {"float64": 1e-6, "float32": 1e-3}  # how near a number must be to the truth
 CONTINUED = {"float64": 1e-6, "float32": 1e-2}  # what errors of the numbers make of a longer run
+# `Report.error` is of coordinates that move by 64 units in the last place or more. Rounding of what
+# was before a step and of what is after it makes 2 of them.
+CHECKED = {"float64": 1e-6, "float32": 2 / 64}
 
 # What the short lane tries of the wide sweep.
 SHORT_LOGS = {("torch", "float64", 0), ("keras", "float64", 1), ("tensorflow1", "float32", 0)}
-SHORT_LOGS |= {("mindspore", "float32", 0), ("rmsprop", "float32", 0)}
+SHORT_LOGS |= {("mindspore", "float32", 0), ("rmsprop", "float32", 0), ("rmsprop", "float64", 1)}
+SHORT_LOGS |= {("tensorflow1", "float64", 1), ("torchopt", "float64", 0)}  # decays near 1
 SHORT_BOXES = {("rmsprop", "float64", 0), ("stable_baselines3", "float64", 0)}
-SHORT_BOXES |= {("timm", "float32", 0), ("mxnet2", "float64", 0)}
+SHORT_BOXES |= {("timm", "float32", 0), ("mxnet2", "float64", 0), ("pfrl", "float64", 1)}
 
 
 def sweep(short, dtypes=("float64", "float32"), seeds=2):
@@ -69,8 +73,13 @@ def check(report, truth, p, grads, dtype="float64", rates=None):
     assert report.calls, report
     assert set(report.rule) == SWITCHES
     assert agree(report), report
-    varied = {"learning_rate": None} if rates is not None and np.ptp(rates) else {}
-    assert not wrong(report, truth.switches | varied, NUMBERS[dtype]), (truth, str(report))
+    switches = dict(truth.switches)
+    lost = switches["learning_rate"] * switches["weight_decay"]
+    if switches["weight_decay_kind"] == "decoupled" and dtype == "float32" and lost < 2.0**-24:
+        switches |= {"weight_decay": 0.0, "weight_decay_kind": "none"}  # 1 - lost rounds to 1
+    if rates is not None and np.ptp(rates):
+        switches["learning_rate"] = None
+    assert not wrong(report, switches, NUMBERS[dtype]), (truth, str(report))
     expected = played(box(truth, rates=rates), p, grads)
     size = np.abs(np.diff(expected, axis=0)).max()
     given = report.learning_rates
@@ -104,7 +113,7 @@ def test_a_log_is_named(name, dtype, seed):
     report = probe.identify_log(log_of(truth, p, grads, dtype), grads.astype(dtype))
     check(report, truth, p, longer(grads, rng), dtype)
     assert report.rule["precision"] == dtype
-    assert report.error < {"float64": 1e-6, "float32": 1e-2}[dtype]
+    assert report.error < CHECKED[dtype]
 
 
 @sweep(SHORT_BOXES)
@@ -143,12 +152,12 @@ def test_a_first_step_that_rounding_decides_hides_no_rule():
 
 
 BASE = {
-    "denominator": "outside", "eps": 1e-3, "initial_scale": 0.0, "decay": 0.95,
+    "denominator": "outside", "eps": 0.1, "initial_scale": 0.0, "decay": 0.95,
     "learning_rate": 0.01, "momentum": 0.8, "weight_decay": 0.05, "weight_decay_kind": "l2",
     "clip_value": 0.75, "clip_before_decay": True,
 }  # fmt: skip
 CHANGES = {
-    "denominator": ["inside", "floor"], "eps": [2e-3], "initial_scale": [1.0, 0.3],
+    "denominator": ["inside", "floor"], "eps": [0.2], "initial_scale": [1.0, 0.3],
     "decay": [0.9501], "learning_rate": [0.011], "momentum": [0.0, 0.81], "nesterov": [True],
     "centered": [True], "bias_correction": [True], "weight_decay": [0.051],
     "weight_decay_kind": ["none", "decoupled"], "clip_value": [None, 0.8],
@@ -505,6 +514,27 @@ def test_a_bound_of_the_parameters_is_seen_through_the_rounding_of_large_ones():
     tx = dialects.mxnet2(2.9e-4, epsilon=1e-10, wd=2e-3, clip_gradient=0.014, clip_weights=1.401)
     report = probe.identify(tx)
     assert "clip_weights=1.401" in report.calls[0] and "clip_gradient=0.014" in report.calls[0]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("tx", "share"), [
+    (optax.chain(dialects.torch(0.05), dialects.clip_weights(0.01)), 0.8),
+    (dialects.mxnet2(
+        0.02, epsilon=1e-3, momentum=0.9, centered=True, wd=1e-2, clip_gradient=3.0,
+        clip_weights=0.5,
+    ), 0.3),
+])  # fmt: skip
+def test_a_log_is_named_although_a_bound_cuts_off_its_steps(tx, share, dtype):
+    rng = np.random.default_rng(0)
+    p, grads = rng.normal(size=30) * 0.3, rng.normal(size=(25, 30)) * 10 ** rng.uniform(-1, 1, 30)
+    p, grads = p.astype(dtype), grads.astype(dtype)
+    after = continued(tx, p, grads)
+    assert (np.abs(after[1:]) > 0.999 * np.abs(after[1:]).max()).mean() > share
+    report = probe.identify_log(after, grads)
+    again, longer = evaluate(report.calls[0]), rng.permuted(grads, axis=0)
+    np.testing.assert_allclose(
+        *(continued(t, p, longer) for t in (again, tx)), rtol=0, atol=8 * np.finfo(dtype).eps
+    )
 
 
 @pytest.mark.slow

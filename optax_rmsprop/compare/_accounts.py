@@ -174,7 +174,7 @@ def is_plain(steps: Steps) -> bool:
     """Whether each step is a multiple of a sum of gradients: SGD, with momentum or without."""
     side = steps.side.columns(steps.few())
     size = float(np.linalg.norm(side.changes) / (np.linalg.norm(side.grads) or 1.0))
-    start = [[size * (1 - mu), 1.0, 0.0, 1.0, mu, 0.0, 1.0, np.inf] for mu in (0.0, 0.5, 0.9)]
+    start = [[size * (1 - mu), 0.0, 0.0, 1.0, mu, 0.0, 1.0, np.inf] for mu in (0.0, 0.5, 0.9)]
     free = np.zeros((len(start), len(model.NUMBERS)), bool)
     free[:, LR], free[1:, model.MOMENTUM] = True, True
     rules = fit(changes, model.rules(start), side, free, 20)[0]

@@ -10,8 +10,8 @@ from ..probe import _model as model
 from ..probe._model import (
     BOUND,
     BOX,
-    DECAY,
     EPS,
+    FORGETS,
     LAMBDA,
     LR,
     MOMENTUM,
@@ -19,7 +19,7 @@ from ..probe._model import (
     Rules,
     concatenate,
 )  # fmt: skip
-from ..probe._search import LIMIT
+from ..probe._search import LIMIT, SEVERAL
 from ._records import Array
 from ._sides import (
     COUNT,
@@ -110,7 +110,7 @@ def _subsets(one: Rules, other: Rules, most: int) -> list[_Move]:
     switches = [s for s in SWITCHES if _differs(one, other, s)]
     numbers = [
         i
-        for i in (LR, DECAY, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX)
+        for i in (LR, FORGETS, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX)
         if one.numbers[0, i] != other.numbers[0, i] and not _is_of_switch(switches, i)
     ]
     names = [*switches, *(model.NUMBERS[i] for i in numbers)]
@@ -217,7 +217,7 @@ def _numbers(moves: _From, size: float, solved: bool) -> None:
     one, now = moves.one, moves.now
     if not solved:
         moves.add("lr", LR, now[LR] * np.logspace(-3, 3, 7))
-    moves.add("decay", DECAY, 1 - np.array((0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)))
+    moves.add("decay", FORGETS, (0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4))
     heights = size * np.logspace(-10, 4, 15)
     squared = one.denominator[0] in (model.INSIDE, model.SUBTRACTED)
     moves.add("eps", EPS, [0.0, *(heights**2 if squared else heights)])
@@ -311,7 +311,8 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
         for row in np.flatnonzero(largest <= LIMIT)
         if all(is_told(rules.take([row]), side) for rules, side in sides)
     ]
-    good = [row for row in good if means[row] <= 2 * means[good].min() + 0.02]
+    if sum(side.run.valid.sum() for _, side in sides) > 2 * SEVERAL:
+        good = [row for row in good if means[row] <= 2 * means[good].min() + 0.02]
     best = dict[Any, Explained]()
     for row in sorted(good, key=lambda r: (_own(moves[r], fits, r), means[r])):
         move = moves[row]
@@ -320,11 +321,15 @@ def _judged(moves: list[_Move], fits: Pairs, both: Both) -> list[Explained]:
             float(means[row]), fits.take([row]), float(fits.numbers[row, -1]),
         )  # fmt: skip
         best.setdefault((move.names, found.other.switches(0)), found)
+    return sorted(best.values(), key=lambda e: _rank(e, both))
+
+
+def _rank(e: Explained, both: Both) -> tuple[Any, ...]:
+    """The simplest and likeliest changes first, then what leaves least."""
+    switched = sum(a != b for a, b in zip(e.one.switches(0), e.other.switches(0), strict=True))
     # Gradients that agree are rather the optimizer's than scaled within it.
-    return sorted(
-        best.values(),
-        key=lambda e: (len(e.names), _is_unlikely(e, both), e.free, "factor" in e.names, e.spread),
-    )
+    scaled = "factor" in e.names
+    return len(e.names), _is_unlikely(e, both), e.free, scaled, switched, e.spread
 
 
 def _is_unlikely(e: Explained, both: Both) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..probe import _fit
 from ..probe import _model as model
-from ..probe._model import DECAY, LAMBDA, LR, MOMENTUM, NUMBERS, Rules, Run
+from ..probe._model import FORGETS, LAMBDA, LR, MOMENTUM, NUMBERS, Rules, Run
 from ..probe._search import LIMIT, free_numbers
 from ._records import Array
 
@@ -102,7 +102,7 @@ def _continued(rules: Rules, side: Side, errors: bool = False) -> tuple[Array, A
     moment. The first two steps give the state of a column, and the later ones are explained.
     """
     run, later = side.run, from_step(side, 1).run
-    decay, mu, weight = (rules.numbers[:, i, None] for i in (DECAY, MOMENTUM, LAMBDA))
+    keep, mu, weight = (rules.numbers[:, i, None] for i in (FORGETS, MOMENTUM, LAMBDA))
     known = ~(rules.nesterov | rules.centered | rules.corrected)[:, None, None]
     found = np.where(known, run.changes, np.nan)
     room = np.full(found.shape, np.inf)
@@ -115,7 +115,7 @@ def _continued(rules: Rules, side: Side, errors: bool = False) -> tuple[Array, A
         into = moves[:, 1] - kept[:, 0] * moves[:, 0]
         g = model.directions(rules, later.steps(1))[0][:, 0]
         square = model.squares(rules, rate[:, 0] * g / into)
-        begun = np.maximum(square - (1 - decay) * g * g, 0.0) / decay
+        begun = np.maximum(square - keep * g * g, 0.0) / (1 - keep)
         _, u, error = model.directions(rules, later, errors, begun)
         made = side.gain * (kept * moves[:, :-1] + rate * u + shrink[:, 1:])
         found[:, 2:] -= (made + run.changes[1:])[:, 1:]
@@ -135,7 +135,7 @@ def bounds(rules: Rules, side: Side) -> Array:
         result = _continued(rules, side, errors=True)[1]
     else:
         result = model.simulate_bounded(rules, side.run)[1] * np.maximum(side.gain, 1.0)
-    keep = np.maximum(1 - rules.numbers[:, DECAY], side.run.unit)[:, None, None]
+    keep = np.maximum(rules.numbers[:, FORGETS], side.run.unit)[:, None, None]
     return result + np.minimum(side.run.unit / keep, 1e-3) * np.abs(side.run.changes)
 
 
@@ -321,7 +321,7 @@ def fitted(hypotheses: Pairs, both: Both, iterations: int, factor: Any = False) 
         free[:, LR] = False
     if both.other.solved:
         free[:, COUNT + LR] = False
-    logits = [DECAY, MOMENTUM, COUNT + DECAY, COUNT + MOMENTUM]
+    logits = [FORGETS, MOMENTUM, COUNT + FORGETS, COUNT + MOMENTUM]
     return fit(simulate, hypotheses, both, free, iterations, logits)[0]
 
 

@@ -118,7 +118,7 @@ _WORDS = {model.INSIDE: "inside", model.OUTSIDE: "outside", model.FLOOR: "floor"
 
 def _number_change(name: str, e: Explained, roles: Roles) -> Change:
     i = NUMBERS.index(name)
-    values = [_number(rules.numbers[0, i]) for rules in (e.other, e.one)]
+    values = [_number(model.named(i, rules.numbers[0, i])) for rules in (e.other, e.one)]
     key, what = _NAMES[name]
     text = roles.both(what, *map(_short, values))
     if name == "momentum" and not all(values):

@@ -135,7 +135,7 @@ def nothing(contradictions: list[str], unit: float, error: float = float("inf"))
 
 def degenerate(found: Fits, run: Run) -> list[str]:
     """Why what a rule of the family explains is none: its average has no part in it."""
-    if (found.deviation[:, model.DECAY] < _REMEMBERS).all():
+    if (found.deviation[:, model.FORGETS] < _REMEMBERS).all() and _has_influence(found.rules, run):
         return []  # the data see how long it remembers
     # In one step an average is that step's own square, so that only what has none is another.
     texts = [
@@ -143,9 +143,20 @@ def degenerate(found: Fits, run: Run) -> list[str]:
         for other in others(run)
         if other.explains and (len(run.grads) > 1 or other.name.startswith("SGD"))
     ]
-    if not texts and len(found) and (found.rules.numbers[:, model.DECAY] < _LEAST_DECAY).all():
+    decays = 1 - found.rules.numbers[:, model.FORGETS]
+    if not texts and len(found) and (decays < _LEAST_DECAY).all():
         texts = ["the decay is 0: no average of past squares, but the gradient over its own size"]
     return texts[:1]
+
+
+def _has_influence(rules: Rules, run: Run) -> bool:
+    """Whether gradients are divided by more than one number."""
+    with np.errstate(all="ignore"):
+        g, u, _ = model.directions(rules, run)
+        told = run.valid & (g != 0)
+        low = np.where(told, u / g, np.inf).min((1, 2))
+        high = np.where(told, u / g, -np.inf).max((1, 2))
+    return bool((high - low > _MOVES * run.unit * high).any())
 
 
 def is_another(run: Run) -> bool:

@@ -336,7 +336,7 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
         # A norm that clips couples entries more often than caution beside clipping by value.
         cautions = (not clipped, clipped) if box.coupled else (False,)
         options += [
-            Option(kind, clip, caution, bool(np.isfinite(box.bound)), rare, sign)
+            Option(kind, clip, caution, rare, sign)
             for rare in (False, True)
             for sign in signs
             for clip in clips
@@ -407,7 +407,7 @@ def _starts(few: Run, box: _Box, sweep: Run, option: Option) -> tuple[Rules, Arr
             inside = denominator in (model.INSIDE, model.SUBTRACTED)
             shares = _splits(square if inside else np.sqrt(square), square / (1 - keep))
             for (eps, scale), weight, bound in itertools.product(shares, weights, bounds):
-                numbers.append((1.0, 1 - keep, eps, scale, 0.0, weight, bound, box.bound))
+                numbers.append((1.0, keep, eps, scale, 0.0, weight, bound, box.bound))
                 switches.append(shape)
     rules = model.rules(
         numbers, *np.array(switches)[:, :3].T, alone=np.array(switches)[:, 3],

@@ -12,8 +12,8 @@ from ._fit import Runs, each
 from ._model import (
     BOUND,
     BOX,
-    DECAY,
     EPS,
+    FORGETS,
     LAMBDA,
     LR,
     MOMENTUM,
@@ -24,7 +24,7 @@ from ._model import (
 from ._search import LIMIT, Fits, explained, fitted, join, misfit, shortest, weighed
 
 _NAMES = {
-    LR: "learning_rate", DECAY: "decay", EPS: "eps", SCALE: "initial_scale",
+    LR: "learning_rate", FORGETS: "decay", EPS: "eps", SCALE: "initial_scale",
     MOMENTUM: "momentum", LAMBDA: "weight_decay", BOUND: "clip_value",
 }  # fmt: skip
 _NORMS = (model.CLIP_LEAF, model.CLIP_ALL)
@@ -105,10 +105,11 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     ranges = _hull(ranges, _in_any_unit(fit, runs))
     fit = _with_usual_eps(fit, ranges[EPS])
     names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in _NORMS else {})
+    known = _tolerance(each(runs)[0].unit)
     left = {
-        name: _rounded_outwards(*ranges[number])
+        name: _rounded_outwards(*sorted(model.named(number, end) for end in ranges[number]))
         for number, name in names.items()
-        if np.ptp(ranges[number]) > _tolerance(each(runs)[0].unit) * values[number]
+        if np.ptp(ranges[number]) > known * model.named(number, values[number])
     }
     return Finding(rule_of(fit.rules), fit.rules, left)
 
@@ -155,7 +156,7 @@ def _ranges(fit: Fits, unit: float, row: int = 0) -> Array:
 
 def _width(values: Array, spread: Array, number: int, unit: float) -> float:
     """How far a number may be off on the scale of the fit; what is near 1 is rounded itself."""
-    near_1 = 1 - values[number] if number in (DECAY, MOMENTUM) else 1.0
+    near_1 = {FORGETS: values[FORGETS], MOMENTUM: 1 - values[MOMENTUM]}.get(number, 1.0)
     return _SURE * spread[number] + 32 * unit / max(near_1, unit)
 
 
@@ -184,7 +185,7 @@ def _rounded_outwards(low: float, high: float) -> list[float]:
 def rule_of(rules: Rules) -> Rule:
     """One hypothesis by name."""
     switches = rules.switches(0)
-    values = [float(x) for x in rules.numbers[0]]
+    values = [model.named(i, x) for i, x in enumerate(rules.numbers[0])]
     return Rule(*switches, *values)
 
 
@@ -213,7 +214,7 @@ def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, Array]:
     below = values[max(low - 1, 0)] or (0.0 if good[0] else 1e-6 * values[low])
     ranges[number] = below, values[min(high + 1, len(values) - 1)]
     none = number == EPS and values[low] == 0
-    chosen = 0.0 if none else shortest(value, values[low], values[high])
+    chosen = 0.0 if none else _shortest(number, value, values[low], values[high])
     nearer, good = _held(fit, number, np.array([chosen]), runs)
     return (nearer if good[0] else fit), ranges
 
@@ -232,7 +233,7 @@ def _held(fit: Fits, number: int, values: Array, runs: Runs) -> tuple[Fits, Arra
 def _around(fit: Fits, number: int, runs: Runs) -> Array:
     """Values that a number may have as well."""
     value = fit.rules.numbers[0, number]
-    if number in (DECAY, MOMENTUM):
+    if number in (FORGETS, MOMENTUM):
         odds = value / (1 - value) * np.logspace(-4, 4, 25)
         return odds / (1 + odds)
     if number != EPS:
@@ -254,7 +255,7 @@ def _shortened(fit: Fits, runs: Runs) -> Fits:
         largest, mean = misfit(fit.rules, runs)
         value = fit.rules.numbers[0, number]
         width = _width(fit.rules.numbers[0], fit.deviation[0], number, unit)
-        short = shortest(value, *_interval(value, width, number))
+        short = _shortest(number, value, *_interval(value, width, number))
         tried, _ = _held(fit, number, np.array([short]), runs)
         new_largest, new_mean = misfit(tried.rules, runs)
         if new_largest <= max(largest, LIMIT) and new_mean <= max(1.5 * mean, 0.6):
@@ -262,10 +263,17 @@ def _shortened(fit: Fits, runs: Runs) -> Fits:
     return fit
 
 
+def _shortest(number: int, value: float, low: float, high: float) -> float:
+    """The value of a number in an interval that has the fewest digits where a call has it."""
+    if number != FORGETS:
+        return shortest(value, low, high)
+    return 1 - shortest(1 - value, 1 - high, 1 - low)
+
+
 def _interval(value: float, width: float, number: int) -> tuple[float, float]:
     """What lies within a width on the scale of the fit."""
     width = min(width, 600.0)
-    if number not in (DECAY, MOMENTUM):
+    if number not in (FORGETS, MOMENTUM):
         return value * np.exp(-width), value * np.exp(width)
     odds = value / (1 - value)
     low, high = odds * np.exp(-width), odds * np.exp(width)

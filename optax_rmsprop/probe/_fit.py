@@ -1,7 +1,7 @@
 """Least squares over the numbers of many hypotheses at once (Levenberg and Marquardt).
 
-Numbers are varied on a scale where each may take any value: the logarithm, or the logit of what
-lies between 0 and 1.
+Numbers are varied on a scale where each may take any value: the logarithm of what they are times
+their start, or the logit of what lies between 0 and 1.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from ._model import DECAY, MOMENTUM, Array, Run
+from ._model import FORGETS, MOMENTUM, Array, Run
 
 # Numbers whose effects are as alike as this do the same.
 _BLIND = 1e-13
@@ -76,6 +76,7 @@ class _Fit:
     left: Array  # [B, M]: the residuals
     value: Array  # [B]: their mean square
     step: Array  # [B, n]: of the differences
+    central: Array  # [B]: whether they are central
 
     def at(self, rows: Array, x: Array) -> Array:
         """The residuals of these rows with other numbers."""
@@ -84,21 +85,29 @@ class _Fit:
     def named(self, rows: Array, x: Array) -> Any:
         """These rows as hypotheses."""
         rules = self.rules.take(rows)
-        values = np.exp(x)
+        values = rules.numbers * np.exp(x)
         for i in self.logits:
-            values[:, i] = 1 / (1 + np.exp(-np.clip(x[:, i], -690, 36)))
+            values[:, i] = 1 / (1 + np.exp(-np.clip(x[:, i], -36, 36)))
         return rules.of(np.where(self.free[rows], values, rules.numbers))
 
     def jacobian(self, rows: Array) -> Array:
         """Derivatives [B, M, n] of the residuals of these rows."""
-        row, column = np.nonzero(self.free[rows])
-        x, h = self.x[rows[row]], self.step[rows[row], column]
-        x[np.arange(len(row)), column] += h
-        result = np.zeros((len(rows), self.left.shape[1], x.shape[1]))
-        if len(row):
-            change = self.at(rows[row], x) - self.left[rows[row]]
-            result[row, :, column] = change / h[:, None]
+        result = np.zeros((len(rows), self.left.shape[1], self.x.shape[1]))
+        for central in np.unique(self.central[rows]):
+            row, column = np.nonzero(self.free[rows] & (self.central[rows] == central)[:, None])
+            if len(row):
+                h = self.step[rows[row], column]
+                h = h ** (2 / 3) if central else h
+                after = self.beside(rows[row], column, h)
+                before = self.beside(rows[row], column, -h) if central else self.left[rows[row]]
+                result[row, :, column] = (after - before) / (h * (1 + central))[:, None]
         return result
+
+    def beside(self, rows: Array, column: Array, h: Array) -> Array:
+        """The residuals of these rows where one number of each is another."""
+        x = self.x[rows]
+        x[np.arange(len(rows)), column] += h
+        return self.at(rows, x)
 
     def take_better(self, rows: Array, move: Array) -> Array:
         """Go where it is better, by a step of the logarithms or of the numbers, and say where.
@@ -135,26 +144,33 @@ def fit(
     The errors [B, n] are standard deviations of the free numbers, on the scale where each may take
     any value. The damping begins at `start`: near the end little will do.
     """
-    logits = [DECAY, MOMENTUM] if logits is None else logits
+    logits = [FORGETS, MOMENTUM] if logits is None else logits
     free, left = np.asarray(free, bool), residuals(simulate, rules, runs)
-    x = _to_free(rules.numbers, logits)
+    x = np.zeros(rules.numbers.shape)
+    x[:, logits] = _logit(rules.numbers[:, logits])
     step = np.full(x.shape, 1e-5)
-    state = _Fit(simulate, rules, runs, free, logits, x, left, (left**2).mean(1), step)
+    central, value = np.zeros(len(x), bool), (left**2).mean(1)
+    state = _Fit(simulate, rules, runs, free, logits, x, left, value, step, central)
     every, noise = np.arange(len(x)), _noise(runs)
+    jacobian = state.jacobian(every)
     damping, alive = np.full(len(x), start), np.ones(len(x), bool)
     for _ in range(iterations):
         rows = np.flatnonzero(alive)
         if not len(rows):
             break
-        jacobian = state.jacobian(rows)
-        step[rows] = _steps(jacobian, noise)
-        move, gain = _move(jacobian, state.left[rows], damping[rows])
+        step[rows] = _steps(jacobian[rows], noise)
+        move, gain = _move(jacobian[rows], state.left[rows], damping[rows])
         better = state.take_better(rows, move)
         eased = np.maximum(damping[rows] / 8, 1e-12)
         damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
         settled = (gain <= _SETTLED * state.value[rows]) & (damping[rows] < 1e-10)
         over = settled | (state.value[rows] == 0) | (~better & (damping[rows] > 1e6))
         alive[rows] &= ~over
+        # Where a step fails, the derivatives may not be good enough for it.
+        anew = rows[better | ~central[rows]]
+        central[rows[~better]] = True
+        jacobian[anew] = state.jacobian(anew)
+    central[:] = False  # their longer steps may go across a kink
     jacobian = state.jacobian(every)
     deviation = np.stack([
         _deviation(*each) for each in zip(jacobian, state.value, free, strict=True)
@@ -207,9 +223,7 @@ def _steps(jacobian: Array, noise: float) -> Array:
     return np.clip(np.sqrt(noise / np.maximum(size, 1e-300)), _LEAST_STEP, _LARGEST_STEP)
 
 
-def _to_free(numbers: Array, logits: Any) -> Array:
+def _logit(numbers: Array) -> Array:
     with np.errstate(all="ignore"):
-        x = np.log(numbers)
-        for i in logits:
-            x[:, i] = np.log(numbers[:, i]) - np.log1p(-numbers[:, i])
+        x = np.log(numbers) - np.log1p(-numbers)
     return np.clip(np.nan_to_num(x, nan=-690.0, posinf=690.0, neginf=-690.0), -690, 690)

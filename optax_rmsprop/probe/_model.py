@@ -19,7 +19,8 @@ NO_DECAY, L2, DECOUPLED, DECOUPLED_UNSCALED, DECOUPLED_SQUARED = range(5)
 NO_CLIP, CLIP_BEFORE, CLIP_AFTER, CLIP_LEAF, CLIP_ALL = range(5)
 
 NUMBERS = ("lr", "decay", "eps", "scale", "momentum", "lambda", "bound", "box")
-LR, DECAY, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX = range(len(NUMBERS))
+# A decay is held as what it forgets, 1 − decay: near 1 it keeps few digits of that itself.
+LR, FORGETS, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX = range(len(NUMBERS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,11 @@ class Rules:
         )
 
 
+def named(number: int, value: Any) -> float:
+    """A number of a hypothesis as calls have it."""
+    return round(1.0 - float(value), 16) if number == FORGETS else float(value)
+
+
 def rules(
     numbers: Any,
     denominator: Any = INSIDE,
@@ -199,9 +205,10 @@ def directions(
     second moments that are not those of a new state. The first step of a centred and corrected rule
     divides by the rounding of 0: it is what was recorded, as far as that can be.
     """
-    _, decay, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
+    _, keep, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
-    keep, unit = 1 - decay, run.unit
+    decay, unit = 1 - keep, run.unit
+    rest = keep - (1 - decay)
     g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None
@@ -215,7 +222,9 @@ def directions(
     divide_by = _divisor(rules)
     for t in range(g.shape[1]):
         x = g[:, t]
-        after, before = (1 - decay ** (t + 1), 1 - decay**t) if any_corrected else (1.0, 1.0)
+        after, before = 1.0, 1.0
+        if any_corrected:
+            after, before = (1 - decay**n + n * decay ** (n - 1) * rest for n in (t + 1, t))
         new: Array = decay * square + keep * (x * x)
         bounded = errors or (any_rough and t == 0)
         if bounded:

@@ -1,7 +1,8 @@
 """Which hypotheses explain a run: a grid of starts, least squares, and the simplest that are left.
 
-Options (weight decay, clipping, caution, a bound of the parameters) are tried one by one, then in
-pairs and triples, and only as long as nothing explains the run.
+Options (weight decay, clipping, caution) are tried one by one, then in pairs and triples, and only
+as long as nothing explains the run. What a bound of the parameters may have cut off is left out at
+first.
 """
 
 import dataclasses
@@ -16,8 +17,8 @@ from ._fit import Runs, cost, each, fit
 from ._model import (
     BOUND,
     BOX,
-    DECAY,
     EPS,
+    FORGETS,
     LAMBDA,
     LR,
     MOMENTUM,
@@ -45,12 +46,17 @@ RARE = [
 # Above this a residual is no rounding: the bound of the error analysis, and room for another order
 # of the same operations.
 LIMIT = 4.0
+# Of how many changes the spread of what is left can be compared.
+SEVERAL = 50
 # How many values of a number are tried, from far below the gradients to far above.
 _SEEDS = 40
 # How many kinds of hypotheses are polished.
 _KINDS = 4
-# Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
-_NEAR = 1e-5
+# How many options are tried in triples, those first whose parts did best.
+_TRIPLES = 4
+# Below this mean square a hypothesis may be right but for numbers too small to be seen yet, and
+# below the other one once more.
+_NEAR, _NEARER = 1e-5, 1e-20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +79,6 @@ class Option:
     kind: int = model.NO_DECAY
     clip: int = model.NO_CLIP
     caution: bool = False
-    boxed: bool = False
     rare: bool = False
     maximize: bool = False
 
@@ -117,7 +122,7 @@ def free_numbers(rules: Rules) -> Array:
     Not where the parameters are cut off, which is read off exactly.
     """
     free = np.zeros(rules.numbers.shape, bool)
-    free[:, [LR, DECAY]] = True
+    free[:, [LR, FORGETS]] = True
     free[:, EPS] = rules.numbers[:, EPS] > 0
     free[:, SCALE] = rules.numbers[:, SCALE] > 0
     free[:, MOMENTUM] = rules.numbers[:, MOMENTUM] > 0
@@ -140,17 +145,17 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
         if (inside or varied) and not (nesterov and option.caution)
     ]
     parts: list[Rules] = []
-    weights, bounds, box = _weights(run, option), _bounds(run, option), _box(run, option)
+    weights, bounds = _weights(run, option), _bounds(run, option)
     values = (grid.forgetting, grid.heights, grid.scales, weights, bounds)
     keep, height, first, weight, bound = np.array(list(itertools.product(*values))).T
     for denominator, centered, corrected, alone in RARE if option.rare else SHAPES:
         amplitude = size * height * (1 if corrected else np.sqrt(1 - (1 - keep) ** 5))
         squared = denominator in (model.INSIDE, model.SUBTRACTED)
         numbers = np.zeros((len(keep), len(model.NUMBERS)))
-        numbers[:, LR], numbers[:, DECAY] = 1.0, 1 - keep
+        numbers[:, LR], numbers[:, FORGETS] = 1.0, keep
         numbers[:, EPS] = amplitude**2 if squared else amplitude
         numbers[:, SCALE] = np.where(first < 0, -first * size**2, first)
-        numbers[:, LAMBDA], numbers[:, BOUND], numbers[:, BOX] = weight, bound, box
+        numbers[:, LAMBDA], numbers[:, BOUND], numbers[:, BOX] = weight, bound, np.inf
         parts.append(
             model.rules(
                 numbers,
@@ -241,11 +246,33 @@ def _bounds(run: Run, option: Option) -> tuple[float, ...]:
     return tuple(np.quantile(sizes, quantiles)) if sizes.size else (1.0,)
 
 
-def _box(run: Run, option: Option) -> float:
-    if not option.boxed:
-        return np.inf
-    largest = float(np.abs(run.params[1:][run.valid]).max(initial=0.0))
-    return shortest(largest, largest * (1 - run.unit), largest * (1 + run.unit))
+def _free_of_bound(run: Run) -> tuple[Run, float]:
+    """The run without the changes that a bound of the parameters may have cut off, and the bound.
+
+    Where several parameters come to one largest size, it may be a bound; infinite is none.
+    """
+    sizes = np.abs(run.params)
+    largest = float(sizes[1:][run.valid].max(initial=0.0))
+    # What is added is rounded, and so is its sum: the bound less the parameter.
+    rounding = 4 * run.unit * (largest + sizes.max())
+    held = run.valid & (sizes[1:] >= largest - rounding)
+    if held.sum() <= 2:
+        return run, np.inf
+    bound, room = float(np.median(sizes[1:][held])), 4 * run.unit * largest
+    bound = shortest(bound, bound - room, bound + room)
+    return dataclasses.replace(run, valid=run.valid & ~held), bound
+
+
+def _bounded(fits: Fits, run: Run, bound: float) -> Fits:
+    """Those that explain all of a run: without the bound of the parameters, else with it."""
+    found = explained(fits, run)
+    return found if len(found) else explained(_with_bound(fits, bound), run)
+
+
+def _with_bound(fits: Fits, bound: float) -> Fits:
+    numbers = fits.rules.numbers.copy()
+    numbers[:, BOX] = bound
+    return dataclasses.replace(fits, rules=fits.rules.of(numbers))
 
 
 def shortest(value: float, low: float, high: float) -> float:
@@ -375,19 +402,13 @@ def stages(run: Run, varied: bool) -> list[list[Option]]:
     clips = [Option(clip=model.CLIP_BEFORE), Option(clip=model.CLIP_LEAF)]
     clips += [Option(clip=model.CLIP_ALL)] * int(run.leaf.max(initial=0) > 0)
     caution = [Option(caution=True)]
-    largest = np.abs(run.params[1:][run.valid])
-    held = largest.size and np.isclose(largest, largest.max(), rtol=8 * run.unit).sum() > 2
-    boxes = [Option(boxed=True)] * int(held)
     replace = dataclasses.replace
     both = [replace(a, clip=b.clip) for a in decays for b in clips]
     both += [replace(a, clip=model.CLIP_AFTER) for a in decays if a.kind == model.L2]
     careful = [replace(a, caution=True) for a in decays]
+    every = [replace(a, caution=True) for a in both]
     singles = [*decays, *clips, *caution]
-    result = [[Option()], [Option(rare=True), *singles], [*both, *careful]]
-    if boxes:
-        boxed = [[replace(o, boxed=True) for o in stage if not o.caution] for stage in result]
-        result = [result[0], [*result[1], *boxed[0]], [*result[2], *boxed[1]], boxed[2]]
-    return result
+    return [[Option()], [Option(rare=True), *singles], [*both, *careful], every]
 
 
 def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
@@ -409,7 +430,7 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     good = (largest <= LIMIT) & _is_told(fits.rules, runs)
     if not good.any():
         return fits.take(np.zeros(0, int))
-    if sum(run.valid.sum() for run in each(runs)) > 50:
+    if sum(run.valid.sum() for run in each(runs)) > SEVERAL:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
@@ -428,9 +449,6 @@ def _is_told(rules: Rules, runs: Runs) -> Array:
 
 
 def _simplest(fits: Fits) -> list[int]:
-    free = fits.free.copy()
-    free[:, BOX] = np.isfinite(fits.rules.numbers[:, BOX])
-    fits = dataclasses.replace(fits, free=free)
     order = sorted(range(len(fits)), key=lambda row: (fits.free[row].sum(), fits.cost[row]))
     kept: list[int] = []
     for row in order:
@@ -477,21 +495,24 @@ def search(
         if i == 1 and elsewhere():
             break
         order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
-        for option in order:
-            data = whole if option.caution else run
-            if data is None:
+        for option in order if i < 3 else order[:_TRIPLES]:
+            full = whole if option.caution else run
+            if full is None:
                 continue
-            fits = explore(data, option, COARSE if i else Grid(), 72 if i == 0 else 24)
+            data, bound = _free_of_bound(full)
+            fits = explore(data, option, COARSE if i else Grid(), 180 if i == 0 else 24)
             if fits is None:
                 continue
             found = explained(fits, data)
-            least = float(fits.cost.min())
-            helps = option == Option() or least < 0.1 * alone.get(Option(), np.inf)
-            if not len(found) and helps and least < _NEAR:
-                fits = join([fits, polished(fits, data)])
-                found = explained(fits, data)
-            everything.append(fits)
-            alone[option] = least
+            alone[option] = float(fits.cost.min())
+            helps = option == Option() or alone[option] < 0.1 * alone.get(Option(), np.inf)
+            for near in (_NEAR, _NEARER):
+                if not len(found) and helps and fits.cost.min() < near:
+                    fits = join([fits, polished(fits, data)])
+                    found = explained(fits, data)
+            if len(found) and bound < np.inf:
+                found = _bounded(found, full, bound)
+            everything.append(_with_bound(fits, bound))
             if len(found):
                 return found, join(everything)
     tried = join(everything)
@@ -502,7 +523,8 @@ def _promise(option: Option, alone: dict[Option, float]) -> float:
     """How well the parts of an option did by themselves: the sum of the logarithms of costs."""
     clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
     parts = [
-        Option(kind=option.kind, maximize=option.maximize), Option(clip=clip),
-        Option(caution=option.caution), Option(boxed=option.boxed),
-    ]  # fmt: skip
+        Option(kind=option.kind, maximize=option.maximize),
+        Option(clip=clip),
+        Option(caution=option.caution),
+    ]
     return sum(np.log(alone.get(part, 1.0)) for part in parts if part != Option())
