@@ -420,11 +420,11 @@ _DENOMINATORS: dict[int, Callable[[Array, Array], Array]] = {
 
 def decoupled(kind: Array, rate: Array, weight: Array) -> Array:
     """The share of a parameter that a step takes."""
-    return np.select(
-        [kind == DECOUPLED, kind == DECOUPLED_UNSCALED, kind == DECOUPLED_SQUARED],
-        [rate * weight, weight, rate * rate * weight],
-        0.0,
-    )
+    return np.where(kind >= DECOUPLED, weight, 0.0) * rate ** _SCALED_BY[kind]
+
+
+# The power of the rate by which a decay is scaled.
+_SCALED_BY = np.array([0, 0, 1, 0, 2])
 
 
 def _leaf_mean(values: Array, leaf: Array) -> Array:
