@@ -3,7 +3,7 @@
     python -m benchmarks.update
 
 writes `results/update.md`, and `results/update.json` with every measured number: the time and
-memory of a step, and the time of tracing, lowering and compiling it.
+memory of a step.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata, util
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import optax_rmsprop
@@ -36,7 +34,7 @@ from benchmarks.contestants import (
 from benchmarks.gpu import models
 from benchmarks.gpu.part import shown, table
 from benchmarks.gpu.turns import quartiles, timed
-from benchmarks.gpu.update import stepper
+from benchmarks.overhead import leaves_of
 from optax_rmsprop import dialects, storage
 from tools import environment
 
@@ -68,11 +66,6 @@ must move has moved: parameters and state read and written, gradients read. The 
 PyTorch's fastest way are those of its others.""",
     "other models": "The same steps, for other models and in bfloat16.",
     "small leaves": "The same steps, for leaves of 1,024 elements each.",
-    "compilation": """\
-The seconds of JAX's `trace`, `lower` and `compile` for `init` and for the step, with momentum, and
-the length of the StableHLO text. Arguments are abstract, JAX's compilation cache is off, and its
-other caches are cleared before each; cells hold the median of n rounds in turn. The first rows are
-the model's; the others have leaves of 64 x 64. For the largest number only the trace is timed.""",
 }
 METHOD = """\
 All that is compared in a row took turns in one run, after several steps without a clock. A
@@ -199,57 +192,6 @@ def transformers(layers: int, *sizes: int) -> dict[str, models.Shapes]:
     return {f"{kind}, apart": apart, f"{kind}, stacked": stacked}
 
 
-def leaves_of(count: int, *shape: int) -> models.Shapes:
-    """Return the shapes of so many equal leaves."""
-    return {f"leaf{i}": shape for i in range(count)}
-
-
-def stages(program: Any, given: Sequence[Any], only_trace: bool) -> dict[str, float]:
-    """Return the seconds of each stage of a jitted function, and the length of its text.
-
-    JAX's caches are cleared first: they may hold what an earlier program traced.
-    """
-    jax.clear_caches()
-    seconds: dict[str, float] = {}
-
-    def clocked(name: str, stage: Callable, *arguments: Any) -> Any:
-        began = time.perf_counter()
-        result = stage(*arguments)
-        seconds[f"{name}, s"] = time.perf_counter() - began
-        return result
-
-    traced = clocked("trace", program.trace, *given)
-    if only_trace:
-        return seconds
-    lowered = clocked("lower", traced.lower)
-    clocked("compile", lowered.compile)
-    return seconds | {"sum, s": sum(seconds.values()), "text, KiB": len(lowered.as_text()) / 1024}
-
-
-def compilation(shapes: models.Shapes, rounds: int, only_trace: bool) -> list[dict[str, Any]]:
-    """Return the rows of the table of compilation for these leaves: medians of rounds in turn."""
-    numbers = NUMBERS | MOMENTUM
-    ours = optax_rmsprop.rmsprop(**numbers)
-    txs = {"Optax": optax.rmsprop(**numbers), "ours": ours}
-    txs["ours, uint8"] = storage.stored_as(ours, *STORED["uint8"])
-    params = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
-    states = {name: jax.eval_shape(tx.init, params) for name, tx in txs.items()}
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for _ in range(rounds):
-        for name, tx in txs.items():
-            programs = {
-                "init": (jax.jit(tx.init), (params,)),
-                "step": (stepper(tx, 1), (params, states[name], params)),
-            }
-            for kind, (program, given) in programs.items():
-                found.setdefault((kind, name), []).append(stages(program, given, only_trace))
-    return [
-        {"leaves": len(shapes), "function": kind, "by": name, "n": rounds}
-        | {column: statistics.median(each[column] for each in runs) for column in runs[0]}
-        for (kind, name), runs in sorted(found.items())
-    ]
-
-
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -261,11 +203,11 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     how, page = (options.repeats, options.quick), Page(options)
     model, name = models.resnet50(), "ResNet-50"
-    small, abstract, rounds = (400, 1_000), (1_000, 20_000), 3
+    small = (400, 1_000)
     others = {"one leaf of 25 million": {"kernel": (5_000, 5_000)}, **transformers(12)}
     if options.quick:
         model, name = models.resnet50(stages=(), classes=10), "the first and last layer of a ResNet"
-        small, abstract, rounds = (4, 10), (20, 50), 1
+        small = (4, 10)
         others = {"one leaf": {"kernel": (256, 512)}, **transformers(1, 64, 256, 64)}
     millions = sum(map(math.prod, model.values())) / 1e6
     page.facts["model"] = f"{name}: {len(model)} leaves, {millions:.3g} million parameters"
@@ -281,10 +223,6 @@ def main() -> None:
             row = {"setting": setting, "leaves": count}
             cells = beside_optax(leaves_of(count, 1024), setting, *how)
             page.add("small leaves", row | cells)
-    for shapes in (model, *(leaves_of(count, 64, 64) for count in abstract)):
-        largest = len(shapes) == abstract[-1]  # which takes minutes a round
-        for row in compilation(shapes, 1 if largest else rounds, only_trace=largest):
-            page.add("compilation", row)
     del page.facts["unfinished"]
     page.write()
 

@@ -323,7 +323,9 @@ class Run:
         trees: dict[str, dict[str, Array]] = {"params": {}, "grads": {}}
         for key in ("version", "steps", "settings"):
             if key not in arrays:
-                raise ValueError(f"Run.load: {path} has no {key!r}")
+                raise ValueError(
+                    f"Run.load: {path} has no {key!r}: it is no run that `Run.save` wrote"
+                )
         for key, array in arrays.items():
             field, _, name = key.partition("/")
             if field in trees and "/" in key:

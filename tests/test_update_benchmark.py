@@ -53,7 +53,6 @@ def test_a_trial_writes_every_row(tmp_path):
     others = tables["other models"]
     assert len(others) == 3 * 2 * (2 + len(update.STORED))
     measured(tables["step"] + small + others, page)
-    compilation(tables["compilation"])
 
 
 def steps(rows, page):
@@ -82,15 +81,30 @@ def measured(rows, page):
     assert len({row["ratio"] for row in rows}) == len(rows)  # Each is of a measurement of its own.
 
 
-def compilation(rows):
-    by = ("Optax", "ours", "ours, uint8")
-    assert [(row["leaves"], row["function"], row["by"]) for row in rows] == [
-        (n, function, name) for n in (5, 20, 50) for function in ("init", "step") for name in by
+@pytest.mark.slow
+def test_a_trial_of_the_overhead_writes_every_row(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.overhead", "--quick", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300, cwd=ROOT)
+    page = (tmp_path / "overhead.md").read_text(encoding="utf-8")
+    compiled, called = (
+        [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")]
+        for part in page.split("The microseconds of a step")
+    )
+    by, head = ("Optax", "ours", "ours, uint8"), compiled.pop(0)
+    kinds = [[kind, name] for kind in ("init", "step") for name in by]
+    assert [row[:3] for row in compiled] == [
+        [str(n), *kind] for n in (5, 2, 3, 4) for kind in kinds
     ]
-    for row in rows:
-        parts = [row.get(f"{stage}, s") for stage in ("trace", "lower", "compile")]
-        if row["leaves"] == 50:
-            assert parts[0] > 0 and parts[1:] == [None, None]
-        else:
-            assert min(parts) > 0 and row["sum, s"] == pytest.approx(sum(parts))
-            assert row["text, KiB"] > 1
+    for row in compiled[:-6]:
+        found = dict(zip(head, row, strict=False))
+        parts = [float(found[f"{stage}, s"]) for stage in ("trace", "lower", "compile")]
+        assert min(parts) > 0 and float(found["sum, s"]) == pytest.approx(sum(parts), rel=1e-3)
+        assert ("ratio" in found) == (found["by"] != "Optax") and float(found["text, KiB"]) > 1
+    kinds = [[kind, name] for kind in ("jitted", "eager") for name in by]
+    assert [row[:3] for row in called[1:]] == [[n, *kind] for n in "23" for kind in kinds]
+    medians = [float(row[4].split()[0].replace(",", "")) for row in called[1:]]
+    assert min(medians) > 0
+    for first in range(0, len(medians), 3):
+        for i in (1, 2):
+            ratio = medians[first + i] / medians[first]
+            assert float(called[1 + first + i][5]) == pytest.approx(ratio, rel=1e-2)

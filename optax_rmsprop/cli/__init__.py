@@ -23,18 +23,20 @@ def main(arguments: Sequence[str]) -> int:
         usage: python -m optax_rmsprop inspect ...
         0
     """
-    from ._guard import Refused, one_line
+    from ._guard import EXTRA, Refused, one_line
 
     try:
         from . import _commands
 
         return _commands.run(arguments)
     except ModuleNotFoundError as error:
-        reason = f"{error.name} is not installed: pip install 'optax-rmsprop[cli]'"
+        reason = f"{error.name} is not installed: {EXTRA}"
     except BrokenPipeError:
         raise
     except (Refused, OSError, ValueError, TypeError, MemoryError) as error:
         reason = one_line(error)
+        if reason.startswith("layout: missing"):
+            reason += "; --rename OLD=NEW gives a parameter or module its name there"
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130  # as a shell reports SIGINT

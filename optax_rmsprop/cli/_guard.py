@@ -25,11 +25,11 @@ import numpy as np
 LARGEST_RATIO = 100
 HARMLESS = 64 * 2**20  # bytes that are never too many
 
-_EXTRA = "pip install 'optax-rmsprop[cli]'"
+EXTRA = "pip install 'optax-rmsprop[cli]', or '.[cli]' in a clone"
 _PACKAGES = {
-    "h5py": _EXTRA,
-    "orbax.checkpoint": _EXTRA,
-    "safetensors": _EXTRA,
+    "h5py": EXTRA,
+    "orbax.checkpoint": EXTRA,
+    "safetensors": EXTRA,
     "torch": "pip install torch",
     "tensorflow": "pip install tensorflow",
 }
