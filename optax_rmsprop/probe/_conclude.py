@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _model as model
 from ._calls import Rule, calls
-from ._finish import CLIP_NORM, SWITCHES, Finding, members, rule_of, switches_of
+from ._finish import CLIP_NORM, SWITCHES, Finding, kind_of_decay, members, rule_of, switches_of
 from ._fit import cost, fit
 from ._frameworks import rows
 from ._model import LR, Array, Rules, Run
@@ -91,6 +91,10 @@ def report(
                 norms = _widened(norms, interval)
             elif switches[name] is not None:
                 left[name] = _widened(left.get(name, []), interval)
+    unseen = [kind_of_decay(kind) for *_, finding in ranked for kind in finding.unseen]
+    if unseen:
+        kinds = left.get("weight_decay_kind", [every[0]["weight_decay_kind"]])
+        left["weight_decay_kind"] = list(dict.fromkeys([*kinds, *unseen]))
     listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), [],

@@ -33,6 +33,8 @@ CLIP_NORM = "clip_norm"  # a number of a rule that is no switch of a report
 _SURE, _VAGUE = 20.0, 0.02
 # How much shorter than the least of them clipped gradients may be.
 _SHORTEST = 1e-9
+# Weight decays from the least that anyone uses to more than anyone does.
+_WEIGHTS: Array = np.logspace(-6, 2, 33)
 # Where the damping of a fit begins that is near its end.
 _NEAR = 1e-9
 
@@ -50,6 +52,7 @@ class Finding:
     rule: Rule
     rules: Rules  # the same, as one hypothesis
     open: dict[str, list[float]]  # switch -> the least and the largest value that remain
+    unseen: tuple[int, ...] = ()  # the kinds of weight decay that would not be seen
 
 
 def finish(fits: Fits, runs: Runs) -> list[Finding]:
@@ -111,7 +114,30 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
         for number, name in names.items()
         if np.ptp(ranges[number]) > known * model.named(number, values[number])
     }
-    return Finding(rule_of(fit.rules), fit.rules, left)
+    unseen = _unseen_decays(fit, runs)
+    if unseen:
+        left["weight_decay"] = _rounded_outwards(0.0, max(unseen.values()))
+    return Finding(rule_of(fit.rules), fit.rules, left, tuple(unseen))
+
+
+def _unseen_decays(fit: Fits, runs: Runs) -> dict[int, float]:
+    """The largest weight decay of each kind that the data would not show, where there is none.
+
+    None that is smaller than all that are in use.
+    """
+    if fit.rules.kind[0] != model.NO_DECAY:
+        return {}
+    found: dict[int, float] = {}
+    least = misfit(fit.rules, runs)[1][0]
+    for kind in (model.L2, model.DECOUPLED):
+        rules = fit.rules.take(np.zeros(len(_WEIGHTS), int)).replace(kind=kind)
+        numbers = rules.numbers.copy()
+        numbers[:, LAMBDA] = _WEIGHTS
+        largest, mean = misfit(rules.of(numbers), runs)
+        hidden = _WEIGHTS[(largest <= LIMIT) & (mean <= 1.5 * least + 0.02)]
+        if len(hidden):
+            found[kind] = float(hidden.max())
+    return found
 
 
 def _in_any_unit(fit: Fits, runs: Runs) -> Array:
@@ -280,11 +306,15 @@ def _interval(value: float, width: float, number: int) -> tuple[float, float]:
     return low / (1 + low), high / (1 + high)
 
 
+def kind_of_decay(kind: int) -> str:
+    """A kind of weight decay in the terms of `Report.rule`."""
+    return {model.NO_DECAY: "none", model.L2: "l2"}.get(kind, "decoupled")
+
+
 def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
     """A rule in the terms of `Report.rule`."""
     momentum = rule.momentum > 0
     clips = rule.clip in (model.CLIP_BEFORE, model.CLIP_AFTER)
-    kinds = {model.NO_DECAY: "none", model.L2: "l2"}
     names = {model.INSIDE: "inside", model.OUTSIDE: "outside", model.FLOOR: "floor"}
     return {
         "denominator": names.get(rule.denominator, "other"),
@@ -298,7 +328,7 @@ def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
         "centered": rule.centered,
         "bias_correction": rule.corrected,
         "weight_decay": rule.weight_decay,
-        "weight_decay_kind": kinds.get(rule.kind, "decoupled"),
+        "weight_decay_kind": kind_of_decay(rule.kind),
         "clip_value": rule.bound if clips else None,
         "clip_before_decay": (
             rule.clip == model.CLIP_BEFORE if clips and rule.kind == model.L2 else None

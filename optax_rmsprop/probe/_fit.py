@@ -170,11 +170,12 @@ def fit(
         anew = rows[better | ~central[rows]]
         central[rows[~better]] = True
         jacobian[anew] = state.jacobian(anew)
-    central[:] = False  # their longer steps may go across a kink
-    jacobian = state.jacobian(every)
-    deviation = np.stack([
-        _deviation(*each) for each in zip(jacobian, state.value, free, strict=True)
-    ])  # fmt: skip
+    deviation = _deviations(jacobian, state.value, free)
+    # Central steps are long and may go across a kink; others see less of a narrow valley.
+    both = np.flatnonzero(central)
+    central[:] = False
+    other = _deviations(state.jacobian(both), state.value[both], free[both])
+    deviation[both] = np.maximum(deviation[both], other)
     return state.named(every, state.x), state.value, deviation
 
 
@@ -193,6 +194,12 @@ def _move(jacobian: Array, left: Array, damping: Array) -> tuple[Array, Array]:
     gram = gram + np.eye(jacobian.shape[2]) * damped
     move = -cast(Array, np.linalg.solve(gram, slope[..., None]))[..., 0] * seen
     return move / length, -(slope * move).sum(1) / left.shape[1]
+
+
+def _deviations(jacobian: Array, value: Array, free: Array) -> Array:
+    """Standard deviations [B, n] of the free numbers of many hypotheses."""
+    rows = zip(jacobian, value, free, strict=True)
+    return np.array([_deviation(*row) for row in rows]).reshape(free.shape)
 
 
 def _deviation(jacobian: Array, value: float, free: Array) -> Array:

@@ -180,8 +180,8 @@ def _ratio(rates: Array) -> float | None:
 def _written(rule: Rule, learning_rates: Any, run: Run) -> Rule:
     """The rule with the rates that were given in place of a fitted factor."""
     largest = float(np.max(run.rates))
-    if np.ndim(learning_rates) == 0 and not callable(learning_rates):
-        return dataclasses.replace(rule, lr=float(learning_rates))
+    if not callable(learning_rates) and np.ptp(learning_rates) == 0:
+        return dataclasses.replace(rule, lr=float(np.ravel(learning_rates)[0]))
     text = (
         "learning_rates"
         if callable(learning_rates)
