@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optax_rmsprop
 from tools import cheatsheet, site
@@ -52,6 +53,22 @@ def test_the_code_of_the_readme_runs():
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_the_code_of_a_page_runs(path):
     assert bool(executed(path)) == bool(blocks(path, "python"))
+
+
+def test_what_was_converted_fills_a_model_of_flax(tmp_path):
+    page = executed(ROOT / "docs" / "commands.md")
+    model, optimizer, like = page["model"], page["optimizer"], page["like"]
+    loaded = jax.tree.map(lambda x: x + 1, like)
+    np.savez(tmp_path / "run.npz", **{
+        jax.tree_util.keystr(at, simple=True, separator="/"): x
+        for at, x in jax.tree_util.tree_leaves_with_path(loaded)
+    })  # fmt: skip
+    page["fill"](model, optimizer, page["from_npz"](tmp_path / "run.npz"))
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model)), loaded["params"])
+    chex.assert_trees_all_equal(
+        jax.tree.leaves(optimizer.opt_state), jax.tree.leaves(loaded["opt_state"])
+    )
+    optimizer.update(model, nnx.state(model))
 
 
 def test_the_truth_table_is_up_to_date_and_has_no_empty_cell():
