@@ -535,6 +535,61 @@ def test_a_log_is_named_although_a_bound_cuts_off_its_steps(tx, share, dtype):
     )
 
 
+def test_a_norm_of_each_leaf_is_no_global_one():
+    rng = np.random.default_rng(0)
+    sizes = {"a": (5, 3.0), "b": (8, 5.0), "c": (2, 1.0)}
+    grads = {name: rng.normal(size=(15, n)) * scale for name, (n, scale) in sizes.items()}
+    p = {name: rng.normal(size=n) for name, (n, _) in sizes.items()}
+    tx = dialects.paddle(
+        0.01, 0.9, 1e-3, weight_decay=0.1, grad_clip=dialects.clip_by_norm(4.0, together=False)
+    )
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        state, log = tx.init(p), [p]
+        for t in range(15):
+            updates, state = tx.update({k: g[t] for k, g in grads.items()}, state, log[-1])
+            log.append(optax.apply_updates(log[-1], updates))
+        params = {name: np.stack([tree[name] for tree in log]) for name in p}
+        report = probe.identify_log(params, grads)
+        assert "clip_by_norm(4.0, together=False)" in report.calls[0]
+        state = report.transformation.init(p)
+        updates, _ = report.transformation.update({k: g[0] for k, g in grads.items()}, state, p)
+    for name, update in updates.items():
+        np.testing.assert_allclose(update, params[name][1] - params[name][0], rtol=1e-9)
+
+
+def test_entries_that_were_not_searched_are_checked():
+    p, grads = inputs(np.random.default_rng(1), size=200)
+    log = log_of(rule(denominator="outside", eps=1e-8), p, grads)
+    assert not probe.identify_log(log, grads).notes
+    still = grads.copy()
+    still[:, 100:] = 0.0
+    log[3:, 150] += 1.0
+    report = probe.identify_log(np.where(np.arange(200) < 100, log, p), still)
+    assert report.calls and not report.notes
+    log[:, :150] = np.where(np.arange(150) < 100, log[:, :150], p[:150])
+    log[:, 151:], log[:3, 150] = p[151:], p[150]
+    log[3:, 150] = p[150] + 1.0
+    report = probe.identify_log(log, still)
+    assert report.calls and report.notes == [
+        "1 of 200 entries do not follow it: params, entry 150, at step 2"
+    ]
+
+
+def test_a_log_of_one_step_at_given_rates_is_at_these():
+    p, grads = inputs(np.random.default_rng(1), steps=1, size=1)
+    truth = rule(denominator="inside", eps=0.01, decay=0.991, learning_rate=1e-3)
+    report = probe.identify_log(log_of(truth, p, grads), grads, 1e-3)
+    assert report.calls and report.rule["learning_rate"] == 1e-3
+    assert "learning_rate" not in report.undetermined
+
+
+def test_parameters_that_always_lie_at_a_bound_name_no_rule():
+    rng = np.random.default_rng(0)
+    grads, p = rng.normal(size=(10, 6)), np.sign(rng.normal(size=6)) * 0.01
+    log = continued(optax.chain(dialects.torch(0.5), dialects.clip_weights(0.01)), p, grads)
+    assert not probe.identify_log(log, grads).calls
+
+
 @pytest.mark.parametrize("decay", [0.0, 1e-4])
 def test_a_decay_of_weights_that_rounding_hides_is_open(decay):
     p, grads = (x.astype(np.float32) for x in inputs(np.random.default_rng(2)))

@@ -130,8 +130,11 @@ def _special(name: str, rule: Rule) -> dict[str, str]:
         names = {model.CLIP_LEAF: "clipnorm", model.CLIP_ALL: "global_clipnorm"}
         extra[names.get(rule.clip, "clipvalue")] = repr(rule.bound)
     if name == "dialects.paddle" and rule.clip != model.NO_CLIP:
-        clip = "clip_by_global_norm" if rule.clip in (model.CLIP_LEAF, model.CLIP_ALL) else "clip"
-        extra["grad_clip"] = f"optax.{clip}({rule.bound!r})"
+        clips = {
+            model.CLIP_LEAF: f"dialects.clip_by_norm({rule.bound!r}, together=False)",
+            model.CLIP_ALL: f"optax.clip_by_global_norm({rule.bound!r})",
+        }
+        extra["grad_clip"] = clips.get(rule.clip, f"optax.clip({rule.bound!r})")
     if name == "dialects.heavyball":
         extra["betas"] = f"(0.9, {rule.decay!r})"
     return extra

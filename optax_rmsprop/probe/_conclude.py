@@ -168,22 +168,24 @@ def is_another(run: Run) -> bool:
     return any(other.explains for other in others(run))
 
 
-def unexplained(everything: Fits, run: Run, names: Callable[[int], str]) -> list[str]:
-    """Why nothing of the family explains a run, and what does."""
+def unexplained(
+    everything: Fits, run: Run, names: Callable[[int], str], given: bool = False
+) -> list[str]:
+    """Why nothing of the family explains a run, whose rates may be `given`, and what does."""
     named = [other for other in others(run) if other.explains]
     if named:
         return [f"it is {'; or '.join(other.text for other in named)}"]
     if not len(everything):
         return ["no step can be judged: parameters and gradients are not finite, or do not change"]
-    rates = _changing_rates(everything, run)
+    rates = None if given else _changing_rates(everything, run)
     if rates is not None:
         step = int(np.argmax(_differ(rates, run)))
         size = f"{rates[step]:.6g}, and 0 at step 0"
         if rates[0]:
             size = f"{rates[step] / rates[0]:.6g} times that of step 0 ({rates[0]:.6g})"
         return [
-            f"the learning rate is not constant: at step {step} it is {size}; with learning_rates "
-            "the rule can be named"
+            f"no constant learning rate was found that explains it, and one that changes does: at "
+            f"step {step} it is {size}; with learning_rates the rule can be named"
         ]
     best = everything.take([int(np.argmin(everything.cost))])
     changes = model.simulate(best.rules, run)[0]
@@ -288,8 +290,13 @@ def fits_all(finding: Finding, run: Run) -> bool:
     return bool(near) and check_error(finding, (run,)) < _EXPLAINS
 
 
+def misfits(finding: Finding, run: Run) -> Array:
+    """The first step that a rule does not explain of each column, or the number of steps."""
+    changes, bound = model.simulate_bounded(finding.rules, run)
+    wrong = ((np.abs(changes - run.changes) > 2 * LIMIT * bound) & run.valid)[0]
+    return np.where(wrong.any(0), wrong.argmax(0), len(wrong))
+
+
 def first_misfit(finding: Finding, run: Run) -> int:
     """The first step that a rule does not explain."""
-    changes, bound = model.simulate_bounded(finding.rules, run)
-    wrong = (np.abs(changes - run.changes) > 2 * LIMIT * bound) & run.valid
-    return int(np.argmax(wrong[0].any(1)))
+    return int(misfits(finding, run).min())

@@ -15,10 +15,11 @@ from ._finish import Finding, finish
 from ._model import Array, Run
 from ._progress import told
 from ._report import Report
-from ._search import Fits, explained, search
+from ._search import Fits, explained, fitted, search, weighed
 
-# What is searched; everything that is recorded is checked.
+# What is searched; everything that is recorded is checked, so many columns at once.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
+_CHUNK = 4096
 
 
 @told
@@ -124,12 +125,15 @@ def _searched(run: Run, seen: Run) -> _Searched:
 
 
 def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Report:
-    if not (run.valid & (run.changes != 0)).any():
+    if not run.moves.any():
         return conclude.nothing(["the parameters do not change"], run.unit)
     steps = len(run.grads)
     seen = run.steps(min(steps - (steps // 5 if steps >= 5 else 0), _STEPS))
     searched = _searched(run, seen)
     found, part, unit = searched.found, searched.part, searched.unit
+    given = learning_rates is not None
+    if given and len(found):
+        found = _at_given_rates(found, part)
     reasons = conclude.degenerate(found, part) if len(found) else []
     every = run.steps(min(steps, 8 * _STEPS)).columns(searched.columns)
     every = conclude.with_unit(every, unit)
@@ -141,25 +145,56 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     if not findings:
         tried = found if len(found) else searched.everything
         reasons = reasons or conclude.unexplained(
-            tried, part, lambda column: name(int(searched.columns[column]))
+            tried, part, lambda column: name(int(searched.columns[column])), given
         )
         return conclude.nothing(reasons, unit)
     start = start if start < len(every.grads) else 0
     if not checked:
         late, call = conclude.first_misfit(findings[0], every), next(calls(findings[0].rule))[1]
         text = f"{call} explains the steps before step {late}, and not that one"
+        if not 0 < late < len(every.grads):
+            text = f"the nearest rule, {call}, leaves more than rounding"
         return conclude.nothing([text], unit, conclude.check_error(findings[0], (every,), start))
-    given = learning_rates is not None
     scale = checked[0].rule.lr
     if given and abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:
         text = f"the steps are those of {scale:.6g} times the learning_rates that are given"
         return conclude.nothing([text], unit)
-    return conclude.report(
+    report = conclude.report(
         checked, unit, lambda finding: conclude.check_error(finding, (every,), start),
         ratio=_ratio(run.rates),
         written=(lambda rule: _written(rule, learning_rates, run)) if given else None,
         learning_rates=learning_rates,
     )  # fmt: skip
+    others = _others(checked[0], conclude.with_unit(run, unit), searched.columns, name)
+    return dataclasses.replace(report, notes=[*report.notes, *others])
+
+
+def _at_given_rates(found: Fits, part: Run) -> Fits:
+    """The hypotheses at the rates that are given, if they explain the run so."""
+    numbers, free = found.rules.numbers.copy(), found.free.copy()
+    numbers[:, model.LR], free[:, model.LR] = 1.0, False
+    measure = weighed(part, found.rules.take([0]))
+    held = explained(fitted(found.rules.of(numbers), measure, 30, free), part)
+    return held if len(held) else found
+
+
+def _others(finding: Finding, run: Run, searched: Array, name: Callable[[int], str]) -> list[str]:
+    """The words for entries that were not searched, and that do not follow the rule.
+
+    Caution needs whole leaves at once, of which only those that were searched are small enough.
+    """
+    rest = np.setdiff1d(np.arange(run.grads.shape[1]), searched)
+    if finding.rules.caution.any() or not len(rest):
+        return []
+    steps = run.steps(min(len(run.grads), 8 * _STEPS))
+    chunks = np.split(rest, range(_CHUNK, len(rest), _CHUNK))
+    late = np.concatenate([conclude.misfits(finding, steps.columns(chunk)) for chunk in chunks])
+    strange = np.flatnonzero(late < len(steps.grads))
+    if not len(strange):
+        return []
+    first = strange[np.argmin(late[strange])]
+    where = f"{name(int(rest[first]))} at step {late[first]}"
+    return [f"{len(strange)} of {run.grads.shape[1]} entries do not follow it: {where}"]
 
 
 def _checked(found: Fits, part: Run, every: Run) -> tuple[list[Finding], list[Finding]]:
@@ -277,7 +312,7 @@ def _named(name: tuple[str, int]) -> str:
 def _chosen(run: Run) -> Array:
     """Columns of gradients of all sizes that move."""
     size = (np.abs(run.grads) * run.valid).max(0, initial=0)
-    moving = np.flatnonzero((size > 0) & run.valid[0])
+    moving = np.flatnonzero((size > 0) & run.valid[0] & run.moves.any(0))
     if not len(moving):
         moving = np.flatnonzero(run.valid[0])
     if len(moving) <= _COLUMNS:

@@ -46,6 +46,11 @@ class Run:
         """What each step did to the parameters."""
         return self.params[1:] - self.params[:-1]
 
+    @property
+    def moves(self) -> Array:
+        """Where there is a change to explain."""
+        return self.valid & (self.changes != 0)
+
     @functools.cached_property
     def scale(self) -> Array:
         """What a residual is measured by: the change, and what rounding leaves of it."""

@@ -84,7 +84,9 @@ def others(run: Run) -> list[Other]:
     where the decay is 0.
     """
     if not (run.changes * run.valid).any():
-        return [Other("no movement at all", {}, "no movement at all", True, 0.0)]
+        return [
+            Other("no movement at all", {}, "no change that is larger than its rounding", True, 0.0)
+        ]
     with np.errstate(all="ignore"):
         return _others(run)
 

@@ -249,18 +249,18 @@ def _bounds(run: Run, option: Option) -> tuple[float, ...]:
 def _free_of_bound(run: Run) -> tuple[Run, float]:
     """The run without the changes that a bound of the parameters may have cut off, and the bound.
 
-    Where several parameters come to one largest size, it may be a bound; infinite is none.
+    Where parameters come to one largest size and stay, it may be a bound; infinite is none.
     """
     sizes = np.abs(run.params)
     largest = float(sizes[1:][run.valid].max(initial=0.0))
     # What is added is rounded, and so is its sum: the bound less the parameter.
     rounding = 4 * run.unit * (largest + sizes.max())
     held = run.valid & (sizes[1:] >= largest - rounding)
-    if held.sum() <= 2:
+    free = dataclasses.replace(run, valid=run.valid & ~held)
+    if held.sum() <= 2 or not (held & run.moves).any() or not free.moves.any():
         return run, np.inf
     bound, room = float(np.median(sizes[1:][held])), 4 * run.unit * largest
-    bound = shortest(bound, bound - room, bound + room)
-    return dataclasses.replace(run, valid=run.valid & ~held), bound
+    return free, shortest(bound, bound - room, bound + room)
 
 
 def _bounded(fits: Fits, run: Run, bound: float) -> Fits:
@@ -303,9 +303,14 @@ def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
 
 def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
     """The best hypotheses with this option, fitted."""
-    short = run.steps(min(10, len(run.grads)))
-    few = short if option.caution else spread(short, 16)
+    short = _telling(run.steps(min(10, len(run.grads))), run)
+    few = short if option.caution else _telling(spread(short, 16), short)
     return refined(*starts(few, option, grid), short, run, most)
+
+
+def _telling(part: Run, whole: Run) -> Run:
+    """A part of a run if something moves there, else all of it."""
+    return part if part.moves.any() else whole
 
 
 def spread(run: Run, most: int) -> Run:
@@ -428,6 +433,9 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
     largest, mean = misfit(fits.rules, runs)
     good = (largest <= LIMIT) & _is_told(fits.rules, runs)
+    if max(len(run.grads) for run in each(runs)) == 1:
+        # A rule whose first step rounding decides explains any step.
+        good &= fits.rules.alone | ~fits.rules.centered | ~fits.rules.corrected
     if not good.any():
         return fits.take(np.zeros(0, int))
     if sum(run.valid.sum() for run in each(runs)) > SEVERAL:
@@ -442,10 +450,10 @@ def _is_told(rules: Rules, runs: Runs) -> Array:
     for run in each(runs):
         _, bounds = model.simulate_bounded(rules, run)
         size = np.abs(run.changes) + 4 * run.unit * np.abs(run.params[1:])
-        parts.append((bounds / (size + 1e-300))[:, run.valid & (run.changes != 0)])
+        parts.append((bounds / (size + 1e-300))[:, run.moves])
     relative = np.concatenate(parts, 1)
     known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * each(runs)[-1].unit)
-    return known.mean(1) > 0.2
+    return known.sum(1) > 0.2 * known.shape[1]
 
 
 def _simplest(fits: Fits) -> list[int]:
