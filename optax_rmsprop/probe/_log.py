@@ -165,7 +165,7 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
         written=(lambda rule: _written(rule, learning_rates, run)) if given else None,
         learning_rates=learning_rates,
     )  # fmt: skip
-    others = _others(checked[0], conclude.with_unit(run, unit), searched.columns, name)
+    others = _unsearched(checked[0], conclude.with_unit(run, unit), searched.columns, name)
     return dataclasses.replace(report, notes=[*report.notes, *others])
 
 
@@ -178,23 +178,27 @@ def _at_given_rates(found: Fits, part: Run) -> Fits:
     return held if len(held) else found
 
 
-def _others(finding: Finding, run: Run, searched: Array, name: Callable[[int], str]) -> list[str]:
+def _unsearched(
+    finding: Finding, run: Run, searched: Array, name: Callable[[int], str]
+) -> list[str]:
     """The words for entries that were not searched, and that do not follow the rule.
 
     Caution needs whole leaves at once, of which only those that were searched are small enough.
     """
-    rest = np.setdiff1d(np.arange(run.grads.shape[1]), searched)
+    others = np.ones(run.grads.shape[1], bool)
+    others[searched] = False
+    rest = np.flatnonzero(others)
     if finding.rules.caution.any() or not len(rest):
         return []
     steps = run.steps(min(len(run.grads), 8 * _STEPS))
-    chunks = np.split(rest, range(_CHUNK, len(rest), _CHUNK))
+    chunks = (rest[i : i + _CHUNK] for i in range(0, len(rest), _CHUNK))
     late = np.concatenate([conclude.misfits(finding, steps.columns(chunk)) for chunk in chunks])
     strange = np.flatnonzero(late < len(steps.grads))
     if not len(strange):
         return []
     first = strange[np.argmin(late[strange])]
     where = f"{name(int(rest[first]))} at step {late[first]}"
-    return [f"{len(strange)} of {run.grads.shape[1]} entries do not follow it: {where}"]
+    return [f"{len(strange)} of {len(others)} entries do not follow it: {where}"]
 
 
 def _checked(found: Fits, part: Run, every: Run) -> tuple[list[Finding], list[Finding]]:
