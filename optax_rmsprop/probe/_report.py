@@ -23,7 +23,8 @@ class Report:
     undetermined: Mapping[str, list[Any]]
     """Switches that the data leave open, with the values that remain or the ends of an interval.
 
-    None is among them where the switch may be absent."""
+    None is among them where the switch may be absent. A weight decay is among them where rounding
+    hides one of 1e-6 or more."""
     frameworks: list[str]
     """The rows of the truth table that agree."""
     contradictions: list[str]
@@ -33,7 +34,7 @@ class Report:
     learning_rates: Any = dataclasses.field(default=None, repr=False)
     """The schedule or the array of rates that the calls name, if they name one."""
     notes: list[str] = dataclasses.field(default_factory=list[str])
-    """What of the data was not used, and what they leave open that is no switch."""
+    """What of the data was not used or does not follow, and what is left open that is no switch."""
 
     @functools.cached_property
     def transformation(self) -> optax.GradientTransformation | None:
