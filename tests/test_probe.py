@@ -12,6 +12,7 @@ import pytest
 
 from optax_rmsprop import dialects, probe, rmsprop
 from optax_rmsprop.probe import _conclude as conclude
+from optax_rmsprop.probe import _search as search
 from tools import boxes
 from tools.boxes import box, continued, draw, evaluate, inputs, played, rule, wrong
 
@@ -581,6 +582,13 @@ def test_a_log_of_one_step_at_given_rates_is_at_these():
     report = probe.identify_log(log_of(truth, p, grads), grads, 1e-3)
     assert report.calls and report.rule["learning_rate"] == 1e-3
     assert "learning_rate" not in report.undetermined
+
+
+def test_a_log_to_which_nothing_can_be_fitted_is_told(monkeypatch):
+    monkeypatch.setattr(search, "explore", lambda *_: None)
+    log, grads = inputs(np.random.default_rng(0), steps=5, size=3)[1], np.ones((4, 3))
+    report = probe.identify_log(log, grads)
+    assert not report.calls and "no step can be judged" in report.contradictions[0]
 
 
 def test_parameters_that_always_lie_at_a_bound_name_no_rule():

@@ -213,7 +213,7 @@ def directions(
     _, keep, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
     decay, unit = 1 - keep, run.unit
-    rest = keep - (1 - decay)
+    rest = keep - (1 - decay)  # where the decay itself is rounded
     g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None

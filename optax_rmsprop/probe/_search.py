@@ -100,6 +100,11 @@ class Fits:
         return len(self.cost)
 
 
+def _none() -> Fits:
+    numbers = np.zeros((0, len(model.NUMBERS)))
+    return Fits(model.rules(numbers), numbers.astype(bool), np.zeros(0), numbers)
+
+
 def join(parts: list[Fits]) -> Fits:
     """All of them."""
     names = ("free", "cost", "deviation")
@@ -430,6 +435,8 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
 
 def explained(fits: Fits, runs: Runs) -> Fits:
     """Those that leave nothing but rounding, the simpler of those that differ by a number."""
+    if not len(fits):
+        return fits
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
     largest, mean = misfit(fits.rules, runs)
     good = (largest <= LIMIT) & _is_told(fits.rules, runs)
@@ -497,7 +504,7 @@ def search(
     well by themselves are tried together first, and none where `elsewhere` says that another
     optimizer explains the run.
     """
-    everything: list[Fits] = []
+    everything = [_none()]
     alone: dict[Option, float] = {}
     for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
         if i == 1 and elsewhere():
