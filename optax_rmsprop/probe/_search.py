@@ -56,7 +56,7 @@ _KINDS = 4
 _TRIPLES = 4
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet, and
 # below the other one once more.
-_NEAR, _NEARER = 1e-5, 1e-20
+_NEAR, _NEARER = 1e-4, 1e-20
 
 
 @dataclasses.dataclass(frozen=True)
