@@ -1081,3 +1081,12 @@ def test_a_run_is_identified_from_its_first_step_on(tmp_path, capsys):
     gap.save(tmp_path / "gap.npz")
     found = run(capsys, "identify", tmp_path / "gap.npz", "--json")
     assert found["calls"][0].startswith("dialects.torch(lr=0.01, alpha=0.9, eps=0.001")
+
+
+def test_names_that_do_not_fit_a_target_are_told_with_the_flag(monkeypatch, capsys):
+    def refused(_):
+        raise ValueError("layout: missing ['fc.weight'], surplus ['0.weight']")
+
+    monkeypatch.setattr("optax_rmsprop.cli._commands.run", refused)
+    assert cli.main(["convert", "x.pt", "--to", "y"]) == 2
+    assert "surplus ['0.weight']; --rename OLD=NEW gives" in capsys.readouterr().err

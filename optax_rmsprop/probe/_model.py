@@ -213,7 +213,6 @@ def directions(
     _, keep, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
     decay, unit = 1 - keep, run.unit
-    rest = keep - (1 - decay)  # where the decay itself is rounded
     g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None
@@ -227,9 +226,7 @@ def directions(
     divide_by = _divisor(rules)
     for t in range(g.shape[1]):
         x = g[:, t]
-        after, before = 1.0, 1.0
-        if any_corrected:
-            after, before = (1 - decay**n + n * decay ** (n - 1) * rest for n in (t + 1, t))
+        after, before = (_seen(keep, n) if any_corrected else 1.0 for n in (t + 1, t))
         new: Array = decay * square + keep * (x * x)
         bounded = errors or (any_rough and t == 0)
         if bounded:
@@ -250,9 +247,7 @@ def directions(
             sq = np.where(alone & (sq == 0), x * x, sq)
         divisor = divide_by(sq, eps)
         positive = divisor > 0
-        np.divide(x, divisor, out=u[:, t])
-        if not positive.all():
-            u[:, t][~positive] = 0.0
+        u[:, t] = np.where(positive, x / divisor, 0.0)
         if bounded:
             e_sq: Array = e_square + 2 * unit * square
             if any_centered:  # a framework may take the square of the mean from the second moment
@@ -269,6 +264,15 @@ def directions(
                 edge = _is_edge(rules, sq, eps, e_sq)
                 error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
+
+
+def _seen(keep: Array, n: int) -> Array:
+    """How much of an average from 0 is of its n gradients: 1 − decayⁿ, as frameworks compute it.
+
+    A fit lies between the decays of float64: what rounding takes from 1 − decay is added.
+    """
+    decay = 1 - keep
+    return 1 - decay**n + n * decay ** max(n - 1, 0) * (keep - (1 - decay))
 
 
 def _first(
