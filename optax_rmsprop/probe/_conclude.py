@@ -12,9 +12,21 @@ from ._finish import CLIP_NORM, SWITCHES, Finding, kind_of_decay, members, rule_
 from ._fit import cost, fit
 from ._frameworks import rows
 from ._model import LR, Array, Rules, Run
-from ._others import others
+from ._others import Other, others
 from ._report import Report
-from ._search import COARSE, LIMIT, Fits, Option, best, free_numbers, misfit, spread, starts
+from ._search import (
+    COARSE,
+    LIMIT,
+    Fits,
+    Option,
+    best,
+    explained,
+    fitted,
+    free_numbers,
+    misfit,
+    spread,
+    starts,
+)
 
 PRECISIONS = {2.0**-53: "float64", 2.0**-24: "float32", 2.0**-11: "float16", 2.0**-8: "bfloat16"}
 _FORMATS = {
@@ -24,6 +36,8 @@ _FORMATS = {
 }
 # A memory this short is none: what is divided by is the gradient's own size.
 _LEAST_DECAY = 1e-6
+# What an average forgets at least, or else it is a sum.
+_FORGETS = 5e-5
 # How well a decay is known, on the scale of the fit, where past gradients have a part.
 _REMEMBERS = 1e-3
 # The largest error of a rule that is named, relative to the largest change of a coordinate.
@@ -139,18 +153,27 @@ def nothing(contradictions: list[str], unit: float, error: float = float("inf"))
 
 def degenerate(found: Fits, run: Run) -> list[str]:
     """Why what a rule of the family explains is none: its average has no part in it."""
-    if (found.deviation[:, model.FORGETS] < _REMEMBERS).all() and _has_influence(found.rules, run):
+    influence = _has_influence(found.rules, run)
+    if influence and (found.deviation[:, model.FORGETS] < _REMEMBERS).all():
         return []  # the data see how long it remembers
-    # In one step an average is that step's own square, so that only what has none is another.
+    if influence and len(_that_forget(found, run)):
+        return []
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
-        for other in others(run)
-        if other.explains and (len(run.grads) > 1 or other.name.startswith("SGD"))
+        for other in _apart(run)
     ]
     decays = 1 - found.rules.numbers[:, model.FORGETS]
     if not texts and len(found) and (decays < _LEAST_DECAY).all():
         texts = ["the decay is 0: no average of past squares, but the gradient over its own size"]
     return texts[:1]
+
+
+def _that_forget(found: Fits, run: Run) -> Fits:
+    """The hypotheses with a decay that someone uses, if they explain a run so: Adagrad has 1."""
+    numbers, free = found.rules.numbers.copy(), found.free.copy()
+    numbers[:, model.FORGETS] = np.maximum(numbers[:, model.FORGETS], _FORGETS)
+    free[:, model.FORGETS] = False
+    return explained(fitted(found.rules.of(numbers), run, 20, free, 1e-9), run)
 
 
 def _has_influence(rules: Rules, run: Run) -> bool:
@@ -165,7 +188,16 @@ def _has_influence(rules: Rules, run: Run) -> bool:
 
 def is_another(run: Run) -> bool:
     """Whether an optimizer outside the family explains a run."""
-    return any(other.explains for other in others(run))
+    return bool(_apart(run))
+
+
+def _apart(run: Run) -> list[Other]:
+    """The optimizers outside the family that explain a run.
+
+    In one step an average is that step's own square, so that only what has none is another.
+    """
+    one = len(run.grads) == 1
+    return [o for o in others(run) if o.explains and (not one or o.name.startswith("SGD"))]
 
 
 def unexplained(

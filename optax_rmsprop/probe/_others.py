@@ -351,11 +351,13 @@ def _trimmed(hypotheses: Hypotheses, run: Run) -> Run:
 
 
 def _distinct(found: list[_Fitted], run: Run) -> list[Other]:
-    """The simplest, each name once."""
+    """The simplest, each name once; none where an RMSprop is as simple."""
     counts = [int(fitted.hypotheses.free.sum()) for fitted in found]
     simplest = [fitted for fitted, n in zip(found, counts, strict=True) if n == min(counts)]
     least = 1.2 * min(fitted.mean for fitted in simplest) + 0.02
     # A maximum that a run does not show comes last.
+    if any(f.mean <= least and f.hypotheses.kind in table.RMSPROP for f in simplest):
+        return []
     simplest.sort(
         key=lambda fitted: (
             fitted.mean > least, fitted.hypotheses.kind.name == "AMSGrad", fitted.mean

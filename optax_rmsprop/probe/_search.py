@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _model as model
-from ._fit import Runs, cost, each, fit
+from ._fit import Runs, cost, each, fit, residuals
 from ._model import (
     BOUND,
     BOX,
@@ -52,6 +52,12 @@ SEVERAL = 50
 _SEEDS = 40
 # How many kinds of hypotheses are polished.
 _KINDS = 4
+# Numbers that others may hide, how many fits are moved along them, how often, and by which factor
+# the way is seen.
+_HIDDEN = [EPS, SCALE, LAMBDA, MOMENTUM]
+_ALONG, _MOVES, _BESIDE = 8, 4, 1.1
+# A momentum below this is none.
+_TURNS = 1e-4
 # How many options are tried in triples, those first whose parts did best.
 _TRIPLES = 4
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet, and
@@ -244,7 +250,8 @@ def _bounds(run: Run, option: Option) -> tuple[float, ...]:
     if option.clip == model.NO_CLIP:
         return (1.0,)
     norms = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}.get(option.clip)
-    sizes = np.abs(run.grads if norms is None else norms)
+    # Once for each leaf, not for each of its entries.
+    sizes = np.abs(run.grads if norms is None else np.unique(norms))
     sizes = sizes[sizes != 0]
     # From the least norm on nothing changes but the units: every step is clipped.
     quantiles = (0.15, 0.4, 0.65, 0.9) if norms is None else (0.0, 0.15, 0.4, 0.65, 0.9)
@@ -332,7 +339,14 @@ def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits
     early = fitted(rules.take(rows), short, 6)
     rows = best(early.rules, early.cost, 1, 2 * most)
     rows = rows[early.cost[rows] <= max(1e4 * early.cost[rows].min(), 1e-26)]
-    return fitted(early.rules.take(rows), run, 30)
+    fits = fitted(early.rules.take(rows), run, 30)
+    little = _turns_little(fits.rules)
+    if not little.any():
+        return fits
+    rules = fits.rules.take(little).replace(caution=False, nesterov=False)
+    numbers = rules.numbers.copy()
+    numbers[:, MOMENTUM] = 0.0
+    return join([fits, fitted(rules.of(numbers), run, 10)])
 
 
 def polished(fits: Fits, run: Run) -> Fits:
@@ -351,8 +365,41 @@ def polished(fits: Fits, run: Run) -> Fits:
     scaled = seeded[0].numbers[:, SCALE] > 0
     if scaled.any():
         seeded.append(_seeded(seeded[0].take(scaled), SCALE, run))
-    last = fitted(concatenate([rules, *seeded]), weighed(run, rules.take([0])), 80)
+    measure = weighed(run, rules.take([0]))
+    last = _along(fitted(concatenate([rules, *seeded]), measure, 80), measure)
     return dataclasses.replace(last, cost=cost(model.simulate, last.rules, run))
+
+
+def _along(fits: Fits, run: Run) -> Fits:
+    """The best fits moved along two numbers that others may hide, to which these are fitted.
+
+    Where others hide nearly all that a number does, no derivative is good enough for a step of all
+    at once: what is left after a fit of the others is, and is close to linear in it.
+    """
+    fits = fits.take(np.argsort(fits.cost, kind="stable")[:_ALONG])
+    shift = np.log(_BESIDE) * np.array([[0, 0], [1, 0], [0, 1]])
+    each, rows = len(shift), np.arange(len(shift) * len(fits))[:, None]
+    rules, free = fits.rules.take(np.repeat(np.arange(len(fits)), each)), fits.free.copy()
+    hidden = np.argsort(~free[:, _HIDDEN], 1, kind="stable")[:, : shift.shape[1]]
+    number, free = np.repeat(np.array(_HIDDEN)[hidden], each, 0), np.repeat(free, each, 0)
+    free[rows, number] = False
+    kept: list[Fits] = [fits]
+    for _ in range(_MOVES):
+        numbers = rules.numbers.copy()
+        numbers[rows, number] *= np.exp(np.tile(shift, (len(fits), 1)))
+        found = fitted(rules.of(numbers), run, 20, free, 1e-9)
+        left = residuals(model.simulate, found.rules, run).reshape(len(fits), each, -1)
+        moves = [np.linalg.lstsq((x[1:] - x[0]).T, -x[0], rcond=None)[0] for x in left]
+        rules = found.rules.take(rows[:, 0] // each * each)
+        numbers = rules.numbers.copy()
+        factors = np.clip(1 + (_BESIDE - 1) * np.array(moves), 0.1, 10)
+        numbers[rows, number] *= np.repeat(factors, each, 0)
+        rules = rules.of(numbers)
+        kept.append(found.take(slice(None, None, each)))
+    kept.append(fitted(rules.take(slice(None, None, each)), run, 20, free[::each], 1e-9))
+    best = np.array([part.cost for part in kept]).argmin(0)
+    chosen = concatenate([kept[part].rules.take([row]) for row, part in enumerate(best)])
+    return fitted(chosen, run, 2, fits.free, 1e-9)
 
 
 def weighed(runs: Runs, rules: Rules) -> Any:
@@ -435,20 +482,28 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
 
 def explained(fits: Fits, runs: Runs) -> Fits:
     """Those that leave nothing but rounding, the simpler of those that differ by a number."""
+    told = ~_turns_little(fits.rules)
+    if max(len(run.grads) for run in each(runs)) == 1:
+        # A rule whose first step rounding decides explains any step.
+        told &= fits.rules.alone | ~fits.rules.centered | ~fits.rules.corrected
+    fits = fits.take(told)
     if not len(fits):
         return fits
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
     largest, mean = misfit(fits.rules, runs)
     good = (largest <= LIMIT) & _is_told(fits.rules, runs)
-    if max(len(run.grads) for run in each(runs)) == 1:
-        # A rule whose first step rounding decides explains any step.
-        good &= fits.rules.alone | ~fits.rules.centered | ~fits.rules.corrected
     if not good.any():
         return fits.take(np.zeros(0, int))
     if sum(run.valid.sum() for run in each(runs)) > SEVERAL:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
+
+
+def _turns_little(rules: Rules) -> Array:
+    """Where a momentum is so small that it turns no step, which nobody uses: it is none."""
+    momentum = rules.numbers[:, MOMENTUM]
+    return (momentum > 0) & (momentum < _TURNS)
 
 
 def _is_told(rules: Rules, runs: Runs) -> Array:
@@ -464,7 +519,10 @@ def _is_told(rules: Rules, runs: Runs) -> Array:
 
 
 def _simplest(fits: Fits) -> list[int]:
-    order = sorted(range(len(fits)), key=lambda row: (fits.free[row].sum(), fits.cost[row]))
+    rules = fits.rules
+    switched = rules.centered.astype(int) + rules.corrected + rules.nesterov + rules.caution
+    keys = list(zip(fits.free.sum(1), switched, fits.cost, strict=True))
+    order = sorted(range(len(fits)), key=lambda row: keys[row])
     kept: list[int] = []
     for row in order:
         if not any(_within(fits, k, row) for k in kept):
