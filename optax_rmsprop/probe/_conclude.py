@@ -68,7 +68,7 @@ def with_unit(runs: Any, unit: float) -> Any:
     """The runs, whose rounding is judged by this unit."""
     if isinstance(runs, tuple):
         return tuple(with_unit(run, unit) for run in cast(tuple[Any, ...], runs))
-    return dataclasses.replace(runs, unit=unit)
+    return runs if runs.unit == unit else dataclasses.replace(runs, unit=unit)
 
 
 def report(

@@ -23,7 +23,7 @@ NUMBERS = ("lr", "decay", "eps", "scale", "momentum", "lambda", "bound", "box")
 LR, FORGETS, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX = range(len(NUMBERS))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A run from its first step on: parameters before and after each step, and gradients.
 
@@ -45,6 +45,15 @@ class Run:
     def changes(self) -> Array:
         """What each step did to the parameters."""
         return self.params[1:] - self.params[:-1]
+
+    @functools.cached_property
+    def leaves(self) -> tuple[Array, Array, Array, Array]:
+        """The columns leaf by leaf, where each leaf begins in them, its size; that of a column."""
+        order = np.argsort(self.leaf, kind="stable")
+        _, begins, which, sizes = np.unique(
+            self.leaf[order], return_index=True, return_inverse=True, return_counts=True
+        )
+        return order, begins, sizes, which[np.argsort(order, kind="stable")]
 
     @property
     def moves(self) -> Array:
@@ -223,10 +232,11 @@ def directions(
     any_rough = rough.any() and begun is None
     square: Array = np.broadcast_to(initial if begun is None else begun, shape).astype(float)
     mean, e_g, e_square, e_mean = (np.zeros(shape) for _ in range(4))
+    after: Any = 0.0
     divide_by = _divisor(rules)
     for t in range(g.shape[1]):
         x = g[:, t]
-        after, before = (_seen(keep, n) if any_corrected else 1.0 for n in (t + 1, t))
+        before, after = after, _seen(keep, t + 1) if any_corrected else 1.0
         new: Array = decay * square + keep * (x * x)
         bounded = errors or (any_rough and t == 0)
         if bounded:
@@ -376,7 +386,7 @@ def steps(
         step: Array = np.where(nesterov, into + mu * buffer, buffer) if any_nesterov else buffer
         if cautious:
             taken: Array = step * g[:, t] > 0
-            share = np.maximum(_leaf_mean(taken, run.leaf), 1e-3)
+            share = np.maximum(_leaf_mean(taken, run), 1e-3)
             step = np.where(rules.caution[:, None] & (mu > 0), step * taken / share, step)
         change: Array = -without * step
         if decays:
@@ -436,7 +446,6 @@ def decoupled(kind: Array, rate: Array, weight: Array) -> Array:
 _SCALED_BY = np.array([0, 0, 1, 0, 2])
 
 
-def _leaf_mean(values: Array, leaf: Array) -> Array:
-    sums = np.zeros((len(values), leaf.max() + 1))
-    np.add.at(sums, cast(Any, (slice(None), leaf)), values)
-    return (sums / np.bincount(leaf))[:, leaf]
+def _leaf_mean(values: Array, run: Run) -> Array:
+    order, begins, sizes, which = run.leaves
+    return (np.add.reduceat(values[:, order], begins, 1, float) / sizes)[:, which]

@@ -5,6 +5,7 @@ leave.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -76,6 +77,7 @@ class _Fitted:
         return self.largest <= LIMIT
 
 
+@functools.lru_cache(1)  # asked during the search, and again at its end
 def others(run: Run) -> list[Other]:
     """The optimizers that explain a run, the simplest first; or the three that come closest.
 

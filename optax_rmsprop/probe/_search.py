@@ -299,18 +299,16 @@ def shortest(value: float, low: float, high: float) -> float:
 
 def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
     """The rows of the best few of each set of switches, and of these the best."""
-    keys: dict[Any, list[int]] = {}
-    order = np.argsort(costs, kind="stable")
-    flags = free_numbers(rules)[:, [SCALE, MOMENTUM]]
-    switches = np.stack([
-        getattr(rules, f.name) for f in dataclasses.fields(rules) if f.name != "numbers"
-    ], 1)  # fmt: skip
-    for row in order:
-        rows = keys.setdefault((switches[row].tobytes(), flags[row].tobytes()), [])
-        if len(rows) < each and np.isfinite(costs[row]):
-            rows.append(row)
-    chosen = np.array(sorted(itertools.chain(*keys.values()), key=lambda row: costs[row]), int)
-    return chosen[:most]
+    finite = np.flatnonzero(np.isfinite(costs))
+    order = finite[np.argsort(costs[finite], kind="stable")]
+    fields = [getattr(rules, name) for name in _SWITCHES if name != "numbers"]
+    alike = np.zeros(len(order), int)  # a digit for each switch
+    for field in (*fields, *free_numbers(rules)[:, [SCALE, MOMENTUM]].T):
+        alike = 8 * alike + field[order]
+    groups = np.argsort(alike, kind="stable")
+    first = np.flatnonzero(np.diff(alike[groups], prepend=-1))
+    place = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+    return order[np.sort(groups[place < each])][:most]
 
 
 def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
