@@ -20,10 +20,9 @@ from ._search import (
     Fits,
     Option,
     best,
-    explained,
-    fitted,
     free_numbers,
     misfit,
+    remembers,
     spread,
     starts,
 )
@@ -36,8 +35,6 @@ _FORMATS = {
 }
 # A memory this short is none: what is divided by is the gradient's own size.
 _LEAST_DECAY = 1e-6
-# What an average forgets at least, or else it is a sum.
-_FORGETS = 5e-5
 # How well a decay is known, on the scale of the fit, where past gradients have a part.
 _REMEMBERS = 1e-3
 # The largest error of a rule that is named, relative to the largest change of a coordinate.
@@ -156,24 +153,16 @@ def degenerate(found: Fits, run: Run) -> list[str]:
     influence = _has_influence(found.rules, run)
     if influence and (found.deviation[:, model.FORGETS] < _REMEMBERS).all():
         return []  # the data see how long it remembers
-    if influence and len(_that_forget(found, run)):
-        return []
+    # A sum, as Adagrad's, is no average; where an average is as good, it is one.
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
         for other in _apart(run)
+        if not (influence and other.name.startswith("Adagrad"))
     ]
     decays = 1 - found.rules.numbers[:, model.FORGETS]
     if not texts and len(found) and (decays < _LEAST_DECAY).all():
         texts = ["the decay is 0: no average of past squares, but the gradient over its own size"]
     return texts[:1]
-
-
-def _that_forget(found: Fits, run: Run) -> Fits:
-    """The hypotheses with a decay that someone uses, if they explain a run so: Adagrad has 1."""
-    numbers, free = found.rules.numbers.copy(), found.free.copy()
-    numbers[:, model.FORGETS] = np.maximum(numbers[:, model.FORGETS], _FORGETS)
-    free[:, model.FORGETS] = False
-    return explained(fitted(found.rules.of(numbers), run, 20, free, 1e-9), run)
 
 
 def _has_influence(rules: Rules, run: Run) -> bool:
@@ -281,7 +270,7 @@ def _fitted_at_any_rates(rules: Rules, run: Run, iterations: int) -> tuple[Rules
 def _rates_that_explain(rules: Rules, run: Run) -> list[Array]:
     rules, value = _fitted_at_any_rates(rules, run, 25)
     found: list[Array] = []
-    for row in np.flatnonzero(value <= max(1e4 * value.min(), 1e-26)):
+    for row in np.flatnonzero(remembers(rules) & (value <= max(1e4 * value.min(), 1e-26))):
         solved = rules.take([row])
         rates = model.simulate_rates(solved, run)[1][0]
         numbers = solved.numbers.copy()

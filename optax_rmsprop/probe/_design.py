@@ -19,13 +19,16 @@ from ._model import Array, Rules, Run
 from ._progress import told
 from ._report import Report
 from ._search import (
+    COARSE,
     RARE,
     SHAPES,
     Fits,
     Option,
     best,
     explained,
+    explore,
     join,
+    none,
     polished,
     refined,
     search,
@@ -163,7 +166,8 @@ def _identified(play: Play, falls: float = 0.0) -> Report:
     box = _Box(play, _couples(play, unit), unit, falls)
     sweep, check = _sweep(box), _check(box)
     found, everything, unit = _explained(box, sweep)
-    if not len(found) and not box.falls and not conclude.is_another(check):
+    begins = sweep.moves[0].any()
+    if not len(found) and begins and not box.falls and not conclude.is_another(check):
         falls = _falling(box, sweep)
         if falls:
             return _identified(play, falls)
@@ -286,6 +290,9 @@ def _check(box: _Box) -> Run:
 
 def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     """What explains the sweep, all that was tried, and the unit by which it was judged."""
+    if not sweep.moves[0].any():  # nothing of the design is seen, as where a rate begins at 0
+        near = explore(_middle(sweep), Option(), COARSE, 24) or none()
+        return none(), near, sweep.unit
     tried: list[Fits] = []
     few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2)).steps(6)
     for option in _options(box, sweep):

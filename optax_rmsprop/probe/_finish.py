@@ -21,7 +21,18 @@ from ._model import (
     Array,
     Rules,
 )
-from ._search import LIMIT, Fits, explained, fitted, join, misfit, shortest, weighed
+from ._search import (
+    LEAST,
+    LIMIT,
+    Fits,
+    explained,
+    fitted,
+    join,
+    misfit,
+    remembers,
+    shortest,
+    weighed,
+)
 
 _NAMES = {
     LR: "learning_rate", FORGETS: "decay", EPS: "eps", SCALE: "initial_scale",
@@ -60,7 +71,8 @@ def finish(fits: Fits, runs: Runs) -> list[Finding]:
     runs = weighed(runs, fits.rules.take([int(np.argmin(fits.cost))]))
     fits = _without_idle_numbers(fitted(fits.rules, runs, 60, fits.free), runs)
     good = explained(fits, runs)
-    return [_finding(good.take([row]), runs) for row in range(len(good))]
+    findings = [_finding(good.take([row]), runs) for row in range(len(good))]
+    return [finding for finding in findings if remembers(finding.rules).all()]
 
 
 def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
@@ -240,7 +252,9 @@ def _opened(fit: Fits, number: int, runs: Runs) -> tuple[Fits, Array]:
     below = values[max(low - 1, 0)] or (0.0 if good[0] else 1e-6 * values[low])
     ranges[number] = below, values[min(high + 1, len(values) - 1)]
     none = number == EPS and values[low] == 0
-    chosen = 0.0 if none else _shortest(number, value, values[low], values[high])
+    # No decay that is nearer to 1 than any in use.
+    least = max(values[low], LEAST) if number == FORGETS else values[low]
+    chosen = 0.0 if none else _shortest(number, value, least, values[high])
     nearer, good = _held(fit, number, np.array([chosen]), runs)
     return (nearer if good[0] else fit), ranges
 

@@ -205,6 +205,12 @@ def _adagrad(g: Array, n: Numbers, run: Run) -> Array:
     return rates * _over(g, np.sqrt(_sums(g * g, 1.0, n[EXTRA])) + n[EPS])
 
 
+def _adagrad_momentum(g: Array, n: Numbers, run: Run) -> Array:
+    return run.rates[:, None] * _sums(
+        _over(g, np.sqrt(_sums(g * g, 1.0, n[EXTRA])) + n[EPS]), n[B1]
+    )
+
+
 def _adadelta(g: Array, n: Numbers, run: Run) -> Array:
     square, step, eps = averages(g * g, n[B2]), np.empty_like(g), n[EPS][:, 0]
     rho, seen = n[B2][:, 0], np.zeros_like(g[:, 0])
@@ -454,6 +460,11 @@ ADAPTIVE = [
     Kind(
         "Adagrad", _adagrad, {EPS: _EPS, B2: (0, (0.01, 0.3))},
         {EPS: "eps", B2: "lr_decay"}, needs=(B2,), drops=(EPS,),
+    ),
+    Kind(
+        "Adagrad with momentum", _adagrad_momentum, {B1: _MOMENTA, EPS: _EPS, EXTRA: _FIRST},
+        {B1: "momentum", EPS: "eps", EXTRA: "initial_accumulator_value"}, needs=(B1,),
+        drops=(EXTRA, EPS),
     ),
     Kind(
         "Adadelta", _adadelta, {B2: _B2, EPS: (2, (1e-8, 1e-5, 1e-3, 0.1))},

@@ -307,6 +307,9 @@ def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
             fitted = less if less.explains else fitted
     if not fitted.explains:
         return []
+    if fitted.hypotheses.option.decay != NONE and not fitted.deviation[LAMBDA] < 0.02:
+        less = _refitted(_undecayed(fitted.hypotheses), some, every)
+        fitted = less if less.explains else fitted
     for column in (*kind.needs, *kind.drops):
         if fitted.deviation[column] < 0.02 or not fitted.hypotheses.free[0, column]:
             continue
@@ -316,6 +319,12 @@ def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
                 return []
             fitted = less
     return [fitted]
+
+
+def _undecayed(hypotheses: Hypotheses) -> Hypotheses:
+    """The hypotheses without their decay of weights."""
+    option = dataclasses.replace(hypotheses.option, decay=NONE)
+    return Hypotheses(hypotheses.kind, option, _without(hypotheses, LAMBDA).numbers)
 
 
 def _seeded(hypotheses: Hypotheses, run: Run) -> Hypotheses:

@@ -56,6 +56,8 @@ _KINDS = 4
 # the way is seen.
 _HIDDEN = [EPS, SCALE, LAMBDA, MOMENTUM]
 _ALONG, _MOVES, _BESIDE = 8, 4, 1.1
+# What an average forgets in a step at least: of a decay of 0.9999, 1e-4.
+LEAST = 5e-5
 # A momentum below this is none.
 _TURNS = 1e-4
 # How many options are tried in triples, those first whose parts did best.
@@ -106,7 +108,8 @@ class Fits:
         return len(self.cost)
 
 
-def _none() -> Fits:
+def none() -> Fits:
+    """No hypothesis."""
     numbers = np.zeros((0, len(model.NUMBERS)))
     return Fits(model.rules(numbers), numbers.astype(bool), np.zeros(0), numbers)
 
@@ -480,7 +483,7 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
 
 def explained(fits: Fits, runs: Runs) -> Fits:
     """Those that leave nothing but rounding, the simpler of those that differ by a number."""
-    told = ~_turns_little(fits.rules)
+    told = ~_turns_little(fits.rules) & remembers(fits.rules)
     if max(len(run.grads) for run in each(runs)) == 1:
         # A rule whose first step rounding decides explains any step.
         told &= fits.rules.alone | ~fits.rules.centered | ~fits.rules.corrected
@@ -502,6 +505,12 @@ def _turns_little(rules: Rules) -> Array:
     """Where a momentum is so small that it turns no step, which nobody uses: it is none."""
     momentum = rules.numbers[:, MOMENTUM]
     return (momentum > 0) & (momentum < _TURNS)
+
+
+def remembers(rules: Rules) -> Array:
+    """Whether averages forget something: else they are sums, as Adagrad's."""
+    held = np.stack([rules.numbers[:, FORGETS], 1 - rules.numbers[:, MOMENTUM]])
+    return (held > LEAST).all(0)
 
 
 def _is_told(rules: Rules, runs: Runs) -> Array:
@@ -560,7 +569,7 @@ def search(
     well by themselves are tried together first, and none where `elsewhere` says that another
     optimizer explains the run.
     """
-    everything = [_none()]
+    everything = [none()]
     alone: dict[Option, float] = {}
     for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
         if i == 1 and elsewhere():
