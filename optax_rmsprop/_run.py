@@ -143,8 +143,8 @@ class _Column:
         if self.kept:
             fields[self.kept[0]] = increment(self.part.count)
         if "last_learning_rate" in self.kept:
-            rate = self.part.numbers["learning_rate"]
-            fields["last_learning_rate"] = jnp.asarray(rate, jnp.result_type(float))
+            rate, last = self.part.numbers["learning_rate"], self.part.state.last_learning_rate
+            fields["last_learning_rate"] = jnp.asarray(rate, jnp.result_type(last))
         return type(self.part.state)(**fields)
 
 

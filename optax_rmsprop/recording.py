@@ -142,7 +142,7 @@ def record(tx: optax.GradientTransformation, steps: int | Sequence[int]) -> Tree
         kept_params, kept_grads = map(tree.unflatten, kept)
         rates, count = state.kept_rates, increment(state.record_count)
         if rates is not None:
-            rates = jnp.where(is_kept, _rate(inner_state), rates)
+            rates = jnp.where(is_kept, jnp.asarray(_rate(inner_state), rates.dtype), rates)
         return updates, RecordState(count, state.steps, kept_params, kept_grads, rates, inner_state)
 
     return Treewise(init, lead=lead)

@@ -725,3 +725,27 @@ def test_what_cannot_be_compared_is_not_called_equal():
     found = compare.runs(theirs, run(optax.adam(0.02), double, others))
     assert "differ too much" in found.unexplained
     assert all(cause.left > 0 for cause in found.causes)
+
+
+@pytest.mark.parametrize("frozen", ["theirs", "ours"])
+@pytest.mark.parametrize("tx", [optax.set_to_zero(), dialects.keras(0.0)], ids=["none", "rate 0"])
+def test_a_run_that_does_not_move(frozen, tx, x64):
+    params, grads = data(24)
+    moving, still = run(dialects.torch(**TORCH), params, grads), run(tx, params, grads)
+    pair = (still, moving) if frozen == "theirs" else (moving, still)
+    found = compare.runs(*pair)
+    change = only(found, "frozen")
+    assert (change.theirs, change.ours) == (frozen == "theirs", frozen == "ours")
+    assert change.text.startswith(f"{frozen} does not move")
+    assert found.first.step == 0 and found.first.theirs != found.first.ours
+    assert compare.runs(still, changed(still, grads={n: 2 * g for n, g in grads.items()})).causes
+    assert str(compare.runs(still, still)) == "The runs agree to rounding."
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_steps_of_parameters_in_half_precision(dtype):
+    grads = np.sin(np.arange(64.0).reshape(16, 4))
+    same = compare.steps(dialects.keras(0.1), dialects.keras(0.1), jnp.ones(4, dtype), grads)
+    assert same.first is None and not same.causes
+    other = compare.steps(dialects.keras(0.1), dialects.keras(0.3), jnp.ones(4, dtype), grads)
+    assert other.first is not None and other.first.step == 0

@@ -91,6 +91,16 @@ def test_types_stay_in_64_bit_jax(case, kind, x64):
 
 
 @cases()
+def test_types_stay_where_64_bits_are_switched_on_after_init(case):
+    """As where a state of 32 bits is restored into such a program."""
+    tx, p = case(), jnp.ones(3)
+    state = tx.init(p)
+    with jax.enable_x64(True):
+        after = jax.eval_shape(tx.update, p, state, p)[1]
+    chex.assert_trees_all_equal_dtypes(state, after)
+
+
+@cases()
 def test_types_stay_for_complex_parameters(case, x64):
     for dtype in (jnp.complex64, jnp.complex128):
         assert_promised(case, dtype, dtype)

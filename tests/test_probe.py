@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -221,6 +222,7 @@ OTHERS = {
     "Adam": optax.adam(1e-3),
     "AdamW": optax.adamw(1e-3, weight_decay=0.1),
     "Adagrad": optax.adagrad(0.1),
+    "Adagrad with momentum": optax.sm3(0.1),  # of a vector
     "Lion": optax.lion(1e-3),
     "sign": rmsprop(0.01, decay=0.0, eps=0.0),
     "SGD by epsilon": rmsprop(0.01, eps=1e18),
@@ -713,8 +715,6 @@ def test_one_step_leaves_open_what_it_cannot_show():
 @pytest.mark.proof
 def test_a_log_and_a_box_are_named_in_seconds():
     """Three times what they should take, since other programs share the machine."""
-    import time
-
     truth, p, grads, _ = random_rule("torch", 0)
     began = time.process_time()
     probe.identify_log(log_of(truth, p, grads), grads)
@@ -736,3 +736,86 @@ def test_every_call_of_a_decay_that_nothing_places_is_right(given):
     for call in report.calls:
         after = continued(evaluate(call, given), params[0], grads)
         np.testing.assert_allclose(after, params, rtol=1e-9, atol=1e-12, err_msg=call)
+
+
+HIDDEN = [
+    # One beside another, one number of which rounding leaves little; one coordinate.
+    ("rmsprop(learning_rate=2e-05, decay=0.9999, eps=9e-07, initial_scale=0.1)", 30),
+    ("rmsprop(learning_rate=2e-05, decay=0.9999, eps=9e-07, momentum=0.9, initial_scale=0.2)", 30),
+    ("rmsprop(learning_rate=2e-05, decay=0.9999, eps=7e-07, momentum=0.9, initial_scale=0.1)", 1),
+]
+
+
+@pytest.mark.parametrize("call, size", HIDDEN)
+def test_numbers_that_others_hide_are_found(call, size):
+    """An initial value, a rate and a decay near 1 together hide all but 1e-13 of an epsilon."""
+    rng = np.random.default_rng(size)
+    grads = np.tile(rng.normal(size=30), (8, 1)) if size > 1 else 0.01 * rng.normal(size=(60, 1))
+    began = time.process_time()
+    log = continued(evaluate(call), np.zeros(size), grads)
+    report = probe.identify_log(log, grads, 2e-5 if size > 1 else None)
+    assert time.process_time() - began < 9  # 2, and other programs share the machine
+    assert report.calls[0] == call
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("steps", [3, 8])
+def test_a_sum_of_squares_is_no_average_that_forgets_nothing(steps, dtype):
+    grads = np.random.default_rng(steps).normal(size=(steps, 30)).astype(dtype)
+    tx = optax.chain(optax.scale_by_rss(0.0, 0.0), optax.scale(-0.01))
+    with jax.enable_x64(dtype == np.float64):
+        report = probe.identify_log(continued(tx, np.ones(30, dtype), grads), grads)
+    assert not report.calls and "it is Adagrad(lr=0.01)" in report.contradictions[0]
+
+
+def test_an_average_that_hardly_forgets_is_no_sum():
+    """Of 0.9996 from 1 a few steps show little, and a sum would do as well."""
+    grads = (3 * np.random.default_rng(5).normal(size=(8, 6))).astype(np.float32)
+    tx = rmsprop(1e-3, 0.9996, initial_scale=1.0)
+    report = probe.identify_log(continued(tx, np.zeros(6, np.float32), grads), grads, 1e-3)
+    assert report.rule["initial_scale"] == 1 and not report.rule["centered"], report
+
+
+@pytest.mark.parametrize(
+    "call, dtype",
+    [
+        ("rmspropw(1e-3, 0.9999, eps=1e-6, weight_decay=0.01)", np.float64),
+        ("rmsprop(1e-5, 0.99, eps=1e-15)", np.float32),
+    ],
+)
+def test_one_step_is_no_other_optimizer(call, dtype):
+    """The first step of many an optimizer is one of RMSprop, whose simplest comes first."""
+    rng = np.random.default_rng(3)
+    p, grads = (rng.normal(size=(2, 1, 40)) * [[[1.0]], [[10.0]]]).astype(dtype)
+    report = probe.identify_log(continued(evaluate(call), p[0], grads), grads)
+    assert report.calls and not report.rule["centered"], report
+
+
+@pytest.mark.parametrize("way", ["transformation", "function"])
+def test_a_rate_that_begins_at_zero_is_told(way):
+    tx = rmsprop(optax.linear_schedule(0.0, 1e-3, 5))
+
+    def start(params):
+        state = tx.init(params)
+
+        def step(gradient):
+            nonlocal params, state
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            return np.asarray(params)
+
+        return step
+
+    report = probe.identify(tx if way == "transformation" else start)
+    assert not report.calls and "and 0 at step 0" in report.contradictions[0], report
+
+
+def test_a_momentum_that_turns_no_step_is_none():
+    """Gradients that are always the same show no caution."""
+    rng = np.random.default_rng(0)
+    grads = np.tile(rng.normal(size=12), (8, 1))
+    log = continued(dialects.torch(0.01, 0.8, eps=1e-3), rng.normal(size=12), grads)
+    report = probe.identify_log(log, grads)
+    assert report.calls
+    for call in report.calls:
+        assert "cautious" not in call and not re.search(r"momentum=\d[.\d]*e-", call), call

@@ -226,6 +226,10 @@ def lookup(rng):
             optax.adagrad(lr, 0.2, eps=0.0), "Adagrad", {"lr": lr, "initial_accumulator_value": 0.2}
         ),
         "torch_adagrad": (torch_adagrad(lr, eps), "Adagrad", {"lr": lr, "eps": eps}),
+        "adagrad_momentum": (
+            optax.chain(optax.scale_by_rss(0.2, 0.0), optax.trace(0.8), optax.scale(-lr)),
+            "Adagrad with momentum", {"lr": lr, "momentum": 0.8, "initial_accumulator_value": 0.2},
+        ),
         "adagrad_both": (
             torch_adagrad(lr, eps, 0.1), "Adagrad",
             {"lr": lr, "eps": eps, "initial_accumulator_value": 0.1},

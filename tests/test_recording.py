@@ -398,3 +398,11 @@ def test_the_lines_of_another_writer_are_enough(tmp_path):
     )  # fmt: skip
     run = Run.load(tmp_path / "run.npz")
     assert list(run.params) == ["layer.weight"] and run.is_from_start
+
+
+def test_rates_keep_their_type_where_64_bits_are_switched_on_after_init():
+    tx, p = record(ours.rmsprop(1e-3), 2), jnp.ones(3)
+    state = tx.init(p)
+    with jax.enable_x64(True):
+        after = jax.eval_shape(tx.update, p, state, p)[1]
+    chex.assert_trees_all_equal_dtypes(state, after)

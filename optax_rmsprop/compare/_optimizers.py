@@ -18,7 +18,7 @@ def driven(name: str, optimizer: Any, params: Any, grads: Any) -> Any:
     tree = cast(Any, jax.tree.structure(params))
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in pairs]
     start = [np.asarray(x) for _, x in pairs]
-    if not start or any(not np.issubdtype(x.dtype, np.floating) for x in start):
+    if not start or any(not jnp.issubdtype(x.dtype, jnp.floating) for x in start):
         raise TypeError(f"compare.steps: params must be floating-point arrays, got {params!r:.60}")
     given = _stacked(tree, start, paths, grads)
     if hasattr(optimizer, "init") and hasattr(optimizer, "update"):

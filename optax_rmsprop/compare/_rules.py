@@ -55,8 +55,11 @@ class Explanation:
 
 def explanations(theirs: Record, ours: Record) -> Explanation:
     """The sets of changes that lead from the rule of ours to that of theirs."""
-    if _equal(theirs, ours):
+    moves = [any((x[1:] != x[:-1]).any() for x in r.params.values()) for r in (theirs, ours)]
+    if _equal(theirs, ours) or not any(moves):
         return Explanation()
+    if not all(moves):
+        return _still(*((theirs, "ours") if moves[0] else (ours, "theirs")))
     known = accounted(steps_of(ours), steps_of(theirs))
     if known is None:
         return _unknown(theirs, ours)
@@ -72,6 +75,18 @@ def _equal(theirs: Record, ours: Record) -> bool:
         for x, y in ((theirs.params, ours.params), (theirs.grads, ours.grads))
         for name in ours.names
     )
+
+
+def _still(record: Record, who: str) -> Explanation:
+    """What is seen of a run beside one that does not move."""
+    leaves = {name: x[1:] != x[:-1] for name, x in record.params.items()}
+    step, name = min((int(x.any(tuple(range(1, x.ndim))).argmax()), n)
+                     for n, x in leaves.items() if x.any())  # fmt: skip
+    index = np.unravel_index(int(leaves[name][step].argmax()), leaves[name].shape[1:])
+    allowed = 2 * record.unit * abs(float(record.params[name][step][index]))
+    text = f"{who} does not move: no parameter changes at any step"
+    change = Change("frozen", text, who == "theirs", who == "ours", tuple(record.names))
+    return Explanation(((change,),), place=(step, name, tuple(map(int, index)), allowed))
 
 
 def _explained(known: Account, record: Record, roles: Roles) -> Explanation:

@@ -78,7 +78,7 @@ def report(
     learning_rates: Any = None,
 ) -> Report:
     """The report of the rules that explain the data."""
-    ranked: list[tuple[int, int, str, Rule, Finding]] = []
+    ranked: list[tuple[tuple[int, ...], str, Rule, Finding]] = []
     for finding in findings:
         # With the rates that were given, as what a decay loses is in terms of them.
         shown = finding
@@ -86,8 +86,9 @@ def report(
             shown = dataclasses.replace(finding, rule=written(finding.rule))
         for rule in members(shown, ratio):
             rank, call = next(calls(rule))
-            ranked.append((rank, len(ranked), call, rule, finding))
-    ranked.sort(key=lambda entry: entry[:2])
+            switched = rule.centered + rule.corrected + rule.nesterov + rule.caution
+            ranked.append(((rank, switched, len(ranked)), call, rule, finding))
+    ranked.sort(key=lambda entry: entry[0])
     precision = PRECISIONS[unit]
     every = [switches_of(rule, precision) for *_, rule, _ in ranked]
     left: dict[str, list[Any]] = {}
@@ -106,7 +107,7 @@ def report(
     if unseen:
         kinds = left.get("weight_decay_kind", [every[0]["weight_decay_kind"]])
         left["weight_decay_kind"] = list(dict.fromkeys([*kinds, *unseen]))
-    listed = list(dict.fromkeys(call for _, _, call, _, _ in _different(ranked)))
+    listed = list(dict.fromkeys(call for _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), [],
         error(ranked[0][-1]), learning_rates,
@@ -125,9 +126,9 @@ def _different(ranked: list[Any]) -> list[Any]:
     seen: set[Any] = set()
     kept: list[Any] = []
     for entry in ranked:
-        rule = entry[3]
+        rule, finding = entry[2:]
         key = dataclasses.replace(rule, denominator=-1) if rule.eps == 0 else rule
-        if entry[4].open.get("eps", [1.0])[0] == 0 and rule.eps != 0:
+        if finding.open.get("eps", [1.0])[0] == 0 and rule.eps != 0:
             key = dataclasses.replace(rule, eps=-1.0)
         if key not in seen:
             kept.append(entry)

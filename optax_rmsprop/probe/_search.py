@@ -339,7 +339,7 @@ def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits
         return None
     early = fitted(rules.take(rows), short, 6)
     rows = best(early.rules, early.cost, 1, 2 * most)
-    rows = rows[early.cost[rows] <= max(1e4 * early.cost[rows].min(), 1e-26)]
+    rows = rows[early.cost[rows] <= max(1e4 * early.cost[rows].min(), _chance(short))]
     fits = fitted(early.rules.take(rows), run, 30)
     little = _turns_little(fits.rules)
     if not little.any():
@@ -490,7 +490,7 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     fits = fits.take(told)
     if not len(fits):
         return fits
-    fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), 1e-26)))
+    fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), _chance(runs))))
     largest, mean = misfit(fits.rules, runs)
     good = (largest <= LIMIT) & _is_told(fits.rules, runs)
     if not good.any():
@@ -499,6 +499,12 @@ def explained(fits: Fits, runs: Runs) -> Fits:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
+
+
+def _chance(runs: Runs) -> float:
+    """The mean square that rounding leaves of any rule, where the best may meet it by chance."""
+    run = each(runs)[-1]
+    return max((16 * run.unit) ** 2, 1e-26) if run.rounding is None else LIMIT**2
 
 
 def _turns_little(rules: Rules) -> Array:
