@@ -390,7 +390,7 @@ def _along(fits: Fits, run: Run) -> Fits:
         numbers[rows, number] *= np.exp(np.tile(shift, (len(fits), 1)))
         found = fitted(rules.of(numbers), run, 20, free, 1e-9)
         left = residuals(model.simulate, found.rules, run).reshape(len(fits), each, -1)
-        moves = [np.linalg.lstsq((x[1:] - x[0]).T, -x[0], rcond=None)[0] for x in left]
+        moves: list[Array] = [np.linalg.lstsq((x[1:] - x[0]).T, -x[0], rcond=None)[0] for x in left]
         rules = found.rules.take(rows[:, 0] // each * each)
         numbers = rules.numbers.copy()
         factors = np.clip(1 + (_BESIDE - 1) * np.array(moves), 0.1, 10)
@@ -515,8 +515,7 @@ def _turns_little(rules: Rules) -> Array:
 
 def remembers(rules: Rules) -> Array:
     """Whether averages forget something: else they are sums, as Adagrad's."""
-    held = np.stack([rules.numbers[:, FORGETS], 1 - rules.numbers[:, MOMENTUM]])
-    return (held > LEAST).all(0)
+    return np.minimum(rules.numbers[:, FORGETS], 1 - rules.numbers[:, MOMENTUM]) > LEAST
 
 
 def _is_told(rules: Rules, runs: Runs) -> Array:
