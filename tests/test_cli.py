@@ -87,7 +87,17 @@ def layer_config(name, cls="Dense"):
     return {"class_name": cls, "config": {"name": name, "trainable": True}}
 
 
-def keras_archive(path, layers, config=True):
+SLOTS = {
+    "average": lambda i, shape: values(130 + i, shape),
+    "sum": lambda i, shape: np.zeros(shape, np.float32),
+    "half sum": lambda i, shape: values(170 + i, shape),
+    "velocity": lambda i, shape: values(50 + i, shape) ** 2,
+    "step": lambda i, shape: values(90 + i, shape),
+    "mean": lambda i, shape: np.sin(values(130 + i, shape)) * np.abs(values(50 + i, shape)),
+}
+
+
+def keras_archive(path, layers, config=True, slots=("velocity", "step"), **changes):
     """What Keras 3 writes for `model.save("model.keras")`, of layers as (group, class, shapes)."""
     buffer = io.BytesIO()
     shapes = [shape for *_, own in layers for shape in own]
@@ -100,14 +110,13 @@ def keras_archive(path, layers, config=True):
                 where[str(i)] = values(at, shape)
                 at += 1
         arrays = [np.int64(7), np.float32(0.01)]
-        arrays += [values(50 + i, s) ** 2 for i, s in enumerate(shapes)]
-        arrays += [values(90 + i, s) for i, s in enumerate(shapes)]
+        arrays += [SLOTS[kind](i, s) for kind in slots for i, s in enumerate(shapes)]
         where = file.create_group("optimizer/vars")
         where.attrs["name"] = "rm_sprop"
         for i, x in enumerate(arrays):
             where[str(i)] = x
     told = {"config": {"layers": [layer_config(n, c) for _, n, c, _ in layers]}} if config else {}
-    told["compile_config"] = {"optimizer": optimizer_config()}
+    told["compile_config"] = {"optimizer": optimizer_config(**changes)}
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", json.dumps(told))
@@ -362,6 +371,124 @@ def test_an_order_that_nothing_tells_is_asked_for(tmp_path, capsys):
     with np.load(tmp_path / "x.npz") as file:
         np.testing.assert_array_equal(file["opt_state/0/nu/my/0"], values(50, (4, 4)) ** 2)
         np.testing.assert_array_equal(file["params/dense/kernel"], values(0, (4, 4)))
+
+
+def weights_of(archive):
+    """What Keras 3 writes for `model.save_weights("model.weights.h5")`, of the same model."""
+    path = archive.with_suffix(".weights.h5")
+    path.write_bytes(zipfile.ZipFile(archive).read("model.weights.h5"))
+    return path
+
+
+def slots_of(path):
+    data = zipfile.ZipFile(path).read("model.weights.h5") if path.suffix == ".keras" else None
+    with h5py.File(io.BytesIO(data) if data else path) as file:
+        group = file["optimizer/vars"]
+        return [group[str(i)][()] for i in range(len(group))]
+
+
+def with_slots(path, arrays):
+    """Write these over those in the file."""
+    members = {}
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    buffer = io.BytesIO(members.get("model.weights.h5") or path.read_bytes())
+    with h5py.File(buffer, "r+") as file:
+        for i, x in arrays.items():
+            file[f"optimizer/vars/{i}"][...] = x
+    if not members:
+        path.write_bytes(buffer.getvalue())
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, buffer.getvalue() if name == "model.weights.h5" else data)
+
+
+TWO_LAYERS = [LAYERS[0], LAYERS[2]]
+BEFORE = {"average": {"use_ema": True}, "sum": {"gradient_accumulation_steps": 2}}
+AFTER = {"step": {"momentum": 0.5}, "mean": {"centered": True}}
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+@pytest.mark.parametrize("after", [[], ["step"], ["mean"], ["step", "mean"]], ids="-".join)
+@pytest.mark.parametrize("before", [["average"], ["sum"], ["average", "sum"]], ids="-".join)
+def test_what_stands_before_the_second_moments_of_an_archive(
+    before, after, suffix, tmp_path, capsys
+):
+    slots, told = [*before, "velocity", *after], {"momentum": 0.0, "centered": False}
+    for kind in slots:
+        told |= (BEFORE | AFTER).get(kind, {})
+    path = keras_archive(tmp_path / "a.keras", TWO_LAYERS, slots=slots, **told)
+    given = []
+    if suffix == ".weights.h5":
+        told |= {"rho": 0.9, "epsilon": 1e-7, "use_ema": "average" in before}
+        path, given = weights_of(path), [f"--set={name}={x}" for name, x in told.items()]
+    found = run(capsys, "inspect", path, "--json", *given)
+    names = ["first/kernel", "first/bias", "last/kernel", "last/bias"]
+    rows = {row["name"]: row for row in found["parameters"]}
+    assert found["groups"][0]["parameters"] == names and found["unknown"] == []
+    for i, name in enumerate(names):
+        expected = SLOTS["velocity"](i, rows[name]["shape"]).max()
+        np.testing.assert_allclose(rows[name]["nu"][4], expected)
+    assert any("use_ema" in note for note in found["notes"]) == ("average" in before)
+    assert any("--count" in note for note in found["notes"]) == ("sum" in before)
+    # The way back writes into the same places, and leaves those of others.
+    ours_, back = tmp_path / "ours.npz", tmp_path / f"back{suffix}"
+    run(capsys, "convert", path, "--to", ours_, *given)
+    old, first = slots_of(path), 2 + len(names) * len(before)
+    with_slots(path, {i: 0 * x for i, x in enumerate(old) if i == 0 or i >= first})
+    run(capsys, "convert", ours_, "--to", back, "--like", path, *given)
+    for got, expected in zip(slots_of(back), old, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_unnamed_variables_are_told_apart_by_their_numbers(tmp_path, capsys):
+    archive = keras_archive(tmp_path / "a.keras", TWO_LAYERS, slots=["sum", "velocity"])
+    found = run(capsys, "inspect", weights_of(archive), "--json")
+    nu = {row["name"]: row["nu"] for row in found["parameters"]}
+    largest = SLOTS["velocity"](0, LAYERS[0][3][0]).max()
+    np.testing.assert_allclose(nu["first/kernel"][4], largest)
+    assert any("--count" in note for note in found["notes"])
+
+
+def test_averages_and_half_an_accumulation_are_refused_by_their_settings(tmp_path, capsys):
+    archive = keras_archive(tmp_path / "a.keras", TWO_LAYERS, slots=["average", "velocity"])
+    error = run(capsys, "inspect", weights_of(archive), status=2)
+    for words in ("(averaged weight, second moment)", ".keras", "--set use_ema=VALUE"):
+        assert words in error
+    run(capsys, "inspect", weights_of(archive), "--set=use_ema=True")
+    half = keras_archive(
+        tmp_path / "b.keras",
+        TWO_LAYERS,
+        slots=["half sum", "velocity", "step"],
+        gradient_accumulation_steps=2,
+    )
+    error = run(capsys, "inspect", half, status=2)
+    assert "'first/kernel' is in the midst of an accumulation" in error
+
+
+def test_an_archive_whose_config_tells_is_not_judged_by_its_numbers(tmp_path, capsys):
+    path = keras_archive(tmp_path / "a.keras", TWO_LAYERS, slots=["sum", "average", "velocity"])
+    error = run(capsys, "inspect", path, status=2)  # three, where the config has two
+    assert "expected the iteration" in error
+    path = keras_archive(tmp_path / "b.keras", TWO_LAYERS, slots=["velocity", "velocity"])
+    assert run(capsys, "inspect", path, "--json")["calls"] == [CALL]
+    path = keras_archive(tmp_path / "c.keras", TWO_LAYERS, slots=["sum", "velocity"])
+    assert run(capsys, "inspect", path, "--json")["calls"] == [CALL]
+
+
+def test_a_layer_whose_name_starts_as_a_slot_of_keras_2_is_no_such_slot(tmp_path, capsys):
+    path = keras_h5(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        slots = file["optimizer_weights"]
+        names = [*slots.attrs["weight_names"]]
+        new = [n.replace("/net_one", "/rms_one") for n in names]
+        for old, name in zip(names, new, strict=True):
+            if old != name:
+                slots.move(old, name)
+        slots.attrs["weight_names"] = new
+    assert run(capsys, "inspect", path, "--json")["calls"] == [CALL]
 
 
 def test_weights_of_safetensors(tmp_path, capsys):

@@ -715,6 +715,39 @@ BAD = {
         ValueError,
         "from_keras: the second moment of 'a' is negative",
     ),
+    "accumulated gradients in the place of v": (
+        lambda: keras([7, 0 * ONE, ONE], momentum=0.9, names=["a"]),
+        ValueError,
+        "every second moment is 0 after 7 steps, .* of use_ema, of gradient_accumulation_steps or "
+        r".* by name, `\{v\.path: v for v in optimizer\.variables\}`",
+    ),
+    "averaged weights that are positive in the place of v": (
+        lambda: keras([7, TWO, ONE], momentum=0.9, names=["a"]),
+        ValueError,
+        r"may be .*\(second moment, momentum\) or .*\(averaged weight, second moment\)",
+    ),
+    "averages, or half an accumulation, before v": (
+        lambda: keras([7, -AVERAGE, ONE], names=["a"]),
+        ValueError,
+        r"may be \(accumulated gradient, second moment\) or \(averaged weight, second moment\)",
+    ),
+    "half an accumulation before the first step, in order": (
+        lambda: keras([1, -AVERAGE, 0 * ONE], names=["a"]),
+        ValueError,
+        "from_keras: 'a' is in the midst of an accumulation",
+    ),
+    "a momentum that is not wanted, in order": (
+        lambda: keras([7, ONE, -TWO], names=["a"]),
+        ValueError,
+        "from_keras: 3 variables, expected the iteration, perhaps the rate, and second moment of 1",
+    ),
+    "new variables of another setting, in order": (
+        lambda: interop.to_keras(
+            dialects.keras().init({"a": ONE}), [0, 0 * ONE, 0 * ONE], same, names=["a"]
+        ),
+        ValueError,
+        "to_keras: the 2 variables of each parameter have no names, and may be .*use_ema",
+    ),
     "momentum in the place of a mean": (
         lambda: keras([1, np.full(2, 0.1), np.full(2, -1.0)], centered=True, names=["a"]),
         ValueError,
@@ -1658,6 +1691,33 @@ def test_a_keras_variable_is_known_by_its_own_name(form, names):
         np.testing.assert_array_equal(x, saved[key])
         old = saved[key].value if isinstance(saved, list) else np.asarray(saved[key])
         assert x.dtype == old.dtype and x.flags.writeable and not np.shares_memory(x, old)
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, "centered"])
+@pytest.mark.parametrize("before", [[], [0.0], [-5.0, 0.0]], ids=["", "sums", "averages and sums"])
+@pytest.mark.parametrize("rate", [[], [RATE]], ids=["", "rate"])
+def test_what_stands_before_the_second_moments_of_unnamed_variables(setting, before, rate):
+    options = SETTINGS.get(setting, {"centered": True})
+    own = {"o/a_velocity": ONE, "o/b_velocity": TWO}
+    if "momentum" in options:
+        own |= {"o/a_momentum": -ONE, "o/b_momentum": TWO}
+    if "centered" in options:
+        own |= {"o/a_average_gradient": -ONE / 8, "o/b_average_gradient": TWO / 8}
+    first = [np.full_like(ONE, x) for x in before for _ in "ab"]
+    saved = [np.int32(7), *rate, *first, *own.values()]
+    tx = dialects.keras(0.5, **options)
+    like = tx.init({"a": jnp.zeros(2), "b": jnp.zeros(2)})
+    told = {"names": ["a", "b"], "learning_rate": 0.5}
+    state = interop.from_keras(saved, like, same, **told)
+    chex.assert_trees_all_equal(
+        state, interop.from_keras({"o/iteration": 7, **own}, like, same, **told)
+    )
+    # Others have changed meanwhile, and stay; RMSprop's own are written over.
+    changed = [x / 2 if x.ndim and np.any(x) else x for x in saved]
+    back = interop.to_keras(state, changed, same, **told)
+    kept = 1 + len(rate) + len(first)
+    for i, x in enumerate(back):
+        np.testing.assert_allclose(x, changed[i] if i < kept else saved[i], rtol=1e-6)
 
 
 def test_variables_of_one_name_are_told_apart_by_their_order():

@@ -53,6 +53,7 @@ FLOORS = {
     "sharding": 4,
     "_rmsprop": 5,
     "interop._checkpoints": 5,
+    "interop._orders": 5,
     "interop._variables": 5,
     "interop._arrays": 5,
     "interop._survey": 6,

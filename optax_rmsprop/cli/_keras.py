@@ -8,14 +8,15 @@ import re
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import interop
+from ..interop import _orders as orders
+from ..interop import _states as states
 from ..interop import keras as keras_variables
 from . import _guard as guard
 from ._calls import Call, is_setting
@@ -46,6 +47,8 @@ _KINDS = {
     "layer_normalization": ["gamma", "beta"],
     "embedding": ["embeddings"],
 }
+# What has a variable for each parameter, where the config is silent.
+_SWITCHES = dict.fromkeys([*orders.BEFORE.values(), "momentum", "centered"], False)
 _MANY = 20_000  # orders that are tried
 
 
@@ -67,34 +70,24 @@ class Keras(Saved):
     """Of each weight, the path of its array in the file."""
     variables: Variables = dataclasses.field(default_factory=lambda: Variables({}, {}))
     group: str = ""  # of the optimizer's variables
+    found: states.Variables = dataclasses.field(
+        default_factory=lambda: states.Variables({}, {}, [])
+    )
+    """What each of the variables holds."""
     units: list[list["_Layer"]] = dataclasses.field(default_factory=list[list["_Layer"]])
     """The layers in the model's order, as far as it is known."""
 
     def state(self, like: Any, convert: Convert, options: Options) -> optax.OptState:
         """`like` with what the optimizer accumulated."""
-        return interop.from_keras(
-            self.variables,
-            like,
-            convert,
-            names=self.names,
-            count=options.count,
-            learning_rate=options.settings.get("learning_rate"),
-        )
+        rate = options.settings.get("learning_rate")
+        return states.from_variables("from_keras", self.found, like, convert, options.count, rate)
 
     def write(self, path: pathlib.Path, new: New, options: Options) -> None:
         """The same file with other weights and another state."""
         values = {self.places[name]: x for name, x in new.weights.items()}
         if new.state is not None:
-            made = interop.to_keras(
-                new.state,
-                self.variables,
-                new.convert,
-                names=self.names,
-                learning_rate=options.settings.get("learning_rate"),
-            )
-            if isinstance(made, list):
-                keys = sorted(self.variables, key=int)
-                made = dict(zip(keys, cast("list[Array]", made), strict=True))
+            rate = options.settings.get("learning_rate")
+            made = keras_variables.written("to_keras", self.found, new.state, new.convert, rate)
             values |= {f"{self.group}/{key}": x for key, x in made.items()}
         if not self.member:
             shutil.copyfile(self.source, path)
@@ -201,32 +194,50 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
         saved.optimizer = name
         return
     arguments = _arguments(path, config)
-    known = {**arguments, **options.settings}
-    has = {"nu", *(["trace"] if known.get("momentum", ...) else [])}
-    has |= {"mu"} if known.get("centered") is True else set[str]()
+    in_order = saved.format != "Keras, HDF5"
+    # These say what the file has, and are no arguments of a call.
+    call_options = _without(options, orders.BEFORE.values()) if in_order else options
+    known = {**_SWITCHES, **config} if config else {}
+    known = {k: x for k, x in {**known, **options.settings}.items() if x is not ...}
     try:
-        if saved.format == "Keras, HDF5":
-            _name_whole_model(saved, options)
+        order = None
+        if in_order:
+            keras_variables.check_owner("inspect", saved.variables.attrs["name"])
+            order = _name_in_order(saved, known, options)
         else:
-            has = _name_in_order(saved, path, bool(config), has, options)
-        found = keras_variables.variables_of("inspect", saved.variables, saved.names, has, None)
+            _name_whole_model(saved, options)
+        found = keras_variables.variables_of(
+            "inspect", saved.variables, saved.names, {"nu"}, None, order
+        )
     except TypeError as error:
         saved.optimizer = f"another ({error})"
         return
     except ValueError as error:
         raise Refused(f"{path}: {error}") from error
+    saved.found = found
     saved.take(found)
     if not config:
-        arguments = _arguments_of_arrays(found, saved.format != "Keras, HDF5")
-    if saved.settings.get("use_ema") is True:
+        arguments = _arguments_of_arrays(found, in_order)
+    if known.get("use_ema") or "average" in (order or ()):
         saved.notes.append("the averaged weights of use_ema are not carried")
+    if known.get("gradient_accumulation_steps") or "accumulator" in (order or ()):
+        saved.notes.append(
+            "the steps are batches, of which gradient_accumulation_steps make an update: --count "
+            "gives another number"
+        )
     if isinstance(schedule := config.get("learning_rate"), Mapping):
         found_name = str(mapping(cast(Any, schedule)).get("class_name"))
         saved.settings["learning_rate"] = found_name
         saved.notes.append(f"the learning rate is a schedule, {found_name}: give it in the call")
-    legacy = "decay" in config or any("/rms" in key for key in saved.variables)
+    ends = {key.removesuffix(":0").rpartition("/")[2] for key in saved.variables}
+    legacy = "decay" in config or "rms" in ends
     call = Call("keras2" if legacy else "keras", arguments)
-    saved.may_be([[Group(call, saved.names)]], options)
+    saved.may_be([[Group(call, saved.names)]], call_options)
+
+
+def _without(options: Options, names: Iterable[str]) -> Options:
+    kept = {k: x for k, x in options.settings.items() if k not in {*names}}
+    return dataclasses.replace(options, settings=kept)
 
 
 def _arguments_of_arrays(found: Any, all_are_there: bool) -> dict[str, Any]:
@@ -268,51 +279,63 @@ def _name_whole_model(saved: Keras, options: Options) -> None:
         saved.names = list(shorts)
 
 
-def _name_in_order(
-    saved: Keras, path: pathlib.Path, told: bool, has: set[str], options: Options
-) -> set[str]:
+def _name_in_order(saved: Keras, settings: Mapping[str, Any], options: Options) -> orders.Order:
     """Find the weights that the optimizer's variables are of, by their order; what each has."""
     arrays = [saved.variables[key] for key in saved.variables]
     head = len(list(itertools.takewhile(lambda x: x.ndim == 0, arrays[:2])))
-    shapes = [tuple(x.shape) for x in arrays[head:]]
-    kinds = [len(has)] if told else [1, 2, 3]
-    kinds = [k for k in kinds if shapes == shapes[: len(shapes) // k] * k]
-    # The second moments come first.
-    kinds = [k for k in kinds if not _any_negative(arrays[head:][: len(shapes) // k])]
+    slots, steps = arrays[head:], float(arrays[0]) if head else 0.0
+    shapes = [tuple(x.shape) for x in slots]
+    possible = dict[int, list[orders.Order]]()  # by the number of arrays that each weight has
+    for each in range(1, orders.MOST + 1):
+        if shapes == shapes[: len(shapes) // each] * each:
+            if found := orders.possible(settings, slots, each, steps):
+                possible[each] = found
     if options.names:
-        saved.names = checked_names(list(options.names), len(shapes) // (kinds or [1])[0])
-        each = len(shapes) // max(len(saved.names), 1)
-        return _quantities(each, has)
-    found = list[tuple[int, list[str]]]()
-    for k in kinds:
-        orders = _orders(saved.units, shapes[: len(shapes) // k], saved.weights, itertools.count())
+        fit = (each for each in possible if each * len(options.names) == len(slots))
+        each = next(fit, min(possible, default=1))
+        saved.names = checked_names(list(options.names), len(shapes) // each)
+        return _decided(possible, each, slots, settings)
+    named = list[tuple[int, list[str]]]()
+    for each in possible:
+        own = shapes[: len(shapes) // each]
+        tried = _orders(saved.units, own, saved.weights, itertools.count())
         try:
-            some = list(itertools.islice(orders, 2))
+            some = list(itertools.islice(tried, 2))
         except (RecursionError, TimeoutError):
             some = list[list[list[str]]]([[], []])
-        found += [(k, [name for layer in order for name in layer]) for order in some]
-    if len(found) == 1:
-        saved.names = found[0][1]
-        return _quantities(found[0][0], has)
+        named += [(each, [name for layer in layers for name in layer]) for layers in some]
+    if len(named) == 1:
+        saved.names = named[0][1]
+        return _decided(possible, named[0][0], slots, settings)
     saved.named = False
-    k = kinds[0] if kinds else 1
-    saved.names = [str(i) for i in range(len(shapes) // k)]
+    numbers = {each for each, _ in named} or {*possible}
+    each = min(numbers, default=1)
+    saved.names = [str(i) for i in range(len(shapes) // each)]
     saved.notes.append(
         "the file numbers the optimizer's variables, and several weights fit: give --names, in "
         "the model's order"
     )
-    return _quantities(k, has)
+    return _decided(possible, each, slots, settings)
 
 
-def _any_negative(arrays: Sequence[Array]) -> bool:
-    return any(bool(np.any(x.real < 0)) for x in arrays)
-
-
-def _quantities(each: int, has: set[str]) -> set[str]:
-    """What each parameter has, where it has this many arrays."""
-    if each == len(has):
-        return has
-    return {1: {"nu"}, 2: {"nu", "trace"}, 3: {"nu", "trace", "mu"}}.get(each, has)
+def _decided(
+    possible: Mapping[int, list[orders.Order]],
+    each: int,
+    slots: Sequence[Array],
+    settings: Mapping[str, Any],
+) -> orders.Order:
+    """The order of this many kinds of variables, if there is only one."""
+    found = possible.get(each)
+    if not found:
+        return orders.orders(settings)[0]
+    if order := orders.agreed(found, slots):
+        return order
+    readings = [", ".join(orders.WORDS[kind] for kind in order) for order in found]
+    raise ValueError(
+        f"the {each} variables of each parameter have no names, and may be "
+        f"({') or ('.join(readings)}): give the .keras file, or --set use_ema=VALUE, --set "
+        "gradient_accumulation_steps=VALUE, --set momentum=VALUE and --set centered=VALUE"
+    )
 
 
 class _Layer(NamedTuple):

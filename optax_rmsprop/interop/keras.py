@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from . import _checkpoints as checkpoints
+from . import _orders as orders
 from . import _states as states
 from ._states import Convert, ConvertBack, Momentum
 from ._variables import new, numbers
@@ -40,6 +41,11 @@ _INNER = (
     "in mixed precision RMSprop's are `optimizer.inner_optimizer.variables`, and in a file the "
     "group 'optimizer/inner_optimizer/vars'"
 )
+_BY_NAME = "`{v.path: v for v in optimizer.variables}`"
+_HINT = (
+    "if there are variables of use_ema, of gradient_accumulation_steps or of another optimizer, "
+    f"give them by name, {_BY_NAME}"
+)
 
 
 def from_keras(
@@ -61,7 +67,9 @@ def from_keras(
             model's `.h5`, or as a checkpoint of TensorFlow 2, `{n: reader.get_tensor(n) for n in
             reader.get_variable_to_shape_map()}`; or arrays in the optimizer's order, with `names`:
             `get_weights()`, or the group "optimizer/vars" of a `.weights.h5`, which a `.keras` file
-            contains. Averaged weights are not read.
+            contains. The averaged weights of `use_ema` and the sums of
+            `gradient_accumulation_steps` are not read. Without names their number and their values
+            tell where they are; if these leave it open, names are asked for.
         like, convert: As in `from_torch`.
         names: The parameters' names in the model's order, `[v.path for v in
             model.trainable_variables]`. Without them the names are those that Keras gave its
@@ -137,15 +145,30 @@ def to_keras(
         o/w_momentum [1.]
     """
     found = variables_of("to_keras", like, names, states.quantities(state), optimizer)
-    result = states.to_variables("to_keras", found, state, convert, learning_rate, momentum)
-    result = {
-        key: new(f"to_keras: {key!r}", x, found.values[key].dtype) for key, x in result.items()
-    }
+    result = written("to_keras", found, state, convert, learning_rate, momentum)
     return list(result.values()) if all(str(key).isdigit() for key in result) else result
 
 
+def written(
+    function: str,
+    found: states.Variables,
+    state: optax.OptState,
+    convert: ConvertBack,
+    learning_rate: float | None,
+    momentum: Momentum | None = None,
+) -> dict[Any, states.Array]:
+    """The variables that were found, with what a state holds, in their own dtypes."""
+    made = states.to_variables(function, found, state, convert, learning_rate, momentum)
+    return {k: new(f"{function}: {k!r}", x, found.values[k].dtype) for k, x in made.items()}
+
+
 def variables_of(
-    function: str, variables: Any, names: Any, has: set[str], optimizer: str | None
+    function: str,
+    variables: Any,
+    names: Any,
+    has: set[str],
+    optimizer: str | None,
+    order: orders.Order | None = None,
 ) -> states.Variables:
     """What each variable of an optimizer holds, and of which parameter."""
     given = _checked(function, names)
@@ -158,7 +181,7 @@ def variables_of(
         return _named(function, labels, values, given, in_order)
     if given is None:
         raise ValueError(f"{function}: variables in order need names=, the parameters'")
-    return _ordered(function, values, given, has)
+    return _ordered(function, values, given, has, order)
 
 
 def _checked(function: str, names: Any) -> list[str] | None:
@@ -191,7 +214,7 @@ def _labels(function: str, variables: Any, optimizer: str | None) -> tuple[dict[
         )
     attributes = getattr(found, "attrs", {})
     if all(key.isdigit() for key in found):
-        _check_owner(function, str(attributes.get("name", "")))
+        check_owner(function, str(attributes.get("name", "")))
         return dict.fromkeys(sorted(found, key=int), ""), True
     if "weight_names" in attributes:
         keys = [k.decode() if isinstance(k, bytes) else k for k in attributes["weight_names"]]
@@ -217,7 +240,7 @@ def _has_group(found: Any, group: str) -> bool:
     return bool(states.as_mapping(found))
 
 
-def _check_owner(function: str, scope: str) -> None:
+def check_owner(function: str, scope: str) -> None:
     """Refuse the variables of another optimizer, by its default name."""
     for part in scope.split("/"):
         if _OTHERS.fullmatch(part):
@@ -236,7 +259,7 @@ def _named(
     slots = {key: m for key, label in labels.items() if (m := spelling.fullmatch(label))}
     scalars = {key: label.rpartition("/") for key, label in labels.items() if key not in slots}
     for scope in {m["scope"] or "" for m in slots.values()} | {x[0] for x in scalars.values()}:
-        _check_owner(function, scope)
+        check_owner(function, scope)
     roles = _scalar_roles(function, labels, values, scalars)
     if spelling is _KERAS3:
         _check_blocks(function, labels, slots, in_order)
@@ -366,36 +389,106 @@ def _pairs(shorts: list[str], names: list[str]) -> list[tuple[str, str]] | None:
 
 
 def _ordered(
-    function: str, values: Mapping[Any, states.Array], names: list[str], has: set[str]
+    function: str,
+    values: Mapping[Any, states.Array],
+    names: list[str],
+    has: set[str],
+    order: orders.Order | None,
 ) -> states.Variables:
-    """The quantities that `has` says, in the optimizer's order."""
-    kinds = ["nu", *(["step"] if "trace" in has else []), *(["mu"] if "mu" in has else [])]
-    slots = [(kind, name) for kind in kinds for name in names]
-    head = [("count", ""), ("learning_rate", "")][: max(len(values) - len(slots), 0)]
-    if not head or len(head) + len(slots) != len(values):
-        raise ValueError(
-            f"{function}: {len(values)} variables, expected the iteration, perhaps the rate, "
-            f"and {', '.join(states.WORDS[kind] for kind in kinds)} of {len(names)} parameters; "
-            f"if there are others, give the variables by name; {_INNER}"
-        )
-    roles = dict(zip(values, head + slots, strict=True))
+    """The quantities that `has` says, in the optimizer's order, which may be known."""
+    kinds = (("nu", "nu"), ("step", "trace"), ("mu", "mu"))
+    own = orders.own(order) if order else tuple(kind for kind, q in kinds if q in has)
+    arrays = [*values.values()]
+    each, head = _counts(function, arrays, names, own, order)
+    _check_shapes(function, arrays, names, head)
+    order = order or _order(function, arrays, names, own, each)
+    roles = dict(zip(values, _roles(order, names, head), strict=True))
     by_role = {role: values[key] for key, role in roles.items()}
     _check_numbers(function, by_role, names)
-    return states.Variables(values, roles, names)
+    kept = {key: role for key, role in roles.items() if role[0] not in orders.BEFORE}
+    return states.Variables(values, kept, names)
+
+
+def _counts(
+    function: str,
+    arrays: list[states.Array],
+    names: list[str],
+    own: orders.Order,
+    order: orders.Order | None,
+) -> tuple[int, int]:
+    """How many slots each parameter has, and how many scalars come before."""
+    most = len(own) + len(orders.BEFORE)
+    for each in [len(order)] if order else range(len(own), most + 1):
+        head = len(arrays) - each * len(names)
+        shapes = [x.shape for x in arrays[max(head, 0) :]]
+        alike = each == len(own) or shapes == shapes[: len(names)] * each
+        if alike and (head == 1 or (head == 2 and arrays[1].ndim == 0)):
+            return each, head
+    raise _other_count(function, len(arrays), names, own)
+
+
+def _other_count(function: str, found: int, names: list[str], own: orders.Order) -> ValueError:
+    return ValueError(
+        f"{function}: {found} variables, expected the iteration, perhaps the rate, "
+        f"and {', '.join(orders.WORDS[kind] for kind in own)} of {len(names)} parameters; "
+        f"{_HINT}; {_INNER}"
+    )
+
+
+def _check_shapes(function: str, arrays: list[states.Array], names: list[str], head: int) -> None:
+    """Every kind of slot has the parameters' shapes."""
+    owners = ["count", "learning_rate"][:head] + [*names] * len(arrays)
+    for i, x in enumerate(arrays):
+        if x.shape != (arrays[head + (i - head) % len(names)].shape if i >= head else ()):
+            raise ValueError(
+                f"{function}: a variable of {owners[i]!r} has shape {x.shape}; {_HINT}"
+            )
+
+
+def _order(
+    function: str, arrays: list[states.Array], names: list[str], own: orders.Order, each: int
+) -> orders.Order:
+    """The only order that ends with what is wanted and that the numbers do not deny."""
+    slots = arrays[len(arrays) - each * len(names) :]
+    steps = float(arrays[0])
+    if each == len(own) and not any(np.any(x) for x in slots):
+        return own  # zeros are the same in any order
+    found = orders.possible({}, slots, each, steps)
+    fits = [order for order in found if orders.own(order) == own]
+    if each == len(own) and not fits:
+        wanted = dict(zip(_roles(own, names, 0), slots, strict=True))
+        _check_numbers(function, wanted, names)
+        raise ValueError(
+            f"{function}: every second moment is 0 after {steps:g} steps, and what follows is not; "
+            f"{_HINT}"
+        )
+    if not fits:
+        raise _other_count(function, len(arrays), names, own)
+    if len({order.index("nu") for order in found}) == 1 and (order := orders.agreed(fits, slots)):
+        return order
+    readings = [", ".join(orders.WORDS[kind] for kind in order) for order in found]
+    raise ValueError(
+        f"{function}: the {each} variables of each parameter have no names, and may be "
+        f"({') or ('.join(readings)}); {_HINT}"
+    )
+
+
+def _roles(order: orders.Order, names: Sequence[str], head: int) -> list[tuple[str, str]]:
+    scalars = [("count", ""), ("learning_rate", "")][:head]
+    return scalars + [(kind, name) for kind in order for name in names]
 
 
 def _check_numbers(
     function: str, found: Mapping[tuple[str, str], states.Array], names: Sequence[str]
 ) -> None:
     """Refuse numbers that cannot be what the order says: others may stand there."""
-    hint = "if there are variables of other kinds, or of another optimizer, give them by name"
     for (kind, name), x in found.items():
-        if x.shape != (found["nu", name].shape if name else ()):
-            where = name or kind
-            raise ValueError(f"{function}: a variable of {where!r} has shape {x.shape}; {hint}")
         if kind == "nu" and np.any(x < 0):
-            raise ValueError(f"{function}: the second moment of {name!r} is negative; {hint}")
-        # ν ≥ |mean|² but for rounding, of half precision too.
-        bound = 2 * np.abs(found["nu", name].astype(float)) + 1e-30 if kind == "mu" else np.inf
-        if np.any(np.abs(x.astype(float)) ** 2 > bound):
-            raise ValueError(f"{function}: the mean of {name!r} is larger than √ν; {hint}")
+            raise ValueError(f"{function}: the second moment of {name!r} is negative; {_HINT}")
+        if kind == "mu" and orders.exceeds(x, found["nu", name]):
+            raise ValueError(f"{function}: the mean of {name!r} is larger than √ν; {_HINT}")
+        if kind == "accumulator" and np.any(x):
+            raise ValueError(
+                f"{function}: {name!r} is in the midst of an accumulation; save after a whole "
+                "number of them, or give the variables by name without these to drop it"
+            )

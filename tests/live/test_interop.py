@@ -598,7 +598,10 @@ def assert_same(states):
 
 @pytest.mark.parametrize("options", [
     {}, {"use_ema": True}, {"gradient_accumulation_steps": 2}, {"name": "gen_opt"},
-    {"policy": "mixed_float16"}, {"policy": "float16"}, {"policy": "bfloat16"},
+    {"use_ema": True, "gradient_accumulation_steps": 2, "centered": True},
+    {"use_ema": True, "gradient_accumulation_steps": 2, "policy": "mixed_float16"},
+    {"centered": True, "gradient_accumulation_steps": 2}, {"policy": "mixed_float16"},
+    {"policy": "float16"}, {"policy": "bfloat16"},
 ], ids=str)  # fmt: skip
 def test_keras_variables_by_their_names(options, tmp_path):
     needed("keras", "h5py")
@@ -614,12 +617,14 @@ def test_keras_variables_by_their_names(options, tmp_path):
     every = model.optimizer.variables
     inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     names = [v.path for v in model.trainable_variables]
-    like = empty(dialects.keras(0.01, momentum=0.9))
+    centered = options.get("centered", False)
+    like = empty(dialects.keras(0.01, momentum=0.9, centered=centered))
     with h5py.File(tmp_path / "model.h5") as h5, h5py.File(io.BytesIO(data)) as file:
         group = file["optimizer"].get("inner_optimizer", file["optimizer"])["vars"]
         sources = [every, {v.path: v for v in every}, inner.variables, h5["optimizer_weights"]]
-        # In order there is no telling what others, as averaged weights, are.
-        sources += [group] if len(inner.variables) == 10 else []
+        # In order there is no telling averaged weights alone from half an accumulation.
+        told = not options.get("use_ema") or "gradient_accumulation_steps" in options
+        sources += [group, [np.asarray(v.value) for v in inner.variables]] if told else []
         states = [interop.from_keras(x, like, by_layer, names=names) for x in sources]
         with pytest.raises(TypeError, match="give its group 'optimizer"):
             interop.from_keras(h5, like, by_layer, names=names)
@@ -627,14 +632,60 @@ def test_keras_variables_by_their_names(options, tmp_path):
             interop.from_keras(file, like, by_layer, names=names)
     assert_same(states)
     assert int(states[0][0].count) == int(np.asarray(inner._iterations.value))
-    velocity = {v.path.rpartition("/")[2]: np.asarray(v.value) for v in every}
+    slots = {v.path.rpartition("/")[2]: np.asarray(v.value) for v in every}
+    kind, field = ("average_gradient", "mu") if centered else ("velocity", "nu")
     for layer in DENSE:
-        (kernel,) = (x for n, x in velocity.items() if n.endswith(f"{layer}_kernel_velocity"))
-        np.testing.assert_array_equal(states[0][0].nu[layer]["kernel"], kernel.astype(np.float32))
+        (kernel,) = (x for n, x in slots.items() if n.endswith(f"{layer}_kernel_{kind}"))
+        got = optax.tree.get(states[0], field)[layer]["kernel"]
+        np.testing.assert_array_equal(got, kernel.astype(np.float32))
     plain = [np.asarray(v.value) for v in every]
-    if len(plain) != 10:
+    if len(every) != len(inner.variables):
         with pytest.raises(ValueError, match=r"optimizer\.inner_optimizer\.variables"):
             interop.from_keras(plain, like, by_layer, names=names)
+    elif not told:
+        with pytest.raises(ValueError, match=r"use_ema.* by name, `\{v\.path: v"):
+            interop.from_keras(plain, like, by_layer, names=names)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("before", [
+    {"use_ema": True}, {"gradient_accumulation_steps": 2},
+    {"use_ema": True, "gradient_accumulation_steps": 2},
+], ids="-".join)  # fmt: skip
+def test_an_archive_with_what_comes_before_the_velocities(
+    before, policy, momentum, centered, tmp_path
+):
+    needed("keras", "h5py")
+    import keras
+
+    from optax_rmsprop import cli
+
+    def made(carried):
+        options = {"momentum": momentum, "centered": centered, **before}
+        model = two_layers(keras, keras.optimizers.RMSprop(0.01, **options))
+        if not carried:  # as new, but for what is nobody's to carry
+            for v in model.optimizer.variables:
+                own = v.path.endswith(("velocity", "momentum", "average_gradient"))
+                v.assign(np.zeros(v.shape)) if own else None
+        model.save(tmp_path / f"{carried}.keras")
+        return model
+
+    with dtype_policy(keras, policy):
+        model, like = made(True), made(False)
+        source, npz, back = (tmp_path / n for n in ("True.keras", "a.npz", "back.keras"))
+        assert cli.main(["convert", str(source), "--to", str(npz)]) == 0
+        told = ["--to", str(back), "--like", str(tmp_path / "False.keras")]
+        assert cli.main(["convert", str(npz), *told]) == 0
+        loaded = keras.models.load_model(back)
+    for got, expected, old in zip(
+        *(x.optimizer.variables for x in (loaded, model, like)), strict=True
+    ):
+        own = old.path.endswith(("velocity", "momentum", "average_gradient"))
+        wanted = expected if own or old.path.endswith("iteration") else old
+        np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-7)
+        assert not own or np.any(np.asarray(got))
 
 
 def to_layers(names):
