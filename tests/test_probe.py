@@ -710,6 +710,8 @@ def test_one_step_leaves_open_what_it_cannot_show():
     report = probe.identify_log(log_of(truth, p, grads[:1]), grads[:1])
     assert report.calls and not wrong(report, truth.switches, 1e-6)
     assert {"decay", "learning_rate"} & set(report.undetermined)
+    report = probe.identify_log(log_of(rule(momentum=0.9), p, grads[:1]), grads[:1])
+    assert report.calls and {"momentum", "centered", "decay"} <= set(report.undetermined)
 
 
 @pytest.mark.proof

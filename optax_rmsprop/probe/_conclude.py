@@ -1,7 +1,7 @@
 """From what explains a run to a report."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -76,8 +76,9 @@ def report(
     ratio: float | None = 1.0,
     written: Callable[[Rule], Rule] | None = None,
     learning_rates: Any = None,
+    hidden: Mapping[str, list[Any]] | None = None,
 ) -> Report:
-    """The report of the rules that explain the data."""
+    """The report of the rules that explain the data, in which what is hidden is open."""
     ranked: list[tuple[tuple[int, ...], str, Rule, Finding]] = []
     for finding in findings:
         # With the rates that were given, as what a decay loses is in terms of them.
@@ -107,6 +108,7 @@ def report(
     if unseen:
         kinds = left.get("weight_decay_kind", [every[0]["weight_decay_kind"]])
         left["weight_decay_kind"] = list(dict.fromkeys([*kinds, *unseen]))
+    left |= hidden or {}
     listed = list(dict.fromkeys(call for _, call, _, _ in _different(ranked)))
     return Report(
         listed, every[0], left, rows(every[0], left), [],

@@ -20,6 +20,7 @@ from ._progress import told
 from ._report import Report
 from ._search import (
     COARSE,
+    NEAR,
     RARE,
     SHAPES,
     Fits,
@@ -290,8 +291,9 @@ def _check(box: _Box) -> Run:
 
 def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     """What explains the sweep, all that was tried, and the unit by which it was judged."""
+    middle = _middle(sweep)
     if not sweep.moves[0].any():  # nothing of the design is seen, as where a rate begins at 0
-        near = explore(_middle(sweep), Option(), COARSE, 24) or none()
+        near = explore(middle, Option(), COARSE, 24) or none()
         return none(), near, sweep.unit
     tried: list[Fits] = []
     few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2)).steps(6)
@@ -300,13 +302,13 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
         if fits is None:
             continue
         found = explained(fits, sweep)
-        if not len(found):
+        if not len(found) and fits.cost.min() < NEAR:
             fits = join([fits, polished(fits, sweep)])
             found = explained(fits, sweep)
         tried.append(fits)
         if len(found):
             return found, join(tried), sweep.unit
-        if conclude.is_another(_middle(sweep)):
+        if conclude.is_another(middle):
             return found, join(tried), sweep.unit
     everything = join(tried)
     if sweep.unit == 2.0**-53:
@@ -315,7 +317,7 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
             better = polished(polished(join([found, everything]), sweep), sweep)
             exact = explained(better, sweep)
             return (exact, everything, sweep.unit) if len(exact) else (found, everything, 2.0**-24)
-    _, more = search(_middle(sweep), _middle(sweep))
+    _, more = search(middle, middle)
     everything = join([everything, polished(more, sweep)])
     return explained(everything, sweep), everything, sweep.unit
 

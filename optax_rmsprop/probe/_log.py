@@ -163,10 +163,20 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
         checked, unit, lambda finding: conclude.check_error(finding, (every,), start),
         ratio=_ratio(run.rates),
         written=(lambda rule: _written(rule, learning_rates, run)) if given else None,
-        learning_rates=learning_rates,
+        learning_rates=learning_rates, hidden=_hidden(steps, given),
     )  # fmt: skip
     others = _unsearched(checked[0], conclude.with_unit(run, unit), searched.columns, name)
     return dataclasses.replace(report, notes=[*report.notes, *others])
+
+
+def _hidden(steps: int, given: bool) -> dict[str, list[Any]]:
+    """What no run of one step shows."""
+    if steps > 1:
+        return {}
+    switches = [None, True, False]
+    momentum = {"momentum": [0.0, 1.0], "rate_in_buffer": switches, "nesterov": switches}
+    averages = {"decay": [0.0, 1.0], "centered": [False, True], "bias_correction": [False, True]}
+    return momentum if given else momentum | averages
 
 
 def _at_given_rates(found: Fits, part: Run) -> Fits:

@@ -64,7 +64,7 @@ _TURNS = 1e-4
 _TRIPLES = 4
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet, and
 # below the other one once more.
-_NEAR, _NEARER = 1e-4, 1e-20
+NEAR, _NEARER = 1e-4, 1e-20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -591,7 +591,7 @@ def search(
             found = explained(fits, data)
             alone[option] = float(fits.cost.min())
             helps = option == Option() or alone[option] < 0.1 * alone.get(Option(), np.inf)
-            for near in (_NEAR, _NEARER):
+            for near in (NEAR, _NEARER):
                 if not len(found) and helps and fits.cost.min() < near:
                     fits = join([fits, polished(fits, data)])
                     found = explained(fits, data)
