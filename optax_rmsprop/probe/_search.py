@@ -379,25 +379,25 @@ def _along(fits: Fits, run: Run) -> Fits:
     """
     fits = fits.take(np.argsort(fits.cost, kind="stable")[:_ALONG])
     shift = np.log(_BESIDE) * np.array([[0, 0], [1, 0], [0, 1]])
-    each, rows = len(shift), np.arange(len(shift) * len(fits))[:, None]
-    rules, free = fits.rules.take(np.repeat(np.arange(len(fits)), each)), fits.free.copy()
+    tries, rows = len(shift), np.arange(len(shift) * len(fits))[:, None]
+    rules, free = fits.rules.take(np.repeat(np.arange(len(fits)), tries)), fits.free.copy()
     hidden = np.argsort(~free[:, _HIDDEN], 1, kind="stable")[:, : shift.shape[1]]
-    number, free = np.repeat(np.array(_HIDDEN)[hidden], each, 0), np.repeat(free, each, 0)
+    number, free = np.repeat(np.array(_HIDDEN)[hidden], tries, 0), np.repeat(free, tries, 0)
     free[rows, number] = False
     kept: list[Fits] = [fits]
     for _ in range(_MOVES):
         numbers = rules.numbers.copy()
         numbers[rows, number] *= np.exp(np.tile(shift, (len(fits), 1)))
         found = fitted(rules.of(numbers), run, 20, free, 1e-9)
-        left = residuals(model.simulate, found.rules, run).reshape(len(fits), each, -1)
+        left = residuals(model.simulate, found.rules, run).reshape(len(fits), tries, -1)
         moves: list[Array] = [np.linalg.lstsq((x[1:] - x[0]).T, -x[0], rcond=None)[0] for x in left]
-        rules = found.rules.take(rows[:, 0] // each * each)
+        rules = found.rules.take(rows[:, 0] // tries * tries)
         numbers = rules.numbers.copy()
         factors = np.clip(1 + (_BESIDE - 1) * np.array(moves), 0.1, 10)
-        numbers[rows, number] *= np.repeat(factors, each, 0)
+        numbers[rows, number] *= np.repeat(factors, tries, 0)
         rules = rules.of(numbers)
-        kept.append(found.take(slice(None, None, each)))
-    kept.append(fitted(rules.take(slice(None, None, each)), run, 20, free[::each], 1e-9))
+        kept.append(found.take(slice(None, None, tries)))
+    kept.append(fitted(rules.take(slice(None, None, tries)), run, 20, free[::tries], 1e-9))
     best = np.array([part.cost for part in kept]).argmin(0)
     chosen = concatenate([kept[part].rules.take([row]) for row, part in enumerate(best)])
     return fitted(chosen, run, 2, fits.free, 1e-9)
