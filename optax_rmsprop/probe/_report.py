@@ -17,7 +17,10 @@ class Report:
     """Which RMSprop a box or a log is. `print` it: it is a page to paste into an issue."""
 
     calls: list[str]
-    """Calls that reproduce it, best first, one for each class that the data cannot tell apart."""
+    """Calls that reproduce it, best first, one for each class that the data cannot tell apart.
+
+    A decay above 0.99995 is not named: what hardly forgets is a sum, as Adagrad's. Nor is a
+    momentum below 1e-4, which turns no step."""
     rule: Mapping[str, Any]
     """The switches of the first call, and their values; None where one does not apply."""
     undetermined: Mapping[str, list[Any]]
