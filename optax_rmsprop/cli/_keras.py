@@ -218,13 +218,7 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
     saved.take(found)
     if not config:
         arguments = _arguments_of_arrays(found, in_order)
-    if known.get("use_ema") or "average" in (order or ()):
-        saved.notes.append("the averaged weights of use_ema are not carried")
-    if known.get("gradient_accumulation_steps") or "accumulator" in (order or ()):
-        saved.notes.append(
-            "the steps are batches, of which gradient_accumulation_steps make an update: --count "
-            "gives another number"
-        )
+    saved.notes += _not_carried(known, order or ())
     if isinstance(schedule := config.get("learning_rate"), Mapping):
         found_name = str(mapping(cast(Any, schedule)).get("class_name"))
         saved.settings["learning_rate"] = found_name
@@ -233,6 +227,17 @@ def _describe(saved: Keras, path: pathlib.Path, told: Mapping[str, Any], options
     legacy = "decay" in config or "rms" in ends
     call = Call("keras2" if legacy else "keras", arguments)
     saved.may_be([[Group(call, saved.names)]], call_options)
+
+
+def _not_carried(settings: Mapping[str, Any], order: orders.Order) -> list[str]:
+    """What is to be known of averages and accumulators, where there are any."""
+    has = {kind for kind, name in orders.BEFORE.items() if settings.get(name) or kind in order}
+    notes = {
+        "average": "the averaged weights of use_ema are not carried",
+        "accumulator": "the steps are batches, of which gradient_accumulation_steps make an "
+        "update: --count gives another number",
+    }
+    return [text for kind, text in notes.items() if kind in has]
 
 
 def _without(options: Options, names: Iterable[str]) -> Options:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -79,35 +79,9 @@ def report(
     hidden: Mapping[str, list[Any]] | None = None,
 ) -> Report:
     """The report of the rules that explain the data, in which what is hidden is open."""
-    ranked: list[tuple[tuple[int, ...], str, Rule, Finding]] = []
-    for finding in findings:
-        # With the rates that were given, as what a decay loses is in terms of them.
-        shown = finding
-        if written is not None:
-            shown = dataclasses.replace(finding, rule=written(finding.rule))
-        for rule in members(shown, ratio):
-            rank, call = next(calls(rule))
-            switched = rule.centered + rule.corrected + rule.nesterov + rule.caution
-            ranked.append(((rank, switched, len(ranked)), call, rule, finding))
-    ranked.sort(key=lambda entry: entry[0])
-    precision = PRECISIONS[unit]
-    every = [switches_of(rule, precision) for *_, rule, _ in ranked]
-    left: dict[str, list[Any]] = {}
-    for name in every[0]:
-        values = list(dict.fromkeys(switches[name] for switches in every))
-        if len(values) > 1 and not _same(values):
-            left[name] = values
-    norms: list[Any] = []
-    for switches, (*_, finding) in zip(every, ranked, strict=True):
-        for name, interval in finding.open.items():
-            if name == CLIP_NORM:
-                norms = _widened(norms, interval)
-            elif switches[name] is not None:
-                left[name] = _widened(left.get(name, []), interval)
-    unseen = [kind_of_decay(kind) for *_, finding in ranked for kind in finding.unseen]
-    if unseen:
-        kinds = left.get("weight_decay_kind", [every[0]["weight_decay_kind"]])
-        left["weight_decay_kind"] = list(dict.fromkeys([*kinds, *unseen]))
+    ranked = _ranked(findings, ratio, written)
+    every = [switches_of(rule, PRECISIONS[unit]) for *_, rule, _ in ranked]
+    left, norms = _left_open(every, [finding for *_, finding in ranked])
     left |= hidden or {}
     listed = list(dict.fromkeys(call for _, call, _, _ in _different(ranked)))
     return Report(
@@ -117,16 +91,59 @@ def report(
     )  # fmt: skip
 
 
+_Ranked: TypeAlias = list[tuple[tuple[int, ...], str, Rule, Finding]]  # place, call, rule, finding
+
+
+def _ranked(
+    findings: list[Finding], ratio: float | None, written: Callable[[Rule], Rule] | None
+) -> _Ranked:
+    """The rules that the data do not tell apart, dialects and the simplest of them first."""
+    ranked: _Ranked = []
+    for finding in findings:
+        # With the rates that were given, as what a decay loses is in terms of them.
+        shown = finding
+        if written is not None:
+            shown = dataclasses.replace(finding, rule=written(finding.rule))
+        for rule in members(shown, ratio):
+            rank, call = next(calls(rule))
+            switched = rule.centered + rule.corrected + rule.nesterov + rule.caution
+            ranked.append(((rank, switched, len(ranked)), call, rule, finding))
+    return sorted(ranked, key=lambda entry: entry[0])
+
+
+def _left_open(
+    every: list[dict[str, Any]], findings: list[Finding]
+) -> tuple[dict[str, list[Any]], list[Any]]:
+    """The switches in which rules differ or which they leave open, and the norms that may clip."""
+    left: dict[str, list[Any]] = {}
+    for name in every[0]:
+        values = list(dict.fromkeys(switches[name] for switches in every))
+        if len(values) > 1 and not _same(values):
+            left[name] = values
+    norms: list[Any] = []
+    for switches, finding in zip(every, findings, strict=True):
+        for name, interval in finding.open.items():
+            if name == CLIP_NORM:
+                norms = _widened(norms, interval)
+            elif switches[name] is not None:
+                left[name] = _widened(left.get(name, []), interval)
+    unseen = [kind_of_decay(kind) for finding in findings for kind in finding.unseen]
+    if unseen:
+        kinds = left.get("weight_decay_kind", [every[0]["weight_decay_kind"]])
+        left["weight_decay_kind"] = list(dict.fromkeys([*kinds, *unseen]))
+    return left, norms
+
+
 def _widened(values: list[Any], interval: list[float]) -> list[Any]:
     """The ends of an interval that holds these values too, after None where one of them is."""
     numbers = [x for x in [*values, *interval] if x is not None]
     return [*[None] * (None in values), min(numbers), max(numbers)]
 
 
-def _different(ranked: list[Any]) -> list[Any]:
+def _different(ranked: _Ranked) -> _Ranked:
     """One of those that are the same but for an ε as good as none."""
     seen: set[Any] = set()
-    kept: list[Any] = []
+    kept: _Ranked = []
     for entry in ranked:
         rule, finding = entry[2:]
         key = dataclasses.replace(rule, denominator=-1) if rule.eps == 0 else rule
