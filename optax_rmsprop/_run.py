@@ -223,48 +223,66 @@ def _update_leaf(
     salt: Any,
 ) -> tuple[jax.Array, list[list[Any]]]:
     """One leaf through the links: its update, and the accumulators as they are stored."""
-    rules = [link.rule(numbers) for link, numbers in zip(links, arrays, strict=True)]
-    reuses = any(link.reuses for link in links)
-    stored = list[list[Any]]()
-
-    def sources(old: Any = (), base: Any = ()) -> Any:
-        have = (inputs, [list(row) for row in stored], old, base)
-        # What is made from them is made anew for each use.
-        return again(have) if base or (reuses and any(stored)) else have
-
-    def entering(k: int, u: jax.Array) -> jax.Array:
-        u = widen(u, _dtype(cells[k][0])) if cells[k] else u
-        return saturate(u) if links[k].saturates else u
-
-    def incoming(k: int, inputs: Any, stored: Any) -> jax.Array:
-        us = [widen(g)]
-        for j, (link, rule) in enumerate(zip(links[:k], rules, strict=False)):
-            back = [] if link.span is None else [us[j - link.span]]
-            own = (*map(_read, stored[j]), *inputs[j], *back, *flags[j])
-            us.append(rule.step(entering(j, us[j]), *own))
-        return us[-1]
-
-    def moved(k: int, advance: Callable[..., jax.Array], old: Any, *base: Any) -> jax.Array:
-        inputs, have, old, _ = sources(old, base)
-        u = entering(k, incoming(k, inputs, have))
-        return advance(u, *map(_read, have[k]), *map(_read, old))
-
-    for k, rule in enumerate(rules):
-        stored.append([])
+    leaf = _Leaf(links, flags, arrays, g, inputs, cells)
+    for k, rule in enumerate(leaf.rules):
+        leaf.stored.append([])
         for j, advance in enumerate(rule.accumulators.values()):
-            new = functools.partial(moved, k, advance, cells[k][j:])
-            stream = links[k].stream + sum(isinstance(x, Stored) for row in stored for x in row)
-            count = arrays[k].get("rounding")
-            stored[k].append(_written(new, cells[k][j], salt, count, stream))
-    u = incoming(len(rules), *sources()[:2])
+            new = functools.partial(leaf.moved, k, advance, cells[k][j:])
+            stored = [x for row in leaf.stored for x in row if isinstance(x, Stored)]
+            count, stream = arrays[k].get("rounding"), links[k].stream + len(stored)
+            leaf.stored[k].append(_written(new, cells[k][j], salt, count, stream))
+    u = leaf.incoming(len(links), *leaf.sources()[:2])
     first = next((k for k, link in enumerate(links) if link.hides), None)
     if first is not None:
         plain = all(link.is_plain for link in links)
         saturated = any(link.saturates for link in links[:first])
-        entered = g if plain else incoming(first, *sources()[:2])
+        entered = g if plain else leaf.incoming(first, *leaf.sources()[:2])
         fine = _is_fine(entered, plain and saturated, arrays)
         u = scale(u, jnp.where(fine, 1.0, jnp.nan))  # which may be sharded as no gradient is
-    return narrow(u, g.dtype), stored
+    return narrow(u, g.dtype), leaf.stored
+
+
+class _Leaf:
+    """What a leaf brings to the links, and the accumulators that they have stored so far."""
+
+    def __init__(
+        self,
+        links: tuple[_Known, ...],
+        flags: tuple[tuple[bool, ...], ...],
+        arrays: list[dict[str, Any]],
+        g: jax.Array,
+        inputs: list[list[Any]],
+        cells: list[list[Any]],
+    ):
+        self.links, self.flags, self.g, self.inputs, self.cells = links, flags, g, inputs, cells
+        self.rules = [link.rule(numbers) for link, numbers in zip(links, arrays, strict=True)]
+        self.reuses = any(link.reuses for link in links)
+        self.stored: list[list[Any]] = []
+
+    def sources(self, old: Any = (), base: Any = ()) -> Any:
+        """What the link's input is made from; what is made from it is made anew for each use."""
+        have = (self.inputs, [list(row) for row in self.stored], old, base)
+        return again(have) if base or (self.reuses and any(self.stored)) else have
+
+    def entering(self, k: int, u: jax.Array) -> jax.Array:
+        """What a link takes of its input: as wide as what it accumulates, and finite."""
+        u = widen(u, _dtype(self.cells[k][0])) if self.cells[k] else u
+        return saturate(u) if self.links[k].saturates else u
+
+    def incoming(self, k: int, inputs: Any, stored: Any) -> jax.Array:
+        """The input of a link, or what the last one returns."""
+        us = [widen(self.g)]
+        for j, (link, rule) in enumerate(zip(self.links[:k], self.rules, strict=False)):
+            back = () if link.span is None else (us[j - link.span],)
+            own = (*map(_read, stored[j]), *inputs[j], *back, *self.flags[j])
+            us.append(rule.step(self.entering(j, us[j]), *own))
+        return us[-1]
+
+    def moved(self, k: int, advance: Callable[..., jax.Array], old: Any, *base: Any) -> jax.Array:
+        """An accumulator of a link after this step."""
+        inputs, have, old, _ = self.sources(old, base)
+        u = self.entering(k, self.incoming(k, inputs, have))
+        return advance(u, *map(_read, have[k]), *map(_read, old))
 
 
 def _is_fine(entered: jax.Array, saturated: bool, arrays: list[dict[str, Any]]) -> jax.Array:

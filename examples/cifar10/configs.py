@@ -276,8 +276,26 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def check(options: Options) -> None:
     """Refuse values that cannot work, by name."""
-    recipe = options.recipe
-    network, augmentation, optimization = recipe.network, recipe.augmentation, recipe.optimization
+    _check_counts(options)
+    _check_numbers(options.recipe)
+    _check_images(options.recipe)
+    if options.resume and options.workdir is None:
+        raise UserError("--resume needs the --workdir of the run to continue")
+    if options.data_dir is not None and options.dataset not in ("auto", "cifar10"):
+        raise UserError(f"--data-dir holds CIFAR-10, but --dataset is {options.dataset}")
+    if options.distributed is None and (options.num_processes, options.process_id) != (None, None):
+        raise UserError("--num-processes and --process-id need --distributed")
+    if options.distributed is not None and options.workdir is None:
+        raise UserError("--distributed needs a --workdir that all processes see")
+    if options.results is not None:
+        if options.seeds == 1:
+            raise UserError("--results is the table over --seeds 2 or more")
+        if not options.results.parent.is_dir():  # Told now, not after hours of training.
+            raise UserError(f"--results {options.results}: its folder does not exist")
+
+
+def _check_counts(options: Options) -> None:
+    recipe, network = options.recipe, options.recipe.network
     for name, value, least, most in (
         ("seeds", options.seeds, 1, 2**32),
         ("seed", recipe.seed, 0, 2**32 - options.seeds),  # JAX's keys drop higher bits.
@@ -295,6 +313,10 @@ def check(options: Options) -> None:
             raise UserError(f"--{name} must be at least {least}, got {value}")
         if value is not None and value > most:
             raise UserError(f"--{name} must be at most {most}, got {value}")
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    network, optimization = recipe.network, recipe.optimization
     for name, value in (
         ("warmup", optimization.warmup),
         ("label-smoothing", optimization.label_smoothing),
@@ -313,6 +335,10 @@ def check(options: Options) -> None:
     ):
         if not 0 <= value < float("inf"):
             raise UserError(f"--{name} must be a finite number from 0 on, got {value}")
+
+
+def _check_images(recipe: Recipe) -> None:
+    network, augmentation = recipe.network, recipe.augmentation
     if network.depth not in (2, 3):
         raise UserError(f"--depth must be 2 or 3, got {network.depth}")
     if not 0 <= augmentation.shift <= 15:
@@ -324,16 +350,3 @@ def check(options: Options) -> None:
         raise UserError(f"--image-sizes must be from 16 to 32, got {sizes}")
     if set(sizes) != {32} and network.network != "airbench":
         raise UserError("--image-sizes other than 32 needs --network airbench")
-    if options.resume and options.workdir is None:
-        raise UserError("--resume needs the --workdir of the run to continue")
-    if options.data_dir is not None and options.dataset not in ("auto", "cifar10"):
-        raise UserError(f"--data-dir holds CIFAR-10, but --dataset is {options.dataset}")
-    if options.distributed is None and (options.num_processes, options.process_id) != (None, None):
-        raise UserError("--num-processes and --process-id need --distributed")
-    if options.distributed is not None and options.workdir is None:
-        raise UserError("--distributed needs a --workdir that all processes see")
-    if options.results is not None:
-        if options.seeds == 1:
-            raise UserError("--results is the table over --seeds 2 or more")
-        if not options.results.parent.is_dir():  # Told now, not after hours of training.
-            raise UserError(f"--results {options.results}: its folder does not exist")

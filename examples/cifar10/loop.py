@@ -23,18 +23,8 @@ def train_and_evaluate(
     recipe: Recipe, data: Dataset, workdir: Path, resume: bool, layout: Layout
 ) -> dict:
     """Train and return the result; leave config, metrics, pictures, checkpoints in `workdir`."""
-    epochs = data.epochs if recipe.epochs is None else recipe.epochs
-    recipe = dataclasses.replace(recipe, epochs=epochs)
-    steps = len(data.train_images) // recipe.batch_size
-    if steps == 0:
-        raise UserError(f"--batch-size {recipe.batch_size} is more than all training images")
-    total = epochs * steps
-    if steps * max(epochs, recipe.network.whitening_bias_epochs) >= 2**31:
-        raise UserError(
-            f"--epochs and --whitening-bias-epochs, of {steps} steps, must be less than 2**31 steps"
-        )
-    if round(recipe.optimization.warmup * total) == total:
-        raise UserError(f"--warmup {recipe.optimization.warmup} takes all of the {total} steps")
+    recipe, steps = planned(recipe, data)
+    total = recipe.epochs * steps
     labels = {"data": data.label, "split": data.split, "seed": recipe.seed}
     tx, learning_rate = optimizer(recipe, total)
     config = _flat(recipe) | labels | {"data_sha256": data.sha256}
@@ -49,7 +39,7 @@ def train_and_evaluate(
             logits = np.asarray(predict(carry.params, carry.rest, test_images, views))
             return logits, float((logits.argmax(-1) == data.test_labels).mean())
 
-        progress = report.Progress(epochs, steps, recipe.batch_size)
+        progress = report.Progress(recipe.epochs, steps, recipe.batch_size)
         rows, done = [], 0
         with (
             jax.set_mesh(layout.mesh),
@@ -82,13 +72,28 @@ def train_and_evaluate(
             "compile_seconds": run_steps.seconds,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(carry.params)),
         }
-        result |= labels
-        rows.append(result)
+        rows.append(result | labels)
         report.write_metrics(workdir, rows)
         report.curves(workdir / "curves.png", rows, data)
         report.confusion(workdir / "confusion.png", logits, data)
         report.worst(workdir / "worst.png", logits, data)
-        return result
+        return rows[-1]
+
+
+def planned(recipe: Recipe, data: Dataset) -> tuple[Recipe, int]:
+    """Return the recipe with its epochs, and the steps of each; refuse what does not fit."""
+    epochs = data.epochs if recipe.epochs is None else recipe.epochs
+    steps = len(data.train_images) // recipe.batch_size
+    if steps == 0:
+        raise UserError(f"--batch-size {recipe.batch_size} is more than all training images")
+    if steps * max(epochs, recipe.network.whitening_bias_epochs) >= 2**31:
+        raise UserError(
+            f"--epochs and --whitening-bias-epochs, of {steps} steps, must be less than 2**31 steps"
+        )
+    total = epochs * steps
+    if round(recipe.optimization.warmup * total) == total:
+        raise UserError(f"--warmup {recipe.optimization.warmup} takes all of the {total} steps")
+    return dataclasses.replace(recipe, epochs=epochs), steps
 
 
 class Compiled:

@@ -59,6 +59,10 @@ def trainer(
         step = train.make_step(graphdef, make(schedule), schedule, own, layout, total)
         return train.make_steps(step, own, layout, data.mirror)(carry, images, labels, epoch, first)
 
+    def wrong(carry: train.Carry, images: np.ndarray, right: np.ndarray) -> float:
+        logits = predict(carry.params, carry.rest, layout.put(images), augment.CENTRE)
+        return 100 * float((np.asarray(logits).argmax(-1) != right).mean())
+
     def one(rate: float, seed: int) -> tuple[float, float, float]:
         _, carry = start(seed)
         losses: list[np.ndarray] = []
@@ -69,16 +73,10 @@ def trainer(
                 at = jnp.float32(rate), jnp.uint32(seed), jnp.int32(epoch), jnp.int32(first)
                 carry, logs = run(carry, images[size], *at)
                 losses.append(np.asarray(logs.loss))
-            errors = [
-                100 * float((np.asarray(logits).argmax(-1) != right).mean())
-                for logits, right in (
-                    (predict(carry.params, carry.rest, layout.put(x), augment.CENTRE), y)
-                    for x, y in parts
-                )
-            ]
-        report.say(f"rate {rate:.2g}, seed {seed}: {errors[0]:.2f} % wrong on validation")
+            validation, test = (wrong(carry, *part) for part in parts)
+        report.say(f"rate {rate:.2g}, seed {seed}: {validation:.2f} % wrong on validation")
         late = np.concatenate(losses)[-max(total // 10, 1) :].mean()
-        return float(late), errors[0], errors[1]
+        return float(late), validation, test
 
     def every(rate: Any, seeds: jax.Array) -> Any:
         return zip(*(one(float(rate), int(seed)) for seed in seeds), strict=True)

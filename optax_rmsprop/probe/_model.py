@@ -221,7 +221,7 @@ def directions(
     """
     _, keep, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
     shape = (len(rules), run.grads.shape[1])
-    decay, unit = 1 - keep, run.unit
+    decay = 1 - keep
     g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None
@@ -231,8 +231,8 @@ def directions(
     rough = (~rules.alone & rules.centered & rules.corrected)[:, None]
     any_rough = rough.any() and begun is None
     square: Array = np.broadcast_to(initial if begun is None else begun, shape).astype(float)
-    mean, e_g, e_square, e_mean = (np.zeros(shape) for _ in range(4))
-    after: Any = 0.0
+    mean, after = np.zeros(shape), cast(Any, 0.0)
+    noise = _Noise(rules, run, keep, coupled, shape)
     divide_by = _divisor(rules)
     for t in range(g.shape[1]):
         x = g[:, t]
@@ -240,8 +240,7 @@ def directions(
         new: Array = decay * square + keep * (x * x)
         bounded = errors or (any_rough and t == 0)
         if bounded:
-            e_g = unit * (np.abs(x) + 2 * coupled * np.abs(run.params[t]))
-            e_square = decay * e_square + 2 * unit * new + 2 * keep * np.abs(x) * e_g
+            noise.take(x, run.params[t], new)
         if any_centered:
             center = mean
             if any_corrected and t:
@@ -250,7 +249,7 @@ def directions(
             new = np.where(centered, decay * square + share * (x - center) ** 2, new)
             mean = decay * mean + keep * x
             if bounded:
-                e_mean = decay * e_mean + 2 * unit * (np.abs(mean) + keep * np.abs(x)) + keep * e_g
+                noise.center(x, mean)
         square = new
         sq: Array = np.where(corrected, square / after, square) if any_corrected else square
         if any_corrected and any_centered and t == 0:
@@ -259,21 +258,52 @@ def directions(
         positive = divisor > 0
         u[:, t] = np.where(positive, x / divisor, 0.0)
         if bounded:
-            e_sq: Array = e_square + 2 * unit * square
-            if any_centered:  # a framework may take the square of the mean from the second moment
-                e_sq += centered * (2 * np.abs(mean) * e_mean + 4 * unit * mean * mean)
-            e_sq = np.where(corrected, e_sq / after, e_sq)
-            relative = 3 * unit + _rounding(rules, sq, divisor, e_sq)
-            bound = np.abs(u[:, t]) * relative + e_g / divisor
+            e_sq = noise.of(square, mean if any_centered else None, after)
+            bound = noise.divided(u[:, t], sq, divisor, e_sq)
             if any_rough and t == 0:
                 ends = (np.maximum(sq + k * e_sq, 0) for k in (-4, 4))
-                first, noise = _first(rules, run, x, *(divide_by(end, eps) for end in ends))
+                first, most = _first(rules, run, x, *(divide_by(end, eps) for end in ends))
                 u[:, 0] = np.where(rough, first, u[:, 0])
-                bound = np.where(rough, np.abs(first) * 3 * unit + e_g / divisor + noise, bound)
+                most += np.abs(first) * 3 * run.unit + noise.gradient / divisor
+                bound = np.where(rough, most, bound)
             if error is not None:
                 edge = _is_edge(rules, sq, eps, e_sq)
                 error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
     return g, u, error
+
+
+class _Noise:
+    """Bounds of what rounding does to the averages [B, N], step by step."""
+
+    def __init__(self, rules: Rules, run: Run, keep: Array, coupled: Array, shape: Any):
+        self.rules, self.unit, self.keep, self.coupled = rules, run.unit, keep, coupled
+        self.gradient, self.square, self.mean = (np.zeros(shape) for _ in range(3))
+
+    def take(self, x: Array, params: Array, square: Array) -> None:
+        """A gradient goes into the second moment, which becomes this."""
+        keep, unit = self.keep, self.unit
+        self.gradient = unit * (np.abs(x) + 2 * self.coupled * np.abs(params))
+        self.square = (1 - keep) * self.square + 2 * unit * square
+        self.square += 2 * keep * np.abs(x) * self.gradient
+
+    def center(self, x: Array, mean: Array) -> None:
+        """It goes into the mean, which becomes this."""
+        keep = self.keep
+        self.mean = (1 - keep) * self.mean + 2 * self.unit * (np.abs(mean) + keep * np.abs(x))
+        self.mean += keep * self.gradient
+
+    def of(self, square: Array, mean: Array | None, seen: Any) -> Array:
+        """The bound of what is under the root."""
+        error = self.square + 2 * self.unit * square
+        if mean is not None:  # a framework may take its square from the second moment
+            of_mean = 2 * np.abs(mean) * self.mean + 4 * self.unit * mean * mean
+            error += self.rules.centered[:, None] * of_mean
+        return np.where(self.rules.corrected[:, None], error / seen, error)
+
+    def divided(self, u: Array, square: Array, divisor: Array, error: Array) -> Array:
+        """The bound of a direction, from that of what is under the root."""
+        relative = 3 * self.unit + _rounding(self.rules, square, divisor, error)
+        return np.abs(u) * relative + self.gradient / divisor
 
 
 def _seen(keep: Array, n: int) -> Array:
