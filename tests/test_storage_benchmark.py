@@ -1,4 +1,4 @@
-"""What `benchmarks.storage` and `benchmarks.end_to_end` compare is what they say."""
+"""What `benchmarks.storage`, `rivals` and `end_to_end` compare is what they say."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optax_rmsprop as ours
-from benchmarks import end_to_end, quantized, storage
+from benchmarks import end_to_end, quantized, rivals, storage
 
 
 @pytest.mark.parametrize("name", quantized.DESIGNS)
@@ -89,3 +89,39 @@ def test_every_optimizer_is_timed_in_turn():
     assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in times.values())
     rows = end_to_end.table(example, times)[2:]
     assert len(rows) == len(times) and "| 1.000 |" in rows[0]
+
+
+@pytest.mark.slow
+def test_formats_of_others_stand_beside_ours_in_each_algorithm():
+    with jax.numpy_dtype_promotion("standard"):  # which Optax's Adam needs
+        lines = rivals.measured([*rivals.in_jax()], repeats=2, steps=20, side=256)[2:]
+    rows = {
+        tuple(cells[:3]): cells[3:]
+        for cells in ([*map(str.strip, x[1:-1].split("|"))] for x in lines)
+    }
+    held = {name[2]: float(cells[0]) for name, cells in rows.items() if cells[0]}
+    assert held == {
+        "float32": 8, "uint16": 2, "uint8": 1.008, "uint16, int16": 4, "uint8, int8": 2.016
+    }  # fmt: skip
+    errors = {name: float(cells[-1].rstrip("%")) for name, cells in rows.items()}
+    for algorithm, exact, *formats, theirs in (
+        ("RMSprop", "float32", "uint16", "uint8", "bitsandbytes"),
+        ("Adam", "float32", "uint16, int16", "uint8, int8", "torchao's 8 bits"),
+    ):
+        of = {name: error for (kind, _, name), error in errors.items() if kind == algorithm}
+        assert of[exact] == 0 < of[formats[0]] < of[formats[1]] < 10 < of[theirs]
+        assert all(rows[algorithm, "computed here", theirs][i] == "" for i in range(3))
+
+
+@pytest.mark.parametrize("algorithm", ["RMSprop", "Adam"])
+@pytest.mark.slow
+def test_a_librarys_float32_goes_as_far_as_ours(algorithm):
+    torch = pytest.importorskip("torch")
+    (exact, *_) = (e for e in rivals.in_jax() if (e.algorithm, e.format) == (algorithm, "float32"))
+    (theirs,) = (e for e in rivals.in_torch() if e.algorithm == algorithm)
+    if algorithm == "RMSprop":  # without a compiler
+        theirs = theirs._replace(begin=rivals.of_torch(torch.optim.RMSprop, **rivals.RMSPROP))
+    with jax.numpy_dtype_promotion("standard"):
+        expected, got = rivals.gone(exact, 20), rivals.gone(theirs, 20)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(expected).max() > 1e-3
