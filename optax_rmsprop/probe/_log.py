@@ -20,6 +20,8 @@ from ._search import Fits, explained, fitted, search, weighed
 # What is searched; everything that is recorded is checked, so many columns at once.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
 _CHUNK = 4096
+# How near a rule is that is taken for another one whose difference the first steps hide.
+_NEAR = 1e-3
 
 
 @told
@@ -109,8 +111,13 @@ class _Searched:
     columns: Array  # of the run, that the part has
     unit: float  # by which it was judged
 
+    def every(self, run: Run) -> Run:
+        """The same columns of all steps that are checked."""
+        steps = run.steps(min(len(run.grads), 8 * _STEPS))
+        return conclude.with_unit(steps.columns(self.columns), self.unit)
 
-def _searched(run: Run, seen: Run) -> _Searched:
+
+def _searched(run: Run, seen: Run, given: bool) -> _Searched:
     """Search a part of the steps that are seen; judge caution, which needs it, on whole leaves."""
     columns, leaves = _chosen(seen), _small_leaves(seen)
     part, unit = seen.columns(columns), run.unit
@@ -121,31 +128,28 @@ def _searched(run: Run, seen: Run) -> _Searched:
         unit = 2.0**-24 if len(found) else unit
     if whole is not None and found.rules.caution.any():
         part, columns = whole, leaves
-    return _Searched(found, everything, conclude.with_unit(part, unit), columns, unit)
+    part = conclude.with_unit(part, unit)
+    if given and len(found):
+        found = _at_given_rates(found, part)
+    return _Searched(found, everything, part, columns, unit)
 
 
 def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Report:
     if not run.moves.any():
         return conclude.nothing(["the parameters do not change"], run.unit)
-    steps = len(run.grads)
+    steps, given = len(run.grads), learning_rates is not None
     seen = run.steps(min(steps - (steps // 5 if steps >= 5 else 0), _STEPS))
-    searched = _searched(run, seen)
-    found, part, unit = searched.found, searched.part, searched.unit
-    given = learning_rates is not None
-    if given and len(found):
-        found = _at_given_rates(found, part)
-    reasons = conclude.degenerate(found, part) if len(found) else []
-    every = run.steps(min(steps, 8 * _STEPS)).columns(searched.columns)
-    every = conclude.with_unit(every, unit)
-    findings, checked = _checked(found, part, every) if not reasons else ([], [])
-    start = len(part.grads)
-    if findings and not checked:  # what the first steps hide, a later one shows
-        start = max(conclude.first_misfit(finding, every) for finding in findings) + 1
-        _, checked = _checked(found, every.steps(start), every)
+    searched = _searched(run, seen, given)
+    reasons = conclude.degenerate(searched.found, searched.part) if len(searched.found) else []
+    findings, checked = _checked(searched, searched.part, run) if not reasons else ([], [])
+    start = len(seen.grads)
+    if findings and not checked:
+        searched, start, checked = _later(searched, findings, run, given)
+    unit, every = searched.unit, searched.every(run)
     if not findings:
-        tried = found if len(found) else searched.everything
+        tried = searched.found if len(searched.found) else searched.everything
         reasons = reasons or conclude.unexplained(
-            tried, part, lambda column: name(int(searched.columns[column])), given
+            tried, searched.part, lambda column: name(int(searched.columns[column])), given
         )
         return conclude.nothing(reasons, unit)
     start = start if start < len(every.grads) else 0
@@ -167,6 +171,24 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     )  # fmt: skip
     others = _unsearched(checked[0], conclude.with_unit(run, unit), searched.columns, name)
     return dataclasses.replace(report, notes=[*report.notes, *others])
+
+
+def _later(
+    searched: _Searched, findings: list[Finding], run: Run, given: bool
+) -> tuple[_Searched, int, list[Finding]]:
+    """What explains every step, where the first steps hide it and a later one shows it.
+
+    A number, or that what was found is not the rule and only as near to it as rounding was.
+    """
+    every = searched.every(run)
+    start = max(conclude.first_misfit(finding, every) for finding in findings) + 1
+    _, checked = _checked(searched, every.steps(start), run)
+    near = min(conclude.check_error(finding, (every,)) for finding in findings) < _NEAR
+    if not checked and near and start <= 2 * _STEPS:
+        again = _searched(run, run.steps(start), given)
+        _, checked = _checked(again, again.part, run)
+        searched = again if checked else searched
+    return searched, start, checked
 
 
 def _hidden(steps: int, given: bool) -> dict[str, list[Any]]:
@@ -211,9 +233,10 @@ def _unsearched(
     return [f"{len(strange)} of {len(others)} entries do not follow it: {where}"]
 
 
-def _checked(found: Fits, part: Run, every: Run) -> tuple[list[Finding], list[Finding]]:
+def _checked(searched: _Searched, part: Run, run: Run) -> tuple[list[Finding], list[Finding]]:
     """What explains a part of a run, and what of it explains every step."""
-    findings = finish(found, part) if len(found) else []
+    findings = finish(searched.found, part) if len(searched.found) else []
+    every = searched.every(run)
     return findings, [finding for finding in findings if conclude.fits_all(finding, every)]
 
 
