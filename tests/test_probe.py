@@ -517,6 +517,34 @@ def test_a_bound_of_the_parameters_is_seen_through_the_rounding_of_large_ones():
     assert "clip_weights=1.401" in report.calls[0] and "clip_gradient=0.014" in report.calls[0]
 
 
+@pytest.mark.parametrize("bound", [4.121252839324409, 1.580186534477917, 4.648, 0.01])
+def test_a_bound_of_the_parameters_is_named_to_its_last_digit(bound):
+    truth = rule(decay=0.9, eps=1e-6, learning_rate=0.01, clip_weights=bound)
+    p, grads = inputs(np.random.default_rng(0))
+    for report in (
+        probe.identify(dialects.mxnet(0.01, gamma1=0.9, epsilon=1e-6, clip_weights=bound)),
+        probe.identify(box(truth)),
+        probe.identify_log(log_of(truth, bound * p, grads), grads),
+    ):
+        assert f"clip_weights={bound!r}" in report.calls[0]
+    shown = re.search(r"clip_weights=([0-9.]+)", probe.identify(box(truth, np.float32)).calls[0])
+    assert shown and np.float32(shown[1]) == np.float32(bound)
+
+
+@pytest.mark.parametrize(("steps", "seed", "numbers"), [
+    (50, 1, {"learning_rate": 1.832e-5, "decay": 0.9935, "eps": 1.709e-10, "initial_scale": 1.0}),
+    (5, 18, {"learning_rate": 2.024e-4, "decay": 0.9994, "eps": 2.2237e-6, "initial_scale": 2.076}),
+])  # fmt: skip
+def test_what_the_first_steps_take_for_no_eps_is_found_by_a_later_one(steps, seed, numbers):
+    p, grads = inputs(np.random.default_rng(seed), 100)
+    report = probe.identify_log(log_of(rule(**numbers), p, grads[:steps]), grads[:steps])
+    assert report.rule["denominator"] == "inside"
+    low, high = report.undetermined.get("eps", [numbers["eps"]] * 2)
+    assert low * 0.99 <= numbers["eps"] <= high * 1.01
+    again = continued(report.transformation, p, grads)
+    np.testing.assert_allclose(again, log_of(rule(**numbers), p, grads), rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(("tx", "share"), [
     (optax.chain(dialects.torch(0.05), dialects.clip_weights(0.01)), 0.8),

@@ -32,6 +32,7 @@ from ._search import (
     none,
     polished,
     refined,
+    rounds_away,
     search,
     shortest,
     started,
@@ -278,8 +279,14 @@ def _bound_of_params(box: _Box) -> float:
     bound = float(after[first])
     # What is added to a parameter to cut it off is rounded as the parameter is.
     room = box.unit * (8 * bound + 2 * sizes)
-    same = bool((np.abs(after - bound) <= room)[first:].all()) and bound > 0
-    return shortest(bound, bound - room[first], bound + room[first]) if same else np.inf
+    if not bound > 0 or (np.abs(after - bound) > room)[first:].any():
+        return np.inf
+    # It is exact where the parameter is less than twice the bound.
+    beside = bound * np.array([1.25, -1.25, 1.5, -1.5])
+    near = np.abs(box.run(beside, _gradients(4, 2, 7, (-6, -6))).params[1])
+    bound = float(near[0])
+    away = float(room[first]) if np.ptp(near) else rounds_away(bound, box.unit)
+    return shortest(bound, bound - away, bound + away)
 
 
 def _check(box: _Box) -> Run:

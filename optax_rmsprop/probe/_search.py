@@ -274,7 +274,9 @@ def _free_of_bound(run: Run) -> tuple[Run, float]:
     free = dataclasses.replace(run, valid=run.valid & ~held)
     if held.sum() <= 2 or not (held & run.moves).any() or not free.moves.any():
         return run, np.inf
-    bound, room = float(np.median(sizes[1:][held])), 4 * run.unit * largest
+    bound = float(np.median(sizes[1:][held]))
+    alike = np.ptp(sizes[1:][held]) == 0
+    room = rounds_away(bound, run.unit) if alike else 4 * run.unit * largest
     return free, shortest(bound, bound - room, bound + room)
 
 
@@ -288,6 +290,11 @@ def _with_bound(fits: Fits, bound: float) -> Fits:
     numbers = fits.rules.numbers.copy()
     numbers[:, BOX] = bound
     return dataclasses.replace(fits, rules=fits.rules.of(numbers))
+
+
+def rounds_away(value: float, unit: float) -> float:
+    """How far from a number, which is rounded, what it was may lie."""
+    return 0.999 * unit * 2.0 ** np.floor(np.log2(value))
 
 
 def shortest(value: float, low: float, high: float) -> float:
