@@ -195,18 +195,18 @@ def _has_influence(rules: Rules, run: Run) -> bool:
     return bool((high - low > _MOVES * run.unit * high).any())
 
 
-def is_another(run: Run) -> bool:
-    """Whether an optimizer outside the family explains a run."""
-    return bool(_apart(run))
+def is_another(run: Run, options: int = 2) -> bool:
+    """Whether an optimizer outside the family explains a run, with as many options at most."""
+    return bool(_apart(run, options))
 
 
-def _apart(run: Run) -> list[Other]:
+def _apart(run: Run, options: int = 2) -> list[Other]:
     """The optimizers outside the family that explain a run.
 
     In one step an average is that step's own square, so that only what has none is another.
     """
     one = len(run.grads) == 1
-    return [o for o in others(run) if o.explains and (not one or o.name.startswith("SGD"))]
+    return [o for o in others(run, options) if o.explains and (not one or o.name.startswith("SGD"))]
 
 
 def unexplained(

@@ -122,7 +122,7 @@ def _searched(run: Run, seen: Run, given: bool) -> _Searched:
     columns, leaves = _chosen(seen), _small_leaves(seen)
     part, unit = seen.columns(columns), run.unit
     whole = seen.columns(leaves) if len(leaves) else None
-    found, everything = search(part, whole, lambda: conclude.is_another(part))
+    found, everything = search(part, whole, lambda options: conclude.is_another(part, options))
     if not len(found) and unit == 2.0**-53:  # it may have been computed in float32
         found = explained(everything, conclude.with_unit(part, 2.0**-24))
         unit = 2.0**-24 if len(found) else unit

@@ -77,41 +77,54 @@ class _Fitted:
         return self.largest <= LIMIT
 
 
-@functools.lru_cache(1)  # asked during the search, and again at its end
-def others(run: Run) -> list[Other]:
+def others(run: Run, options: int = 2) -> list[Other]:
     """The optimizers that explain a run, the simplest first; or the three that come closest.
 
-    Options are tried only as long as nothing explains the run without them. What is an RMSprop is
-    not explained, except where the two are the same: where epsilon hides the second moment, and
-    where the decay is 0.
+    Options, as many at once, are tried only as long as nothing explains the run without them. What
+    is an RMSprop is not explained, except where the two are the same: where epsilon hides the
+    second moment, and where the decay is 0.
     """
     if not (run.changes * run.valid).any():
         return [
             Other("no movement at all", {}, "no change that is larger than its rounding", True, 0.0)
         ]
-    with np.errstate(all="ignore"):
-        return _others(run)
-
-
-def _others(run: Run) -> list[Other]:
-    few, some, every = _few(run, 10, 16), _few(run, 200, 64), _few(run, None, 2_000_000)
     close: list[tuple[float, Hypotheses]] = []
-    for pairs in _stages(run):
-        options = {option for _, option in pairs}
-        found = [fitted for fitted in _signs(every) if fitted.hypotheses.option in options]
-        near = _shortlist(pairs, few)
-        for value, hypotheses in near:
-            if value < 1e-6:
-                found += _explaining(hypotheses, some, every)
-        if found:
-            return _distinct(found, every)
-        close += [pair for pair in near if pair[1].kind not in table.RMSPROP][:3]
-    rows = sorted(close, key=lambda pair: pair[0])[:3]
-    return [_other(_Fitted(hypotheses, value, _UNKNOWN), every) for value, hypotheses in rows]
+    with np.errstate(all="ignore"):
+        every = _few(run, None, 2_000_000)
+        for count in range(options + 1):
+            near = _near(run, count)
+            found = _explains(run, count, False)
+            if found or count < options:  # what is an RMSprop needs no other, and no options
+                found = [*found, *_explains(run, count, True)]
+            if found:
+                return _distinct(found, every)
+            close += [pair for pair in near if pair[1].kind not in table.RMSPROP][:3]
+        rows = sorted(close, key=lambda pair: pair[0])[:3]
+        return [_other(_Fitted(hypotheses, value, _UNKNOWN), every) for value, hypotheses in rows]
 
 
-def _stages(run: Run) -> list[list[tuple[Kind, Option]]]:
-    """The kinds with the options to try, the simplest first."""
+# Both are asked during the search, and again at its end.
+@functools.lru_cache(3)
+def _near(run: Run, count: int) -> list[tuple[float, Hypotheses]]:
+    """The kinds that come closest with so many options at once."""
+    return _shortlist(_pairs(run)[count], _few(run, 10, 16))
+
+
+@functools.lru_cache(6)
+def _explains(run: Run, count: int, family: bool) -> list[_Fitted]:
+    """What explains a run with so many options at once: RMSprops, or what is none."""
+    some, every = _few(run, 200, 64), _few(run, None, 2_000_000)
+    options = {option for _, option in _pairs(run)[count]}
+    signs = [] if family else _signs(every)
+    found = [fitted for fitted in signs if fitted.hypotheses.option in options]
+    for value, hypotheses in _near(run, count):
+        if value < 1e-6 and (hypotheses.kind in table.RMSPROP) == family:
+            found += _explaining(hypotheses, some, every)
+    return found
+
+
+def _pairs(run: Run) -> list[list[tuple[Kind, Option]]]:
+    """The kinds without options, with one, and with two."""
     varied = bool(np.ptp(run.rates) > 0)
     sgd = table.SGD + table.SGD_OF_STEPS * varied
     kinds = [*sgd, *table.SIGNS, *table.SIGNS_OF_STEPS * varied, *table.RMSPROP, *table.ADAPTIVE]

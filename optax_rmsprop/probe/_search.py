@@ -573,18 +573,18 @@ _SWITCHES = [field.name for field in dataclasses.fields(Rules)]
 
 
 def search(
-    run: Run, whole: Run | None = None, elsewhere: Callable[[], bool] = lambda: False
+    run: Run, whole: Run | None = None, elsewhere: Callable[[int], bool] = lambda options: False
 ) -> tuple[Fits, Fits]:
     """The hypotheses that explain the run, and all that were fitted.
 
     `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
-    well by themselves are tried together first, and none where `elsewhere` says that another
-    optimizer explains the run.
+    well by themselves are tried together first. None is tried where `elsewhere` says that another
+    optimizer explains the run without options, and no two where one does with less than three.
     """
     everything = [none()]
     alone: dict[Option, float] = {}
     for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
-        if i == 1 and elsewhere():
+        if (i == 1 and elsewhere(0)) or (i == 2 and elsewhere(2)):
             break
         order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
         for option in order if i < 3 else order[:_TRIPLES]:
