@@ -196,8 +196,8 @@ def main() -> None:
     sources = "; ".join(f"{name}: {d.source}" for name, d in quantized.DESIGNS.items())
     lines = [
         *environment.heading("Moments in fewer bytes", "benchmarks.storage", flags),
-        "Formats of other libraries are computed here from their sources, in float32 arrays, and "
-        f"so are not timed ({sources}).",
+        "Formats of other libraries are computed here from their sources, in float32 arrays; "
+        f"`benchmarks.rivals` times their kernels ({sources}).",
         "",
         *memory_and_time(options.repeats),
         "",
