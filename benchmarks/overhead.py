@@ -33,7 +33,8 @@ The seconds of JAX's `trace`, `lower` and `compile` for `init` and for the step,
 the length of the StableHLO text. Arguments are abstract, JAX's compilation cache is off, and its
 other caches are cleared before each; cells hold the median of n rounds in turn. The first rows are
 those of {model}; the others have leaves of 64 x 64. For the largest number only the
-trace is timed. A ratio is that of the sum, or of the trace, to Optax's."""
+trace is timed. A ratio is that of the sum, or of the trace, to Optax's. Temporary memory is that of
+the compiled program; the peak has its arguments and results too, which a step shares."""
 CALLS = """\
 The microseconds of a step, for leaves of 4 numbers: with `jax.jit`, params and state donated, and
 eager, where JAX runs one operation after another. Cells hold the median and, in parentheses, the
@@ -53,7 +54,7 @@ def leaves_of(count: int, *shape: int) -> models.Shapes:
 
 
 def stages(program: Any, given: Sequence[Any], only_trace: bool) -> dict[str, float]:
-    """Return the seconds of each stage of a jitted function, and the length of its text.
+    """Return the seconds of each stage of a jitted function, the length of its text, its memory.
 
     JAX's caches are cleared first: they may hold what an earlier program traced.
     """
@@ -70,8 +71,15 @@ def stages(program: Any, given: Sequence[Any], only_trace: bool) -> dict[str, fl
     if only_trace:
         return seconds
     lowered = clocked("lower", traced.lower)
-    clocked("compile", lowered.compile)
-    return seconds | {"sum, s": sum(seconds.values()), "text, KiB": len(lowered.as_text()) / 1024}
+    memory = clocked("compile", lowered.compile).memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    parameters = sum(x.size for x in jax.tree.leaves(given[0]))
+    return seconds | {
+        "sum, s": sum(seconds.values()),
+        "text, KiB": len(lowered.as_text()) / 1024,
+        "temporary, B/parameter": memory.temp_size_in_bytes / parameters,
+        "peak, B/parameter": (kept + memory.temp_size_in_bytes) / parameters,
+    }
 
 
 def compilation(shapes: models.Shapes, rounds: int, only_trace: bool) -> list[dict[str, Any]]:

@@ -100,6 +100,11 @@ def test_a_trial_of_the_overhead_writes_every_row(tmp_path):
         parts = [float(found[f"{stage}, s"]) for stage in ("trace", "lower", "compile")]
         assert min(parts) > 0 and float(found["sum, s"]) == pytest.approx(sum(parts), rel=1e-3)
         assert ("ratio" in found) == (found["by"] != "Optax") and float(found["text, KiB"]) > 1
+        # A state of float32 has 8 bytes; a step has parameters and gradients too, of which `init`
+        # may need none.
+        least, most = (16, 16) if found["function"] == "step" else (8, 12)
+        peak = float(found["peak, B/parameter"]) - float(found["temporary, B/parameter"])
+        assert least - 3 * ("uint8" in found["by"]) <= peak <= most + 0.5
     kinds = [[kind, name] for kind in ("jitted", "eager") for name in by]
     assert [row[:3] for row in called[1:]] == [[n, *kind] for n in "23" for kind in kinds]
     medians = [float(row[4].split()[0].replace(",", "")) for row in called[1:]]
