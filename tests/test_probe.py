@@ -531,6 +531,21 @@ def test_a_bound_of_the_parameters_is_named_to_its_last_digit(bound):
     assert shown and np.float32(shown[1]) == np.float32(bound)
 
 
+@pytest.mark.parametrize("tx", [
+    dialects.keras(0.01, clipvalue=2.5), dialects.keras(0.01, momentum=0.9, clipnorm=6.0),
+    dialects.mxnet(0.01, wd=1e-2, clip_gradient=2.5),
+    dialects.mxnet2(0.01, wd=1e-2, clip_gradient=2.5),
+])  # fmt: skip
+def test_a_bound_that_one_late_gradient_reaches_is_seen(tx):
+    rng = np.random.default_rng(3)
+    p, grads = rng.normal(size=20), np.clip(rng.normal(size=(25, 20)), -2, 2) / 2
+    grads[23] *= 10
+    report = probe.identify_log(continued(tx, p, grads), grads)
+    assert "clip" in report.calls[0]
+    again, expected = (continued(t, p, grads[::-1]) for t in (report.transformation, tx))
+    np.testing.assert_allclose(again, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(("steps", "seed", "numbers"), [
     (50, 1, {"learning_rate": 1.832e-5, "decay": 0.9935, "eps": 1.709e-10, "initial_scale": 1.0}),
     (5, 18, {"learning_rate": 2.024e-4, "decay": 0.9994, "eps": 2.2237e-6, "initial_scale": 2.076}),

@@ -15,7 +15,7 @@ from ._finish import Finding, finish
 from ._model import Array, Run
 from ._progress import told
 from ._report import Report
-from ._search import Fits, explained, fitted, search, weighed
+from ._search import Fits, explained, fitted, join, none, search, weighed
 
 # What is searched; everything that is recorded is checked, so many columns at once.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
@@ -178,17 +178,42 @@ def _later(
 ) -> tuple[_Searched, int, list[Finding]]:
     """What explains every step, where the first steps hide it and a later one shows it.
 
-    A number, or that what was found is not the rule and only as near to it as rounding was.
+    A number, or a bound of the gradients, or that what was found is not the rule and only as near
+    to it as rounding was.
     """
     every = searched.every(run)
     start = max(conclude.first_misfit(finding, every) for finding in findings) + 1
-    _, checked = _checked(searched, every.steps(start), run)
+    part = every.steps(start)
+    _, checked = _checked(searched, part, run)
     near = min(conclude.check_error(finding, (every,)) for finding in findings) < _NEAR
+    if not checked:
+        clipped = dataclasses.replace(searched, found=_clipped(searched.found, part), part=part)
+        _, checked = _checked(clipped, part, run)
+        searched = clipped if checked else searched
     if not checked and near and start <= 2 * _STEPS:
         again = _searched(run, run.steps(start), given)
         _, checked = _checked(again, again.part, run)
         searched = again if checked else searched
     return searched, start, checked
+
+
+def _clipped(found: Fits, run: Run) -> Fits:
+    """Hypotheses with a bound that no gradient reaches before the last step of the run."""
+    rows = found.rules.clip == model.NO_CLIP
+    kinds = [
+        (model.CLIP_BEFORE, np.abs(run.grads), rows), (model.CLIP_LEAF, run.leaf_norm, rows),
+        (model.CLIP_ALL, run.norm, rows),
+        (model.CLIP_AFTER, np.abs(run.grads), rows & (found.rules.kind == model.L2)),
+    ]  # fmt: skip
+    parts = [none()]
+    for clip, sizes, chosen in kinds:
+        before, last = float(sizes[:-1].max(initial=0.0)), float(sizes[-1].max())
+        if chosen.any() and last > before:
+            rules = found.rules.take(chosen).replace(clip=clip)
+            numbers = rules.numbers.copy()
+            numbers[:, model.BOUND] = (before + last) / 2
+            parts.append(fitted(rules.of(numbers), weighed(run, rules.take([0])), 30))
+    return explained(join(parts), run)
 
 
 def _hidden(steps: int, given: bool) -> dict[str, list[Any]]:
