@@ -34,10 +34,17 @@ def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
     Rounded apart, β and 1−β do not, and a long average is off by their difference over 1−β.
     """
     is_step = decay >= 0.5
-    change = new - jnp.where(is_step, old, jnp.zeros_like(old))
-    average = jnp.where(is_step, old, scale(old, decay)) + scale(change, 1 - decay)
+    change = new - either(is_step, old, 0.0)
+    average = either(is_step, old, scale(old, decay)) + scale(change, 1 - decay)
     # The change is NaN where the new value is, and sharded as the average is.
-    return jax.lax.select((change == change) & (decay == decay), average, old)
+    return jax.lax.select(either(decay == decay, change == change, False), average, old)
+
+
+def either(condition: Any, yes: jax.Array, no: ArrayLike) -> Any:
+    """`jnp.where`, of which a condition that is known leaves nothing in the program."""
+    if isinstance(condition, bool | np.bool_):
+        return yes if condition else no
+    return jnp.where(condition, yes, no)
 
 
 def variance(
@@ -91,7 +98,7 @@ def divide(
         eps_in_sqrt = eps_inside if eps_in_sqrt else eps_outside
     denominator = eps_in_sqrt(_sqrt, square, jnp.asarray(eps, square.dtype))
     # Divided by the largest number nothing is left, and no infinity is there for a debugger.
-    largest = jnp.asarray(np.finfo(denominator.dtype).max, denominator.dtype)
+    largest = np.finfo(denominator.dtype).max
     divisor = jnp.where(denominator == 0, largest, denominator)
     return by_parts(lambda part: jax.lax.clamp(-largest, _quotient(part, divisor), largest), g)
 

@@ -17,7 +17,7 @@ import optax
 
 from ._formats import Stored, array_of, arrays_of, format_of, number_of, plain, read, words
 from ._jax import again, is_traced
-from ._rule import DENOMINATORS, saturate, scale
+from ._rule import DENOMINATORS, saturate
 from ._tree import (
     check_width,
     checked_leaf,
@@ -238,7 +238,7 @@ def _update_leaf(
         saturated = any(link.saturates for link in links[:first])
         entered = g if plain else leaf.incoming(first, *leaf.sources()[:2])
         fine = _is_fine(entered, plain and saturated, arrays)
-        u = scale(u, jnp.where(fine, 1.0, jnp.nan))  # which may be sharded as no gradient is
+        u = jnp.where(fine, u, jnp.nan)
     return narrow(u, g.dtype), leaf.stored
 
 

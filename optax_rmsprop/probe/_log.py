@@ -30,7 +30,8 @@ def identify_log(params: Any, grads: Any, learning_rates: Any = None) -> Report:
 
     The run begins at the optimizer's first step. The numbers of the rule are fitted by least
     squares, for every combination of switches, and the simplest that leaves nothing but rounding
-    is named. The last fifth of the steps is not fitted: it checks what was found.
+    is named. The last fifth of the steps checks what was found. It is fitted only where it shows
+    what the steps before it hide: another number, or a bound that no gradient had reached.
 
     Args:
         params: Parameters before each step and after the last: an array [T + 1, n], a list of
