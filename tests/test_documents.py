@@ -41,10 +41,11 @@ def executed(path: pathlib.Path) -> dict[str, Any]:
 
 def test_the_code_of_the_readme_runs():
     namespace = executed(ROOT / "README.md")
-    # The first steps, rate / √(1 − decay) against the gradient, and their derivative by the rate.
-    sizes = namespace["rates"] / np.sqrt(1 - namespace["decays"])
+    # The first steps, rate / √(1 − decay) against the gradient, and their derivatives.
+    sizes = np.array([1e-3, 1e-2]) / np.sqrt([0.1, 0.01])
     np.testing.assert_allclose(namespace["steps"], -sizes, 1e-5)
-    np.testing.assert_allclose(namespace["hypergradient"], -np.sqrt(10), 1e-5)
+    by_both = [-np.sqrt(10), -1e-2 / 2 * 10**1.5]
+    np.testing.assert_allclose(namespace["hypergradients"], by_both, 1e-5)
     carried = optax.tree.get(namespace["optimizer"].opt_state, "nu")
     expected = [jnp.full(shape, 0.25) for shape in ((10,), (64, 10))]  # of the bias, the kernel
     chex.assert_trees_all_equal(jax.tree.leaves(carried), expected)

@@ -52,7 +52,7 @@ def test_the_badges_of_the_readme_are_true():
     low, *_, high = workflow("tests")["jobs"]["newest"]["strategy"]["matrix"]["python"]
     license = PROJECT["project"]["license"]
     text = (ROOT / "README.md").read_text("utf-8")
-    assert re.findall(r"!\[(.*)\]\(https://img\.shields\.io/badge/(.*)-blue\)", text) == [
+    assert re.findall(r"!\[(.*?)\]\(https://img\.shields\.io/badge/(.*?)-blue\)", text) == [
         (f"Python {low} to {high}", f"python-{low}_to_{high}"),
         (f"License: {license}", f"license-{license.replace('-', '--')}"),
     ]
@@ -139,7 +139,7 @@ def test_an_index_shows_all_code_of_the_readme_and_no_dead_link():
     text = (ROOT / "README.md").read_text("utf-8")
     found = on_an_index(text)
     blocks = [re.findall(r"```.*?```", t, re.DOTALL) for t in (text, found)]
-    assert blocks[0] == blocks[1] and len(blocks[0]) > 5
+    assert blocks[0] == blocks[1] and len(blocks[0]) > 4
     prose = re.sub(r"```.*?```", "", found, flags=re.DOTALL)
     assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]*)", prose))
     assert "<this repository>" not in prose
