@@ -34,13 +34,15 @@ def average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
     Rounded apart, β and 1−β do not, and a long average is off by their difference over 1−β.
     """
     is_step = decay >= 0.5
-    change = new - either(is_step, old, 0.0)
+    change = new - either(is_step, old, jnp.zeros_like(old))
     average = either(is_step, old, scale(old, decay)) + scale(change, 1 - decay)
-    # The change is NaN where the new value is, and sharded as the average is.
-    return jax.lax.select(either(decay == decay, change == change, False), average, old)
+    kept = change == change  # NaN where the new value is, and sharded as the average is
+    if not isinstance(decay, float):
+        kept = kept & (decay == decay)
+    return jax.lax.select(kept, average, old)
 
 
-def either(condition: Any, yes: jax.Array, no: ArrayLike) -> Any:
+def either(condition: Any, yes: jax.Array, no: jax.Array) -> jax.Array:
     """`jnp.where`, of which a condition that is known leaves nothing in the program."""
     if isinstance(condition, bool | np.bool_):
         return yes if condition else no
