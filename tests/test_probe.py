@@ -546,6 +546,16 @@ def test_a_bound_that_one_late_gradient_reaches_is_seen(tx):
     np.testing.assert_allclose(again, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_another_rate_at_the_end_is_no_bound():
+    rng = np.random.default_rng(4)
+    p, grads = rng.normal(size=1), rng.normal(size=(15, 1))
+    grads[-1] *= 10
+    rates = np.append(np.full(14, 0.01), 0.007)
+    log = log_of(rule(learning_rate=0.01, decay=0.9, eps=1e-8), p, grads, rates=rates)
+    report = probe.identify_log(log, grads)
+    assert not report.calls and "before step 14" in report.contradictions[0]
+
+
 @pytest.mark.parametrize(("steps", "seed", "numbers"), [
     (50, 1, {"learning_rate": 1.832e-5, "decay": 0.9935, "eps": 1.709e-10, "initial_scale": 1.0}),
     (5, 18, {"learning_rate": 2.024e-4, "decay": 0.9994, "eps": 2.2237e-6, "initial_scale": 2.076}),

@@ -20,8 +20,9 @@ from ._search import Fits, explained, fitted, join, none, search, weighed
 # What is searched; everything that is recorded is checked, so many columns at once.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
 _CHUNK = 4096
-# How near a rule is that is taken for another one whose difference the first steps hide.
-_NEAR = 1e-3
+# How near a rule is that is taken for another one whose difference the first steps hide, and how
+# many entries of one step show a bound.
+_NEAR, _SEVERAL = 1e-3, 5
 
 
 @told
@@ -200,7 +201,8 @@ def _later(
 
 def _clipped(found: Fits, run: Run) -> Fits:
     """Hypotheses with a bound that no gradient reaches before the last step of the run."""
-    rows = found.rules.clip == model.NO_CLIP
+    # One number explains any step of a few entries.
+    rows = (found.rules.clip == model.NO_CLIP) & (run.moves[-1].sum() >= _SEVERAL)
     kinds = [
         (model.CLIP_BEFORE, np.abs(run.grads), rows), (model.CLIP_LEAF, run.leaf_norm, rows),
         (model.CLIP_ALL, run.norm, rows),

@@ -619,4 +619,5 @@ def _promise(option: Option, alone: dict[Option, float]) -> float:
         Option(clip=clip),
         Option(caution=option.caution),
     ]
-    return sum(np.log(alone.get(part, 1.0)) for part in parts if part != Option())
+    costs = [alone.get(part, 1.0) for part in parts if part != Option()]
+    return float(np.log(np.array(costs) + 1e-300).sum())
