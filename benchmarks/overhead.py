@@ -34,7 +34,7 @@ the length of the StableHLO text. Arguments are abstract, JAX's compilation cach
 other caches are cleared before each; cells hold the median of n rounds in turn. The first rows are
 those of {model}; the others have leaves of 64 x 64. For the largest number only the
 trace is timed. A ratio is that of the sum, or of the trace, to Optax's. Temporary memory is that of
-the compiled program; the peak has its arguments and results too, which a step shares."""
+the compiled program; the peak has its arguments and results too, what is donated only once."""
 CALLS = """\
 The microseconds of a step, for leaves of 4 numbers: with `jax.jit`, params and state donated, and
 eager, where JAX runs one operation after another. Cells hold the median and, in parentheses, the

@@ -58,7 +58,7 @@ class Entrant(NamedTuple):
     """A library's optimizer in a format."""
 
     algorithm: str
-    library: str
+    maker: str
     format: str
     begin: Callable[[np.ndarray], Running]
     computed: bool = False  # from a library's source, in float32: it has an error and no time
@@ -254,7 +254,7 @@ def measured(everyone: list[Entrant], repeats: int, steps: int, side: int) -> li
             cells = [held, time_, f"{middle / reference:.2f}"]
         true = exact[entrant.algorithm][1]
         error = np.linalg.norm(far - true) / np.linalg.norm(true)
-        names = entrant.algorithm, entrant.library, entrant.format
+        names = entrant.algorithm, entrant.maker, entrant.format
         lines.append(f"| {' | '.join((*names, *cells, f'{error:.2%}'))} |")
         print(lines[-1], flush=True)
     return lines

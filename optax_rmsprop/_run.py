@@ -214,32 +214,10 @@ def _compiled(links: tuple[_Known, ...]) -> Any:
 
 
 def _update_leaf(
-    links: tuple[_Known, ...],
-    flags: tuple[tuple[bool, ...], ...],
-    arrays: list[dict[str, Any]],
-    g: jax.Array,
-    inputs: list[list[Any]],
-    cells: list[list[Any]],
-    salt: Any,
+    links: tuple[_Known, ...], flags: tuple[tuple[bool, ...], ...], *arrays: Any
 ) -> tuple[jax.Array, list[list[Any]]]:
     """One leaf through the links: its update, and the accumulators as they are stored."""
-    leaf = _Leaf(links, flags, arrays, g, inputs, cells)
-    for k, rule in enumerate(leaf.rules):
-        leaf.stored.append([])
-        for j, advance in enumerate(rule.accumulators.values()):
-            new = functools.partial(leaf.moved, k, advance, cells[k][j:])
-            stored = [x for row in leaf.stored for x in row if isinstance(x, Stored)]
-            count, stream = arrays[k].get("rounding"), links[k].stream + len(stored)
-            leaf.stored[k].append(_written(new, cells[k][j], salt, count, stream))
-    u = leaf.incoming(len(links), *leaf.sources()[:2])
-    first = next((k for k, link in enumerate(links) if link.hides), None)
-    if first is not None:
-        plain = all(link.is_plain for link in links)
-        saturated = any(link.saturates for link in links[:first])
-        entered = g if plain else leaf.incoming(first, *leaf.sources()[:2])
-        fine = _is_fine(entered, plain and saturated, arrays)
-        u = jnp.where(fine, u, jnp.nan)
-    return narrow(u, g.dtype), leaf.stored
+    return _Leaf(links, flags, *arrays).updated()
 
 
 class _Leaf:
@@ -253,11 +231,32 @@ class _Leaf:
         g: jax.Array,
         inputs: list[list[Any]],
         cells: list[list[Any]],
+        salt: Any,
     ):
-        self.links, self.flags, self.g, self.inputs, self.cells = links, flags, g, inputs, cells
+        self.links, self.flags, self.arrays, self.g = links, flags, arrays, g
+        self.inputs, self.cells, self.salt = inputs, cells, salt
         self.rules = [link.rule(numbers) for link, numbers in zip(links, arrays, strict=True)]
         self.reuses = any(link.reuses for link in links)
         self.stored: list[list[Any]] = []
+
+    def updated(self) -> tuple[jax.Array, list[list[Any]]]:
+        """The update, and the accumulators."""
+        for k, rule in enumerate(self.rules):
+            self.stored.append([])
+            for j, advance in enumerate(rule.accumulators.values()):
+                new = functools.partial(self.moved, k, advance, self.cells[k][j:])
+                codes = [x for row in self.stored for x in row if isinstance(x, Stored)]
+                count, stream = self.arrays[k].get("rounding"), self.links[k].stream + len(codes)
+                cell = _written(new, self.cells[k][j], self.salt, count, stream)
+                self.stored[k].append(cell)
+        u = self.incoming(len(self.links), *self.sources()[:2])
+        first = next((k for k, link in enumerate(self.links) if link.hides), None)
+        if first is not None:
+            plain = all(link.is_plain for link in self.links)
+            saturated = any(link.saturates for link in self.links[:first])
+            entered = self.g if plain else self.incoming(first, *self.sources()[:2])
+            u = jnp.where(_is_fine(entered, plain and saturated, self.arrays), u, jnp.nan)
+        return narrow(u, self.g.dtype), self.stored
 
     def sources(self, old: Any = (), base: Any = ()) -> Any:
         """What the link's input is made from; what is made from it is made anew for each use."""

@@ -219,46 +219,24 @@ def directions(
     second moments that are not those of a new state. The first step of a centred and corrected rule
     divides by the rounding of 0: it is what was recorded, as far as that can be.
     """
-    _, keep, eps, initial, _, _, limit, _ = (x[:, None] for x in rules.numbers.T)
-    shape = (len(rules), run.grads.shape[1])
-    decay = 1 - keep
+    eps, initial, limit = (rules.numbers[:, number, None] for number in (EPS, SCALE, BOUND))
     g, coupled = _gradients(rules, run, limit)
     u = np.empty_like(g)
     error = np.empty_like(g) if errors else None
-    centered, corrected = rules.centered[:, None], rules.corrected[:, None]
-    any_centered, any_corrected = rules.centered.any(), rules.corrected.any()
-    alone = (rules.alone & rules.centered & rules.corrected)[:, None]
     rough = (~rules.alone & rules.centered & rules.corrected)[:, None]
     any_rough = rough.any() and begun is None
-    square: Array = np.broadcast_to(initial if begun is None else begun, shape).astype(float)
-    mean, after = np.zeros(shape), cast(Any, 0.0)
-    noise = _Noise(rules, run, keep, coupled, shape)
+    start: Array = np.broadcast_to(initial if begun is None else begun, g[:, 0].shape).astype(float)
+    averages = _Averages(rules, start, noise := _Noise(rules, run, coupled, start.shape))
     divide_by = _divisor(rules)
     for t in range(g.shape[1]):
         x = g[:, t]
-        before, after = after, _seen(keep, t + 1) if any_corrected else 1.0
-        new: Array = decay * square + keep * (x * x)
         bounded = errors or (any_rough and t == 0)
-        if bounded:
-            noise.take(x, run.params[t], new)
-        if any_centered:
-            center = mean
-            if any_corrected and t:
-                center = np.where(corrected, mean / np.where(before > 0, before, 1), mean)
-            share = keep * decay * np.where(corrected, before / after if t else 0.0, 1.0)
-            new = np.where(centered, decay * square + share * (x - center) ** 2, new)
-            mean = decay * mean + keep * x
-            if bounded:
-                noise.center(x, mean)
-        square = new
-        sq: Array = np.where(corrected, square / after, square) if any_corrected else square
-        if any_corrected and any_centered and t == 0:
-            sq = np.where(alone & (sq == 0), x * x, sq)
+        sq = averages.take(x, run.params[t] if bounded else None)
         divisor = divide_by(sq, eps)
         positive = divisor > 0
         u[:, t] = np.where(positive, x / divisor, 0.0)
         if bounded:
-            e_sq = noise.of(square, mean if any_centered else None, after)
+            e_sq = averages.error()
             bound = noise.divided(u[:, t], sq, divisor, e_sq)
             if any_rough and t == 0:
                 ends = (np.maximum(sq + k * e_sq, 0) for k in (-4, 4))
@@ -272,11 +250,57 @@ def directions(
     return g, u, error
 
 
+class _Averages:
+    """The second moment and the mean [B, N], step by step."""
+
+    def __init__(self, rules: Rules, square: Array, noise: "_Noise"):
+        self.keep, self.square, self.noise = rules.numbers[:, FORGETS, None], square, noise
+        self.centered, self.corrected = rules.centered[:, None], rules.corrected[:, None]
+        self.any_centered, self.any_corrected = rules.centered.any(), rules.corrected.any()
+        self.alone = (rules.alone & rules.centered & rules.corrected)[:, None]
+        self.mean, self.seen, self.count = np.zeros(square.shape), cast(Any, 0.0), 0
+
+    def take(self, x: Array, params: Array | None) -> Array:
+        """What is under the root after a gradient; with the parameters, its rounding is bounded."""
+        keep, before, self.count = self.keep, self.seen, self.count + 1
+        self.seen = _seen(keep, self.count) if self.any_corrected else 1.0
+        new: Array = (1 - keep) * self.square + keep * (x * x)
+        if params is not None:
+            self.noise.take(x, params, new)
+        if self.any_centered:
+            new = np.where(self.centered, self._deviation(x, before), new)
+            self.mean = (1 - keep) * self.mean + keep * x
+            if params is not None:
+                self.noise.center(x, self.mean)
+        self.square = new
+        if not self.any_corrected:
+            return new
+        corrected = np.where(self.corrected, new / self.seen, new)
+        if self.any_centered and self.count == 1:
+            corrected = np.where(self.alone & (corrected == 0), x * x, corrected)
+        return corrected
+
+    def _deviation(self, x: Array, before: Any) -> Array:
+        """The variance, from the mean before this gradient."""
+        decay, center, share = 1 - self.keep, self.mean, 0.0
+        if self.any_corrected and self.count > 1:
+            center = np.where(self.corrected, center / np.where(before > 0, before, 1), center)
+        if self.count > 1:
+            share = before / self.seen
+        share = self.keep * decay * np.where(self.corrected, share, 1.0)
+        return decay * self.square + share * (x - center) ** 2
+
+    def error(self) -> Array:
+        """The bound of what rounding does to what is under the root."""
+        return self.noise.of(self.square, self.mean if self.any_centered else None, self.seen)
+
+
 class _Noise:
     """Bounds of what rounding does to the averages [B, N], step by step."""
 
-    def __init__(self, rules: Rules, run: Run, keep: Array, coupled: Array, shape: Any):
-        self.rules, self.unit, self.keep, self.coupled = rules, run.unit, keep, coupled
+    def __init__(self, rules: Rules, run: Run, coupled: Array, shape: Any):
+        self.rules, self.unit, self.coupled = rules, run.unit, coupled
+        self.keep = rules.numbers[:, FORGETS, None]
         self.gradient, self.square, self.mean = (np.zeros(shape) for _ in range(3))
 
     def take(self, x: Array, params: Array, square: Array) -> None:

@@ -92,10 +92,7 @@ def others(run: Run, options: int = 2) -> list[Other]:
     with np.errstate(all="ignore"):
         every = _few(run, None, 2_000_000)
         for count in range(options + 1):
-            near = _near(run, count)
-            found = _explains(run, count, False)
-            if found or count < options:  # what is an RMSprop needs no other, and no options
-                found = [*found, *_explains(run, count, True)]
+            found, near = _with_options(run, count)
             if found:
                 return _distinct(found, every)
             close += [pair for pair in near if pair[1].kind not in table.RMSPROP][:3]
@@ -103,24 +100,18 @@ def others(run: Run, options: int = 2) -> list[Other]:
         return [_other(_Fitted(hypotheses, value, _UNKNOWN), every) for value, hypotheses in rows]
 
 
-# Both are asked during the search, and again at its end.
-@functools.lru_cache(3)
-def _near(run: Run, count: int) -> list[tuple[float, Hypotheses]]:
-    """The kinds that come closest with so many options at once."""
-    return _shortlist(_pairs(run)[count], _few(run, 10, 16))
-
-
-@functools.lru_cache(6)
-def _explains(run: Run, count: int, family: bool) -> list[_Fitted]:
-    """What explains a run with so many options at once: RMSprops, or what is none."""
-    some, every = _few(run, 200, 64), _few(run, None, 2_000_000)
-    options = {option for _, option in _pairs(run)[count]}
-    signs = [] if family else _signs(every)
-    found = [fitted for fitted in signs if fitted.hypotheses.option in options]
-    for value, hypotheses in _near(run, count):
-        if value < 1e-6 and (hypotheses.kind in table.RMSPROP) == family:
+@functools.lru_cache(3)  # asked during the search, and again at its end
+def _with_options(run: Run, count: int) -> tuple[list[_Fitted], list[tuple[float, Hypotheses]]]:
+    """What explains a run with so many options at once, and what comes close."""
+    few, some, every = _few(run, 10, 16), _few(run, 200, 64), _few(run, None, 2_000_000)
+    pairs = _pairs(run)[count]
+    options = {option for _, option in pairs}
+    found = [fitted for fitted in _signs(every) if fitted.hypotheses.option in options]
+    near = _shortlist(pairs, few)
+    for value, hypotheses in near:
+        if value < 1e-6:
             found += _explaining(hypotheses, some, every)
-    return found
+    return found, near
 
 
 def _pairs(run: Run) -> list[list[tuple[Kind, Option]]]:

@@ -293,7 +293,7 @@ def _with_bound(fits: Fits, bound: float) -> Fits:
 
 
 def rounds_away(value: float, unit: float) -> float:
-    """How far from a number, which is rounded, what it was may lie."""
+    """How far a number may lie from what it is rounded to."""
     return 0.999 * unit * 2.0 ** np.floor(np.log2(value))
 
 
@@ -579,7 +579,7 @@ def search(
 
     `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
     well by themselves are tried together first. None is tried where `elsewhere` says that another
-    optimizer explains the run without options, and no two where one does with less than three.
+    optimizer explains the run without options, and no two where one does with one or two.
     """
     everything = [none()]
     alone: dict[Option, float] = {}
