@@ -640,7 +640,7 @@ def test_a_log_of_one_step_at_given_rates_is_at_these():
 
 
 def test_a_log_to_which_nothing_can_be_fitted_is_told(monkeypatch):
-    monkeypatch.setattr(search, "explore", lambda *_: None)
+    monkeypatch.setattr(search, "_begun", lambda *_: None)
     log, grads = inputs(np.random.default_rng(0), steps=5, size=3)[1], np.ones((4, 3))
     report = probe.identify_log(log, grads)
     assert not report.calls and "no step can be judged" in report.contradictions[0]

@@ -19,6 +19,7 @@ from ._model import Array, Rules, Run
 from ._progress import told
 from ._report import Report
 from ._search import (
+    CLEAR,
     COARSE,
     NEAR,
     RARE,
@@ -302,22 +303,25 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     if not sweep.moves[0].any():  # nothing of the design is seen, as where a rate begins at 0
         near = explore(middle, Option(), COARSE, 24) or none()
         return none(), near, sweep.unit
-    tried: list[Fits] = []
     few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2)).steps(6)
+    tried: dict[Option, Fits] = {}
+    least = np.inf
     for option in _options(box, sweep):
         fits = refined(*_starts(few, box, sweep, option), few, sweep, 60)
-        if fits is None:
-            continue
+        if fits is not None:
+            found = explained(fits, sweep)
+            clear = not option.rare and found.cost.min(initial=np.inf) < CLEAR * least
+            if len(found) and (clear or not tried):
+                return found, join([*tried.values(), fits]), sweep.unit
+            tried[option], least = fits, min(least, fits.cost.min())
+    for option, fits in tried.items():
         found = explained(fits, sweep)
         if not len(found) and fits.cost.min() < NEAR:
-            fits = join([fits, polished(fits, sweep)])
-            found = explained(fits, sweep)
-        tried.append(fits)
-        if len(found):
-            return found, join(tried), sweep.unit
-        if conclude.is_another(middle):
-            return found, join(tried), sweep.unit
-    everything = join(tried)
+            tried[option] = join([fits, polished(fits, sweep)])
+            found = explained(tried[option], sweep)
+        if len(found) or conclude.is_another(middle):
+            return found, join([*tried.values()]), sweep.unit
+    everything = join([none(), *tried.values()])
     if sweep.unit == 2.0**-53:
         found = explained(everything, conclude.with_unit(sweep, 2.0**-24))
         if len(found):  # or what is there was not fitted to the end
@@ -360,7 +364,9 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
             if not (rare and (caution or clipped))
         ]
     stopped = bool((still & valid & (change == 0)).any())  # as where ε is subtracted
-    return sorted(options, key=lambda option: option.rare != stopped)
+    options.sort(key=lambda option: option.rare != stopped)
+    unseen = Option(model.L2, maximize=maximize)  # a decay too small for the first step
+    return options if clipped or unseen in options else [*options, unseen]
 
 
 def _aside(sweep: Run) -> tuple[Array, Array, Array]:
@@ -435,7 +441,7 @@ def _starts(few: Run, box: _Box, sweep: Run, option: Option) -> tuple[Rules, Arr
         for momentum in (_MOMENTA[1:] if option.caution else _MOMENTA)
         for nesterov in ((False,) if option.caution or not momentum else (False, True))
     ]
-    chunk = max(1, 300_000 // few.grads.size)
+    chunk = max(1, 50_000 // few.grads.size)
     found = [
         started(rules.take(slice(i, i + chunk)), few, buffers) for i in range(0, len(rules), chunk)
     ]

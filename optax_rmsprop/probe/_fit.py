@@ -21,6 +21,9 @@ Runs: TypeAlias = Run | tuple[Run, ...]
 # A fit whose next step would take away no more of the mean square is at its end.
 _SETTLED = 1e-9
 
+# And one whose mean square is less than this part of that of rounding, as soon as a step fails.
+_FINE = 0.1
+
 # Below this a step of a number and of its logarithm are the same, in a narrow valley too.
 _LARGE = 1e-6
 
@@ -152,6 +155,7 @@ def fit(
     central, value = np.zeros(len(x), bool), (left**2).mean(1)
     state = _Fit(simulate, rules, runs, free, logits, x, left, value, step, central)
     every, noise = np.arange(len(x)), _noise(runs)
+    measured = getattr(each(runs)[0], "rounding", None) is not None
     jacobian = state.jacobian(every)
     damping, alive = np.full(len(x), start), np.ones(len(x), bool)
     for _ in range(iterations):
@@ -164,6 +168,8 @@ def fit(
         eased = np.maximum(damping[rows] / 8, 1e-12)
         damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
         settled = (gain <= _SETTLED * state.value[rows]) & (damping[rows] < 1e-10)
+        if measured:  # no step is better, and rounding does more
+            settled |= ~better & central[rows] & (state.value[rows] < _FINE)
         over = settled | (state.value[rows] == 0) | (~better & (damping[rows] > 1e6))
         alive[rows] &= ~over
         # Where a step fails, the derivatives may not be good enough for it.

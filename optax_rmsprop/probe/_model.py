@@ -18,6 +18,9 @@ INSIDE, OUTSIDE, FLOOR, SUBTRACTED, BOTH = range(5)
 NO_DECAY, L2, DECOUPLED, DECOUPLED_UNSCALED, DECOUPLED_SQUARED = range(5)
 NO_CLIP, CLIP_BEFORE, CLIP_AFTER, CLIP_LEAF, CLIP_ALL = range(5)
 
+# How many numbers are simulated at once, so that they stay in the cache, and of a step at least.
+_AT_ONCE, _A_STEP = 2**15, 400
+
 NUMBERS = ("lr", "decay", "eps", "scale", "momentum", "lambda", "bound", "box")
 # A decay is held as what it forgets, 1 − decay: near 1 it keeps few digits of that itself.
 LR, FORGETS, EPS, SCALE, MOMENTUM, LAMBDA, BOUND, BOX = range(len(NUMBERS))
@@ -190,8 +193,14 @@ def concatenate(parts: list[Rules]) -> Rules:
 
 def simulate(rules: Rules, run: Run) -> Array:
     """The change [B, T, N] that each step makes."""
+    count, size = run.grads.shape
+    rows = max(max(_AT_ONCE // max(count, 1), _A_STEP) // max(size, 1), 1)
+    changes = np.empty((len(rules), count, size))
     with np.errstate(all="ignore"):
-        return steps(rules, run, *directions(rules, run)[:2])
+        for first in range(0, len(rules), rows):
+            part = rules.take(slice(first, first + rows))
+            changes[first : first + rows] = steps(part, run, *directions(part, run)[:2])
+    return changes
 
 
 def simulate_bounded(rules: Rules, run: Run) -> tuple[Array, Array]:
@@ -206,8 +215,9 @@ def simulate_bounded(rules: Rules, run: Run) -> tuple[Array, Array]:
 def simulate_rates(rules: Rules, run: Run) -> tuple[Array, Array]:
     """The changes with the rate of each step solved for, and these rates [B, T]."""
     with np.errstate(all="ignore"):
-        solved = np.empty((len(rules), len(run.grads)))
-        return steps(rules, run, *directions(rules, run)[:2], solved=solved), solved
+        g, u, _ = directions(rules, run)
+        rates = _solved(rules, run, u)
+        return steps(rules, run, g, u, rates=rates), rates
 
 
 def directions(
@@ -221,122 +231,111 @@ def directions(
     """
     eps, initial, limit = (rules.numbers[:, number, None] for number in (EPS, SCALE, BOUND))
     g, coupled = _gradients(rules, run, limit)
-    u = np.empty_like(g)
-    error = np.empty_like(g) if errors else None
+    start = np.broadcast_to(initial if begun is None else begun, g[:, 0].shape)
+    averages = _averages(rules, g, start)
+    under = averages.under_root(rules, g)
+    divisor = _divided_by(rules, under, eps[:, None])
+    positive = divisor > 0
+    u = np.divide(g, divisor, out=np.zeros_like(g), where=positive)
     rough = (~rules.alone & rules.centered & rules.corrected)[:, None]
     any_rough = rough.any() and begun is None
-    start: Array = np.broadcast_to(initial if begun is None else begun, g[:, 0].shape).astype(float)
-    averages = _Averages(rules, start, noise := _Noise(rules, run, coupled, start.shape))
-    divide_by = _divisor(rules)
-    for t in range(g.shape[1]):
-        x = g[:, t]
-        bounded = errors or (any_rough and t == 0)
-        sq = averages.take(x, run.params[t] if bounded else None)
-        divisor = divide_by(sq, eps)
-        positive = divisor > 0
-        u[:, t] = np.where(positive, x / divisor, 0.0)
-        if bounded:
-            e_sq = averages.error()
-            bound = noise.divided(u[:, t], sq, divisor, e_sq)
-            if any_rough and t == 0:
-                ends = (np.maximum(sq + k * e_sq, 0) for k in (-4, 4))
-                first, most = _first(rules, run, x, *(divide_by(end, eps) for end in ends))
-                u[:, 0] = np.where(rough, first, u[:, 0])
-                most += np.abs(first) * 3 * run.unit + noise.gradient / divisor
-                bound = np.where(rough, most, bound)
-            if error is not None:
-                edge = _is_edge(rules, sq, eps, e_sq)
-                error[:, t] = np.where(edge, np.inf, np.where(positive, bound, 0.0))
-    return g, u, error
+    if not (errors or any_rough):
+        return g, u, None
+    count = g.shape[1] if errors else 1
+    gradient, e_under = _noise(rules, run, g[:, :count], coupled, averages)
+    relative = _rounding(rules, under[:, :count], divisor[:, :count], e_under) + 3 * run.unit
+    error = np.abs(u[:, :count]) * relative + gradient / divisor[:, :count]
+    if any_rough:
+        ends = (np.maximum(under[:, 0] + k * e_under[:, 0], 0) for k in (-4, 4))
+        first, most = _first(rules, run, g[:, 0], *(_divided_by(rules, x, eps) for x in ends))
+        u[:, 0] = np.where(rough, first, u[:, 0])
+        most += np.abs(first) * 3 * run.unit + gradient[:, 0] / divisor[:, 0]
+        error[:, 0] = np.where(rough, most, error[:, 0])
+    if not errors:
+        return g, u, None
+    error = np.where(positive, error, 0.0)
+    return g, u, np.where(_is_edge(rules, under, eps[:, None], e_under), np.inf, error)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Averages:
-    """The second moment and the mean [B, N], step by step."""
+    """The averages of gradients [B, T, N], after each step."""
 
-    def __init__(self, rules: Rules, square: Array, noise: "_Noise"):
-        self.keep, self.square, self.noise = rules.numbers[:, FORGETS, None], square, noise
-        self.centered, self.corrected = rules.centered[:, None], rules.corrected[:, None]
-        self.any_centered, self.any_corrected = rules.centered.any(), rules.corrected.any()
-        self.alone = (rules.alone & rules.centered & rules.corrected)[:, None]
-        self.mean, self.seen, self.count = np.zeros(square.shape), cast(Any, 0.0), 0
+    start: Array  # [B, N]: the second moment before the first
+    square: Array  # the second moment, the variance where a rule is centred
+    mean: Array | None
+    seen: Array  # [B, T, 1]: how much of them is of gradients
 
-    def take(self, x: Array, params: Array | None) -> Array:
-        """What is under the root after a gradient; with the parameters, its rounding is bounded."""
-        keep, before, self.count = self.keep, self.seen, self.count + 1
-        self.seen = _seen(keep, self.count) if self.any_corrected else 1.0
-        new: Array = (1 - keep) * self.square + keep * (x * x)
-        if params is not None:
-            self.noise.take(x, params, new)
-        if self.any_centered:
-            new = np.where(self.centered, self._deviation(x, before), new)
-            self.mean = (1 - keep) * self.mean + keep * x
-            if params is not None:
-                self.noise.center(x, self.mean)
-        self.square = new
-        if not self.any_corrected:
-            return new
-        corrected = np.where(self.corrected, new / self.seen, new)
-        if self.any_centered and self.count == 1:
-            corrected = np.where(self.alone & (corrected == 0), x * x, corrected)
-        return corrected
-
-    def _deviation(self, x: Array, before: Any) -> Array:
-        """The variance, from the mean before this gradient."""
-        decay, center, share = 1 - self.keep, self.mean, 0.0
-        if self.any_corrected and self.count > 1:
-            center = np.where(self.corrected, center / np.where(before > 0, before, 1), center)
-        if self.count > 1:
-            share = before / self.seen
-        share = self.keep * decay * np.where(self.corrected, share, 1.0)
-        return decay * self.square + share * (x - center) ** 2
-
-    def error(self) -> Array:
-        """The bound of what rounding does to what is under the root."""
-        return self.noise.of(self.square, self.mean if self.any_centered else None, self.seen)
+    def under_root(self, rules: Rules, g: Array) -> Array:
+        """What is under the root."""
+        if not rules.corrected.any():
+            return self.square
+        corrected = rules.corrected[:, None, None]
+        under = np.where(corrected, self.square / self.seen, self.square)
+        alone = (rules.alone & rules.centered & rules.corrected)[:, None]
+        first = under[:, 0]
+        under[:, 0] = np.where(alone & (first == 0), g[:, 0] ** 2, first)
+        return under
 
 
-class _Noise:
-    """Bounds of what rounding does to the averages [B, N], step by step."""
-
-    def __init__(self, rules: Rules, run: Run, coupled: Array, shape: Any):
-        self.rules, self.unit, self.coupled = rules, run.unit, coupled
-        self.keep = rules.numbers[:, FORGETS, None]
-        self.gradient, self.square, self.mean = (np.zeros(shape) for _ in range(3))
-
-    def take(self, x: Array, params: Array, square: Array) -> None:
-        """A gradient goes into the second moment, which becomes this."""
-        keep, unit = self.keep, self.unit
-        self.gradient = unit * (np.abs(x) + 2 * self.coupled * np.abs(params))
-        self.square = (1 - keep) * self.square + 2 * unit * square
-        self.square += 2 * keep * np.abs(x) * self.gradient
-
-    def center(self, x: Array, mean: Array) -> None:
-        """It goes into the mean, which becomes this."""
-        keep = self.keep
-        self.mean = (1 - keep) * self.mean + 2 * self.unit * (np.abs(mean) + keep * np.abs(x))
-        self.mean += keep * self.gradient
-
-    def of(self, square: Array, mean: Array | None, seen: Any) -> Array:
-        """The bound of what is under the root."""
-        error = self.square + 2 * self.unit * square
-        if mean is not None:  # a framework may take its square from the second moment
-            of_mean = 2 * np.abs(mean) * self.mean + 4 * self.unit * mean * mean
-            error += self.rules.centered[:, None] * of_mean
-        return np.where(self.rules.corrected[:, None], error / seen, error)
-
-    def divided(self, u: Array, square: Array, divisor: Array, error: Array) -> Array:
-        """The bound of a direction, from that of what is under the root."""
-        relative = 3 * self.unit + _rounding(self.rules, square, divisor, error)
-        return np.abs(u) * relative + self.gradient / divisor
+def _averages(rules: Rules, g: Array, start: Array) -> _Averages:
+    keep, seen = rules.numbers[:, FORGETS, None, None], np.ones((len(g), g.shape[1], 1))
+    if rules.corrected.any():
+        seen = _seen(keep, np.arange(1, int(g.shape[1]) + 1)[:, None])
+    decay = 1 - keep
+    square = _filtered(keep * (g * g), decay, start)
+    rows = np.flatnonzero(rules.centered)
+    if not len(rows):
+        return _Averages(start, square, None, seen)
+    mean = np.zeros_like(g)
+    x, keep, decay, seen_, corrected = (
+        y[rows] for y in (g, keep, decay, seen, rules.corrected[:, None, None])
+    )
+    means = _filtered(keep * x, decay)
+    # From the mean before each gradient; the first one has none.
+    center, share = np.zeros_like(x), np.where(corrected, 0.0, np.ones_like(seen_))
+    before = seen_[:, :-1]
+    center[:, 1:] = means[:, :-1] / np.where(corrected & (before > 0), before, 1)
+    share[:, 1:] = np.where(corrected, before / seen_[:, 1:], 1.0)
+    square[rows] = _filtered(keep * decay * share * (x - center) ** 2, decay, start[rows])
+    mean[rows] = means
+    return _Averages(start, square, mean, seen)
 
 
-def _seen(keep: Array, n: int) -> Array:
+def _filtered(x: Array, keep: Array, start: Any = 0.0) -> Array:
+    """What becomes of a value of which each step keeps a part, and adds x [B, T, N] to it."""
+    x[:, 0] += keep[:, 0] * start
+    for t in range(1, x.shape[1]):
+        x[:, t] += keep[:, 0] * x[:, t - 1]
+    return x
+
+
+def _noise(
+    rules: Rules, run: Run, g: Array, coupled: Array, averages: _Averages
+) -> tuple[Array, Array]:
+    """Bounds of what rounding does to the gradients and to what is under the root, [B, T, N]."""
+    unit, keep, count = run.unit, rules.numbers[:, FORGETS, None, None], g.shape[1]
+    decay, square, size = 1 - keep, averages.square[:, :count], np.abs(g)
+    gradient = unit * (size + 2 * coupled[:, None] * np.abs(run.params[:count]))
+    before = np.concatenate([averages.start[:, None], square[:, :-1]], 1)
+    new = decay * before + keep * (g * g)
+    error = _filtered(2 * unit * new + 2 * keep * size * gradient, decay) + 2 * unit * square
+    if averages.mean is not None:  # a framework may take its square from the second moment
+        mean = averages.mean[:, :count]
+        e_mean = _filtered(2 * unit * (np.abs(mean) + keep * size) + keep * gradient, decay)
+        of_mean = 2 * np.abs(mean) * e_mean + 4 * unit * mean * mean
+        error += rules.centered[:, None, None] * of_mean
+    corrected = rules.corrected[:, None, None]
+    return gradient, np.where(corrected, error / averages.seen[:, :count], error)
+
+
+def _seen(keep: Array, n: Array) -> Array:
     """How much of an average from 0 is of its n gradients: 1 − decayⁿ, as frameworks compute it.
 
     A fit lies between the decays of float64: what rounding takes from 1 − decay is added.
     """
     decay = 1 - keep
-    return 1 - decay**n + n * decay ** max(n - 1, 0) * (keep - (1 - decay))
+    return 1 - decay**n + n * decay ** (n - 1) * (keep - (1 - decay))
 
 
 def _first(
@@ -357,32 +356,27 @@ def _first(
 
 
 def _is_edge(rules: Rules, square: Array, eps: Array, error: Array) -> Array:
-    """Where rounding decides whether anything is left to divide by [B, N]."""
-    subtracts = (rules.denominator == SUBTRACTED)[:, None]
+    """Where rounding decides whether anything is left to divide by [B, T, N]."""
+    subtracts = (rules.denominator == SUBTRACTED)[:, None, None]
     return (np.abs(square - eps) <= 4 * error) & subtracts
 
 
-def _divisor(rules: Rules) -> Callable[[Array, Array], Array]:
-    """What each hypothesis divides by, as a function of the second moment [B, N] and of ε."""
-    kinds = [kind for kind in _DENOMINATORS if (rules.denominator == kind).any()]
+def _divided_by(rules: Rules, square: Array, eps: Array) -> Array:
+    """What each hypothesis divides by, of the second moment [B, ...] and of ε [B, 1, ...]."""
+    kinds = np.unique(rules.denominator).tolist()
     if len(kinds) == 1:
-        only = _DENOMINATORS[kinds[0]]
-        return lambda square, eps: only(square, eps)
-    rows = [np.flatnonzero(rules.denominator == kind) for kind in kinds]
-
-    def divisor(square: Array, eps: Array) -> Array:
-        result = np.empty(square.shape)
-        for kind, own in zip(kinds, rows, strict=True):
-            result[own] = _DENOMINATORS[kind](square[own], eps[own])
-        return result
-
-    return divisor
+        return _DENOMINATORS[kinds[0]](square, eps)
+    result = np.empty_like(square)
+    for kind in kinds:
+        rows = np.flatnonzero(rules.denominator == kind)
+        result[rows] = _DENOMINATORS[kind](square[rows], eps[rows])
+    return result
 
 
 def _rounding(rules: Rules, square: Array, divisor: Array, error: Array) -> Array:
-    """A bound of the relative error [B, N] of a divisor, from that of the second moment."""
+    """A bound of the relative error [B, T, N] of a divisor, from that of the second moment."""
     of_root = error / (np.sqrt(square) + np.sqrt(error) + np.finfo(float).tiny)
-    inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None]
+    inside = np.isin(rules.denominator, (INSIDE, SUBTRACTED))[:, None, None]
     relative = np.where(inside, error / (2 * divisor), of_root) / divisor
     return np.where(relative < 0.5, relative / (1 - np.minimum(relative, 0.5)), np.inf)
 
@@ -412,54 +406,57 @@ def _gradients(rules: Rules, run: Run, bound: Array) -> tuple[Array, Array]:
 
 
 def steps(
-    rules: Rules, run: Run, g: Array, u: Array, error: Any = None, solved: Any = None
+    rules: Rules, run: Run, g: Array, u: Array, error: Any = None, rates: Any = None
 ) -> Array:
     """The changes [B, T, N] that the directions make: momentum, rate, decay, and bounds.
 
     With `error`, the errors of the directions, a bound of the error of each change in its place.
-    With `solved` the rates are solved for, by least squares, and put there.
+    `rates` [B, T] are those of each hypothesis, where they are not those of the run.
     """
-    lr, _, _, _, mu, weight, _, box = (x[:, None] for x in rules.numbers.T)
-    inside, nesterov = rules.buffer[:, None], rules.nesterov[:, None]
-    any_nesterov = rules.nesterov.any()
-    buffer: Array = np.zeros_like(u[:, 0])
-    e_buffer: Array = np.zeros_like(u[:, 0])
-    changes = np.empty_like(u)
-    weights: Any = None if solved is None else run.weight**2
-    boxed = np.isfinite(rules.numbers[:, BOX])
-    decays, cautious = (rules.kind >= DECOUPLED).any(), rules.caution.any()
-    for t in range(u.shape[1]):
-        p, rate = run.params[t], lr * run.rates[t]
-        if solved is not None:
-            rate = _rate(rules, run.changes[t], weights[t], u[:, t], buffer)
-            solved[:, t] = rate[:, 0]
-        within, without = np.where(inside, rate, 1.0), np.where(inside, 1.0, rate)
-        into = within * u[:, t]
-        buffer = mu * buffer
-        buffer += into
-        step: Array = np.where(nesterov, into + mu * buffer, buffer) if any_nesterov else buffer
-        if cautious:
-            taken: Array = step * g[:, t] > 0
-            share = np.maximum(_leaf_mean(taken, run), 1e-3)
-            step = np.where(rules.caution[:, None] & (mu > 0), step * taken / share, step)
-        change: Array = -without * step
-        if decays:
-            change -= decoupled(rules.kind[:, None], rate, weight) * p
-        if boxed.any():
-            change = np.where(boxed[:, None], np.clip(p + change, -box, box) - p, change)
-        changes[:, t] = change
-        if error is not None:
-            e_into = np.abs(within) * error[:, t]
-            e_buffer = _times(mu, e_buffer) + e_into + 2 * run.unit * np.abs(buffer)
-            e_step: Array = np.where(nesterov, e_into + _times(mu, e_buffer), e_buffer)
-            e_step = np.abs(without) * e_step + 2 * run.unit * np.abs(change)
-            changes[:, t] = e_step + run.unit * (np.abs(p) + np.abs(run.params[t + 1]))
-    return changes
+    lr, _, _, _, mu, weight, _, box = (x[:, None, None] for x in rules.numbers.T)
+    rate = lr * run.rates[:, None] if rates is None else rates[..., None]
+    inside, nesterov = (x[:, None, None] for x in (rules.buffer, rules.nesterov))
+    within, without = np.where(inside, rate, 1.0), np.where(inside, 1.0, rate)
+    into, p, turns = within * u, run.params[:-1], mu.any()
+    step = buffer = _filtered(into.copy("K"), mu) if turns else into
+    if turns and rules.nesterov.any():
+        step = np.where(nesterov, into + mu * buffer, buffer)
+    if rules.caution.any():
+        taken: Array = step * g > 0
+        share = np.maximum(_leaf_mean(taken, run), 1e-3)
+        cautious = rules.caution[:, None, None] & (mu > 0)
+        step = np.where(cautious, step * taken / share, step)
+    change: Array = -without * step
+    if (rules.kind >= DECOUPLED).any():
+        change -= decoupled(rules.kind[:, None, None], rate, weight) * p
+    boxed = np.isfinite(box)
+    if boxed.any():
+        change = np.where(boxed, np.clip(p + change, -box, box) - p, change)
+    if error is None:
+        return change
+    e_into: Array = np.abs(within) * error
+    e_buffer: Array = e_into + 2 * run.unit * np.abs(buffer)
+    for t in range(1, len(p)):
+        e_buffer[:, t] += _times(mu[:, 0], e_buffer[:, t - 1])
+    e_step: Array = np.where(nesterov, e_into + _times(mu, e_buffer), e_buffer)
+    e_step = np.abs(without) * e_step + 2 * run.unit * np.abs(change)
+    return e_step + run.unit * (np.abs(p) + np.abs(run.params[1:]))
 
 
 def _times(mu: Array, error: Array) -> Array:
     """What momentum keeps of an error, nothing of one without bound where it is 0."""
     return np.where(mu == 0, 0.0, mu * error)
+
+
+def _solved(rules: Rules, run: Run, u: Array) -> Array:
+    """The rate [B, T] of each step that explains it best, by least squares."""
+    mu, inside = rules.numbers[:, MOMENTUM, None], rules.buffer[:, None]
+    buffer, rates, weight = np.zeros_like(u[:, 0]), np.empty(u.shape[:2]), run.weight**2
+    for t in range(u.shape[1]):
+        rate = _rate(rules, run.changes[t], weight[t], u[:, t], buffer)
+        rates[:, t] = rate[:, 0]
+        buffer = mu * buffer + np.where(inside, rate, 1.0) * u[:, t]
+    return rates
 
 
 def _rate(rules: Rules, observed: Array, weight: Array, u: Array, buffer: Array) -> Array:
@@ -502,4 +499,4 @@ _SCALED_BY = np.array([0, 0, 1, 0, 2])
 
 def _leaf_mean(values: Array, run: Run) -> Array:
     order, begins, sizes, which = run.leaves
-    return (np.add.reduceat(values[:, order], begins, 1, float) / sizes)[:, which]
+    return (np.add.reduceat(values[..., order], begins, -1, float) / sizes)[..., which]

@@ -7,7 +7,7 @@ first.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,10 @@ _ALONG, _MOVES, _BESIDE = 8, 4, 1.1
 LEAST = 5e-5
 # A momentum below this is none.
 _TURNS = 1e-4
-# How many options are tried in triples, those first whose parts did best.
-_TRIPLES = 4
+# How many options are tried before the simpler ones are polished, and in triples.
+_FIRST = 4
+# Which part of the cost without it an option leaves if it helps, and if it is clear that it is one.
+_HELPS, CLEAR = 0.1, 1e-2
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet, and
 # below the other one once more.
 NEAR, _NEARER = 1e-4, 1e-20
@@ -78,6 +80,8 @@ class Grid:
 
 
 COARSE = Grid((0.3, 0.1, 0.03, 0.01, 1e-3), (1e-3, 0.5), (0.0, 1.0, -1.0), (0.5, 0.9))
+# The grid, and how many of its hypotheses are fitted, with an option and without one.
+_SIZES = (COARSE, 24), (Grid(), 180)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +188,7 @@ def starts(run: Run, option: Option, grid: Grid) -> tuple[Rules, Array]:
             )
         )
     rules = concatenate(parts)
-    chunk = max(1, 300_000 // max(run.grads.size, 1))
+    chunk = max(1, 50_000 // max(run.grads.size, 1))
     found = [
         started(rules.take(slice(i, i + chunk)), run, buffers) for i in range(0, len(rules), chunk)
     ]
@@ -323,9 +327,20 @@ def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
 
 def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
     """The best hypotheses with this option, fitted."""
-    short = _telling(run.steps(min(10, len(run.grads))), run)
+    early = _begun(run, option, grid, most)
+    return None if early is None else _fitted_on(early, _short(run), run, most)
+
+
+def _begun(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
+    """The best starts with this option, fitted to the first steps a little."""
+    short = _short(run)
     few = short if option.caution else _telling(spread(short, 16), short)
-    return refined(*starts(few, option, grid), short, run, most)
+    return _early(*starts(few, option, grid), short, most)
+
+
+def _short(run: Run) -> Run:
+    """The first steps, or all if nothing moves in them."""
+    return _telling(run.steps(min(10, len(run.grads))), run)
 
 
 def _telling(part: Run, whole: Run) -> Run:
@@ -341,10 +356,17 @@ def spread(run: Run, most: int) -> Run:
 
 def refined(rules: Rules, costs: Array, short: Run, run: Run, most: int) -> Fits | None:
     """The best of the starts fitted, to a part of the run first."""
+    early = _early(rules, costs, short, most)
+    return None if early is None else _fitted_on(early, short, run, most)
+
+
+def _early(rules: Rules, costs: Array, short: Run, most: int) -> Fits | None:
     rows = best(rules, costs, 2, most)
-    if not len(rows):
-        return None
-    early = fitted(rules.take(rows), short, 6)
+    return fitted(rules.take(rows), short, 6) if len(rows) else None
+
+
+def _fitted_on(early: Fits, short: Run, run: Run, most: int) -> Fits:
+    """The best of what was fitted to a part of the run, fitted to all of it."""
     rows = best(early.rules, early.cost, 1, 2 * most)
     rows = rows[early.cost[rows] <= max(1e4 * early.cost[rows].min(), _chance(short))]
     fits = fitted(early.rules.take(rows), run, 30)
@@ -572,52 +594,130 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
 _SWITCHES = [field.name for field in dataclasses.fields(Rules)]
 
 
+class _Trials:
+    """What was tried on a run, option by option: fitted to its first steps, then to all of it.
+
+    `whole` has all of each leaf, as caution needs; without it caution is not tried. Changes that a
+    bound of the parameters may have cut off are left out of the fits.
+    """
+
+    def __init__(self, run: Run, whole: Run | None):
+        parts = {False: run, True: whole}
+        self._data = {
+            caution: (part, *_free_of_bound(part))
+            for caution, part in parts.items()
+            if part is not None
+        }
+        self._early: dict[Option, Fits | None] = {}
+        self._alone: dict[Option, float] = {}
+        self._fits: dict[Option, Fits] = {}
+
+    @property
+    def everything(self) -> Fits:
+        """All that was fitted."""
+        parts = [
+            _with_bound(fits, self._data[option.caution][2]) for option, fits in self._fits.items()
+        ]
+        return join([none(), *parts])
+
+    def begins(self, option: Option) -> float:
+        """The least cost of the option on the first steps, infinite if it cannot be tried."""
+        if option not in self._early:
+            data = self._data.get(option.caution)
+            size = _SIZES[option == Option()]
+            self._early[option] = _begun(data[1], option, *size) if data else None
+        early = self._early[option]
+        return np.inf if early is None else float(early.cost.min())
+
+    def found(self, option: Option) -> Fits:
+        """What explains the run with an option."""
+        self.begins(option)
+        early = self._early[option]
+        if early is None:
+            return none()
+        full, data, bound = self._data[option.caution]
+        if option not in self._fits:
+            fits = _fitted_on(early, _short(data), data, _SIZES[option == Option()][1])
+            self._fits[option], self._alone[option] = fits, float(fits.cost.min())
+        found = explained(self._fits[option], data)
+        return _bounded(found, full, bound) if len(found) and bound < np.inf else found
+
+    def promise(self, option: Option) -> float:
+        """How well the parts of an option begin: the sum of the logarithms of their costs."""
+        clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
+        parts = [
+            Option(kind=option.kind, maximize=option.maximize),
+            Option(clip=clip),
+            Option(caution=option.caution),
+        ]
+        costs = [self.begins(part) for part in parts if part != Option()]
+        return float(np.log(np.minimum(costs, 1.0) + 1e-300).sum())
+
+    def clear(self, options: list[Option]) -> Fits:
+        """What explains the run with an option that takes away nearly all that is left without it.
+
+        A simpler hypothesis need not be polished, then: it would not come near. The options are
+        tried whose parts begin best.
+        """
+        without = min([*map(self.begins, list(self._early)), *self._alone.values()])
+        for option in sorted(options, key=self.promise)[:_FIRST] if without > _NEARER else []:
+            if not option.rare and self.begins(option) < without / 2:
+                found = self.found(option)
+                if len(found) and found.cost.min() < CLEAR * without:
+                    return found
+        return none()
+
+    def polished(self, options: list[Option]) -> Fits:
+        """What explains the run with the first option that does, polished where it comes near."""
+        for option in options:
+            found = self.found(option)
+            if option not in self._fits:
+                continue
+            helps = option == Option() or self._alone[option] < _HELPS * self._alone.get(
+                Option(), np.inf
+            )
+            for near in (NEAR, _NEARER):
+                if not len(found) and helps and self._fits[option].cost.min() < near:
+                    better = polished(self._fits[option], self._data[option.caution][1])
+                    self._fits[option] = join([self._fits[option], better])
+                    found = self.found(option)
+            if len(found):
+                return found
+        return none()
+
+
 def search(
     run: Run, whole: Run | None = None, elsewhere: Callable[[int], bool] = lambda options: False
 ) -> tuple[Fits, Fits]:
     """The hypotheses that explain the run, and all that were fitted.
 
-    `whole` has all of each leaf, as caution needs; without it caution is not tried. Options that do
-    well by themselves are tried together first. None is tried where `elsewhere` says that another
-    optimizer explains the run without options, and no two where one does with one or two.
+    `whole` has all of each leaf, as caution needs; without it caution is not tried. No option is
+    polished where `elsewhere` says that another optimizer explains the run without options, and no
+    two where one does with one or two.
     """
-    everything = [none()]
-    alone: dict[Option, float] = {}
-    for i, options in enumerate(stages(run, bool(np.ptp(run.rates) > 0))):
-        if (i == 1 and elsewhere(0)) or (i == 2 and elsewhere(2)):
-            break
-        order = sorted(options, key=lambda option: _promise(option, alone)) if i > 1 else options
-        for option in order if i < 3 else order[:_TRIPLES]:
-            full = whole if option.caution else run
-            if full is None:
-                continue
-            data, bound = _free_of_bound(full)
-            fits = explore(data, option, COARSE if i else Grid(), 180 if i == 0 else 24)
-            if fits is None:
-                continue
-            found = explained(fits, data)
-            alone[option] = float(fits.cost.min())
-            helps = option == Option() or alone[option] < 0.1 * alone.get(Option(), np.inf)
-            for near in (NEAR, _NEARER):
-                if not len(found) and helps and fits.cost.min() < near:
-                    fits = join([fits, polished(fits, data)])
-                    found = explained(fits, data)
-            if len(found) and bound < np.inf:
-                found = _bounded(found, full, bound)
-            everything.append(_with_bound(fits, bound))
-            if len(found):
-                return found, join(everything)
-    tried = join(everything)
-    return tried.take(np.zeros(0, int)), tried
+    trials = _Trials(run, whole)
+    for found in _attempts(trials, stages(run, bool(np.ptp(run.rates) > 0)), elsewhere):
+        if len(found):
+            return found, trials.everything
+    return none(), trials.everything
 
 
-def _promise(option: Option, alone: dict[Option, float]) -> float:
-    """How well the parts of an option did by themselves: the sum of the logarithms of costs."""
-    clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
-    parts = [
-        Option(kind=option.kind, maximize=option.maximize),
-        Option(clip=clip),
-        Option(caution=option.caution),
-    ]
-    costs = [alone.get(part, 1.0) for part in parts if part != Option()]
-    return float(np.log(np.array(costs) + 1e-300).sum())
+def _attempts(
+    trials: _Trials, stages: list[list[Option]], elsewhere: Callable[[int], bool]
+) -> Iterator[Fits]:
+    """What explains a run, from what is simple and soon tried to what is neither."""
+    bare, singles, pairs, triples = stages
+    near = trials.begins(*bare) < NEAR
+    if near:
+        yield trials.found(*bare)
+    yield trials.clear(singles)
+    if near:
+        yield trials.polished(bare)
+    if elsewhere(0):
+        return
+    yield trials.clear(pairs)
+    yield trials.polished(singles if near else [*bare, *singles])
+    if elsewhere(2):
+        return
+    yield trials.polished(sorted(pairs, key=trials.begins))
+    yield trials.polished(sorted(triples, key=trials.promise)[:_FIRST])
