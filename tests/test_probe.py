@@ -13,6 +13,7 @@ import pytest
 
 from optax_rmsprop import dialects, probe, rmsprop
 from optax_rmsprop.probe import _conclude as conclude
+from optax_rmsprop.probe import _design as design
 from optax_rmsprop.probe import _search as search
 from tools import boxes
 from tools.boxes import box, continued, draw, evaluate, inputs, played, rule, wrong
@@ -637,6 +638,38 @@ def test_a_log_of_one_step_at_given_rates_is_at_these():
     report = probe.identify_log(log_of(truth, p, grads), grads, 1e-3)
     assert report.calls and report.rule["learning_rate"] == 1e-3
     assert "learning_rate" not in report.undetermined
+
+
+OPTIONS = {
+    "l2": {"weight_decay": 1e-3, "weight_decay_kind": "l2"},
+    "decoupled": {"weight_decay": 1e-2, "weight_decay_kind": "decoupled"},
+    "norm": {"clip_norm": 5.0},
+    "norm, decoupled": {
+        "clip_norm": 5.0, "weight_decay": 1e-2, "weight_decay_kind": "decoupled",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_that_explains_a_log_is_named_before_anything_is_polished(
+    option, dtype, monkeypatch
+):
+    truth = rule(denominator="outside", eps=1e-3, decay=0.9, learning_rate=0.01, **OPTIONS[option])
+    p, grads = inputs(np.random.default_rng(4))
+    monkeypatch.setattr(search, "polished", lambda *_: pytest.fail("polished"))
+    report = probe.identify_log(log_of(truth, p, grads, dtype), grads.astype(dtype))
+    assert report.calls and not wrong(report, truth.switches, NUMBERS[dtype])
+
+
+def test_a_box_is_asked_for_a_decay_that_its_first_step_hides(monkeypatch):
+    truth = rule(
+        denominator="inside", eps=2.4e-15, initial_scale=1.0, decay=0.992, learning_rate=0.01,
+        centered=True, weight_decay=1.4e-4, weight_decay_kind="l2",
+    )  # fmt: skip
+    monkeypatch.setattr(design, "polished", lambda *_: pytest.fail("polished"))
+    report = probe.identify(box(truth, np.float32))
+    assert report.calls and not wrong(report, truth.switches, NUMBERS["float32"])
 
 
 def test_a_log_to_which_nothing_can_be_fitted_is_told(monkeypatch):

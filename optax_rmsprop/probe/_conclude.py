@@ -174,10 +174,10 @@ def degenerate(found: Fits, run: Run) -> list[str]:
     if influence and (found.deviation[:, model.FORGETS] < _REMEMBERS).all():
         return []  # the data see how long it remembers
     # A sum, as Adagrad's, is no average; where an average is as good, it is one.
-    options = min(_options(found.rules).min(), 2)
+    options = min(int(_options(found.rules).min()), 2)
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
-        for other in _apart(run, int(options))
+        for other in _apart(run, options)
         if not (influence and other.name.startswith("Adagrad"))
     ]
     decays = 1 - found.rules.numbers[:, model.FORGETS]
@@ -188,9 +188,8 @@ def degenerate(found: Fits, run: Run) -> list[str]:
 
 def _options(rules: Rules) -> Array:
     """How many options each hypothesis has: another optimizer with more is no simpler."""
-    return (
-        (rules.kind != model.NO_DECAY).astype(int) + (rules.clip != model.NO_CLIP) + rules.caution
-    )
+    decays, clips = rules.kind != model.NO_DECAY, rules.clip != model.NO_CLIP
+    return decays.astype(int) + clips + rules.caution
 
 
 def _has_influence(rules: Rules, run: Run) -> bool:

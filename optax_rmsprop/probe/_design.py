@@ -320,7 +320,7 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
             tried[option] = join([fits, polished(fits, sweep)])
             found = explained(tried[option], sweep)
         if len(found) or conclude.is_another(middle):
-            return found, join([*tried.values()]), sweep.unit
+            return found, join(list(tried.values())), sweep.unit
     everything = join([none(), *tried.values()])
     if sweep.unit == 2.0**-53:
         found = explained(everything, conclude.with_unit(sweep, 2.0**-24))

@@ -21,9 +21,6 @@ Runs: TypeAlias = Run | tuple[Run, ...]
 # A fit whose next step would take away no more of the mean square is at its end.
 _SETTLED = 1e-9
 
-# And one whose mean square is less than this part of that of rounding, as soon as a step fails.
-_FINE = 0.1
-
 # Below this a step of a number and of its logarithm are the same, in a narrow valley too.
 _LARGE = 1e-6
 
@@ -81,6 +78,14 @@ class _Fit:
     step: Array  # [B, n]: of the differences
     central: Array  # [B]: whether they are central
 
+    @classmethod
+    def of(cls, simulate: Simulate, rules: Any, runs: Runs, free: Array, logits: Any) -> "_Fit":
+        """The hypotheses as they are, with differences to one side."""
+        left, x = residuals(simulate, rules, runs), np.zeros(rules.numbers.shape)
+        x[:, logits] = _logit(rules.numbers[:, logits])
+        step, central, value = np.full(x.shape, 1e-5), np.zeros(len(x), bool), (left**2).mean(1)
+        return cls(simulate, rules, runs, free, logits, x, left, value, step, central)
+
     def at(self, rows: Array, x: Array) -> Array:
         """The residuals of these rows with other numbers."""
         return residuals(self.simulate, self.named(rows, x), self.runs)
@@ -105,6 +110,18 @@ class _Fit:
                 before = self.beside(rows[row], column, -h) if central else self.left[rows[row]]
                 result[row, :, column] = (after - before) / (h * (1 + central))[:, None]
         return result
+
+    def deviations(self, jacobian: Array) -> Array:
+        """Standard deviations [B, n] of the free numbers.
+
+        Central steps are long and may go across a kink; others see less of a narrow valley.
+        """
+        deviation = _deviations(jacobian, self.value, self.free)
+        both = np.flatnonzero(self.central)
+        self.central[:] = False
+        other = _deviations(self.jacobian(both), self.value[both], self.free[both])
+        deviation[both] = np.maximum(deviation[both], other)
+        return deviation
 
     def beside(self, rows: Array, column: Array, h: Array) -> Array:
         """The residuals of these rows where one number of each is another."""
@@ -148,41 +165,27 @@ def fit(
     any value. The damping begins at `start`: near the end little will do.
     """
     logits = [FORGETS, MOMENTUM] if logits is None else logits
-    free, left = np.asarray(free, bool), residuals(simulate, rules, runs)
-    x = np.zeros(rules.numbers.shape)
-    x[:, logits] = _logit(rules.numbers[:, logits])
-    step = np.full(x.shape, 1e-5)
-    central, value = np.zeros(len(x), bool), (left**2).mean(1)
-    state = _Fit(simulate, rules, runs, free, logits, x, left, value, step, central)
-    every, noise = np.arange(len(x)), _noise(runs)
-    measured = getattr(each(runs)[0], "rounding", None) is not None
+    state = _Fit.of(simulate, rules, runs, np.asarray(free, bool), logits)
+    every, noise = np.arange(len(state.x)), _noise(runs)
     jacobian = state.jacobian(every)
-    damping, alive = np.full(len(x), start), np.ones(len(x), bool)
+    damping, alive = np.full(len(every), start), np.ones(len(every), bool)
     for _ in range(iterations):
         rows = np.flatnonzero(alive)
         if not len(rows):
             break
-        step[rows] = _steps(jacobian[rows], noise)
+        state.step[rows] = _steps(jacobian[rows], noise)
         move, gain = _move(jacobian[rows], state.left[rows], damping[rows])
         better = state.take_better(rows, move)
         eased = np.maximum(damping[rows] / 8, 1e-12)
         damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
         settled = (gain <= _SETTLED * state.value[rows]) & (damping[rows] < 1e-10)
-        if measured:  # no step is better, and rounding does more
-            settled |= ~better & central[rows] & (state.value[rows] < _FINE)
         over = settled | (state.value[rows] == 0) | (~better & (damping[rows] > 1e6))
         alive[rows] &= ~over
         # Where a step fails, the derivatives may not be good enough for it.
-        anew = rows[better | ~central[rows]]
-        central[rows[~better]] = True
+        anew = rows[better | ~state.central[rows]]
+        state.central[rows[~better]] = True
         jacobian[anew] = state.jacobian(anew)
-    deviation = _deviations(jacobian, state.value, free)
-    # Central steps are long and may go across a kink; others see less of a narrow valley.
-    both = np.flatnonzero(central)
-    central[:] = False
-    other = _deviations(state.jacobian(both), state.value[both], free[both])
-    deviation[both] = np.maximum(deviation[both], other)
-    return state.named(every, state.x), state.value, deviation
+    return state.named(every, state.x), state.value, state.deviations(jacobian)
 
 
 def _move(jacobian: Array, left: Array, damping: Array) -> tuple[Array, Array]:

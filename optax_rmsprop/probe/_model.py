@@ -279,34 +279,33 @@ class _Averages:
 
 
 def _averages(rules: Rules, g: Array, start: Array) -> _Averages:
-    keep, seen = rules.numbers[:, FORGETS, None, None], np.ones((len(g), g.shape[1], 1))
+    keep, seen = rules.numbers[:, FORGETS, None, None], np.ones((*g.shape[:2], 1))
     if rules.corrected.any():
         seen = _seen(keep, np.arange(1, int(g.shape[1]) + 1)[:, None])
-    decay = 1 - keep
-    square = _filtered(keep * (g * g), decay, start)
-    rows = np.flatnonzero(rules.centered)
-    if not len(rows):
-        return _Averages(start, square, None, seen)
-    mean = np.zeros_like(g)
-    x, keep, decay, seen_, corrected = (
-        y[rows] for y in (g, keep, decay, seen, rules.corrected[:, None, None])
-    )
-    means = _filtered(keep * x, decay)
-    # From the mean before each gradient; the first one has none.
-    center, share = np.zeros_like(x), np.where(corrected, 0.0, np.ones_like(seen_))
-    before = seen_[:, :-1]
-    center[:, 1:] = means[:, :-1] / np.where(corrected & (before > 0), before, 1)
-    share[:, 1:] = np.where(corrected, before / seen_[:, 1:], 1.0)
-    square[rows] = _filtered(keep * decay * share * (x - center) ** 2, decay, start[rows])
-    mean[rows] = means
+    square, mean = _filtered(keep * (g * g), 1 - keep, start), None
+    if rules.centered.any():
+        rows = np.flatnonzero(rules.centered)
+        mean = np.zeros_like(g)
+        mean[rows] = _filtered(keep[rows] * g[rows], 1 - keep[rows])
+        square[rows] = _variance(rules.take(rows), g[rows], start[rows], mean[rows], seen[rows])
     return _Averages(start, square, mean, seen)
 
 
-def _filtered(x: Array, keep: Array, start: Any = 0.0) -> Array:
-    """What becomes of a value of which each step keeps a part, and adds x [B, T, N] to it."""
-    x[:, 0] += keep[:, 0] * start
+def _variance(rules: Rules, g: Array, start: Array, mean: Array, seen: Array) -> Array:
+    """The variances [B, T, N], from the mean before each gradient; the first has none."""
+    keep, corrected = rules.numbers[:, FORGETS, None, None], rules.corrected[:, None, None]
+    center, share = np.zeros_like(g), np.where(corrected, 0.0, np.ones_like(seen))
+    before = seen[:, :-1]
+    center[:, 1:] = mean[:, :-1] / np.where(corrected & (before > 0), before, 1)
+    share[:, 1:] = np.where(corrected, before / seen[:, 1:], 1.0)
+    return _filtered(keep * (1 - keep) * share * (g - center) ** 2, 1 - keep, start)
+
+
+def _filtered(x: Array, kept: Array, start: Any = 0.0) -> Array:
+    """Sums of x [B, T, N], in its place, of which each step keeps a part [B, 1, 1]."""
+    x[:, 0] += kept[:, 0] * start
     for t in range(1, x.shape[1]):
-        x[:, t] += keep[:, 0] * x[:, t - 1]
+        x[:, t] += kept[:, 0] * x[:, t - 1]
     return x
 
 

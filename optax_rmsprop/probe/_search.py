@@ -660,7 +660,9 @@ class _Trials:
         tried whose parts begin best.
         """
         without = min([*map(self.begins, list(self._early)), *self._alone.values()])
-        for option in sorted(options, key=self.promise)[:_FIRST] if without > _NEARER else []:
+        if without <= _NEARER:  # a number that is hidden, and no option that is missing
+            return none()
+        for option in sorted(options, key=self.promise)[:_FIRST]:
             if not option.rare and self.begins(option) < without / 2:
                 found = self.found(option)
                 if len(found) and found.cost.min() < CLEAR * without:
@@ -673,9 +675,8 @@ class _Trials:
             found = self.found(option)
             if option not in self._fits:
                 continue
-            helps = option == Option() or self._alone[option] < _HELPS * self._alone.get(
-                Option(), np.inf
-            )
+            without = self._alone.get(Option(), np.inf)
+            helps = option == Option() or self._alone[option] < _HELPS * without
             for near in (NEAR, _NEARER):
                 if not len(found) and helps and self._fits[option].cost.min() < near:
                     better = polished(self._fits[option], self._data[option.caution][1])
