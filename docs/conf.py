@@ -15,7 +15,7 @@ author = copyright = "The optax_rmsprop authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "*.md", "*/results/*.md", "examples/**.md", "index.html"]
+include_patterns = ["docs/**.md", "*.md", "*/results/**.md", "examples/**.md", "index.html"]
 include_patterns += ["notebooks/*.ipynb"]
 exclude_patterns = ["README.md", ".*", "**/.*", "build", "dist", "runs", "tests", "optax_rmsprop"]
 suppress_warnings = ["myst.header"]
