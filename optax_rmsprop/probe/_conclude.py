@@ -16,12 +16,14 @@ from ._others import Other, others
 from ._report import Report
 from ._search import (
     COARSE,
+    LEAVES,
     LIMIT,
     Fits,
     Option,
     best,
     free_numbers,
     misfit,
+    remainder,
     remembers,
     spread,
     starts,
@@ -37,10 +39,10 @@ _FORMATS = {
 _LEAST_DECAY = 1e-6
 # How well a decay is known, on the scale of the fit, where past gradients have a part.
 _REMEMBERS = 1e-3
-# The largest error of a rule that is named, relative to the largest change of a coordinate.
-_EXPLAINS = 0.1
 # How many units of the last place a coordinate has to move by, or else it shows only rounding.
 _MOVES = 64.0
+# And how many units show little more than rounding, where most steps show nothing.
+_FEW = 4.0
 # What is tried where no constant rate explains a run.
 _AT_ANY_RATES = (
     Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
@@ -59,6 +61,15 @@ def unit_of(values: Array) -> float:
         if len(values) > 2 and np.all((exponent <= largest) & (np.fmod(values, spacing) == 0)):
             return unit
     return 2.0**-53
+
+
+def is_hidden(run: Run) -> bool:
+    """Whether parameters seldom move, and then by a few units in the last place."""
+    told = run.valid & (run.grads != 0)
+    largest = np.maximum(np.abs(run.params[1:]), np.abs(run.params[:-1]))
+    place = 2 * run.unit * np.exp2(np.frexp(largest)[1] - 1.0)
+    change = np.abs(run.changes)
+    return bool((change[told] > 0).mean() < 0.5 and (change <= _FEW * place)[run.valid].all())
 
 
 def with_unit(runs: Any, unit: float) -> Any:
@@ -97,18 +108,31 @@ _Ranked: TypeAlias = list[tuple[tuple[int, ...], str, Rule, Finding]]  # place, 
 def _ranked(
     findings: list[Finding], ratio: float | None, written: Callable[[Rule], Rule] | None
 ) -> _Ranked:
-    """The rules that the data do not tell apart, dialects and the simplest of them first."""
+    """The rules that the data do not tell apart, those of short numbers first.
+
+    Of these dialects, and the simplest of them.
+    """
     ranked: _Ranked = []
     for finding in findings:
         # With the rates that were given, as what a decay loses is in terms of them.
         shown = finding
         if written is not None:
-            shown = dataclasses.replace(finding, rule=written(finding.rule))
+            alike = tuple(map(written, finding.alike))
+            shown = dataclasses.replace(finding, rule=written(finding.rule), alike=alike)
         for rule in members(shown, ratio):
             rank, call = next(calls(rule))
             switched = rule.centered + rule.corrected + rule.nesterov + rule.caution
-            ranked.append(((rank, switched, len(ranked)), call, rule, finding))
+            place = (_is_long(finding.rule), rank, switched, len(ranked))
+            ranked.append((place, call, rule, finding))
     return sorted(ranked, key=lambda entry: entry[0])
+
+
+def _is_long(rule: Rule) -> bool:
+    """Whether a number has more digits than one would write, as where a fit makes up for another.
+
+    An ε or a start that makes up for another does so in the rate, or in the decay.
+    """
+    return any(float(f"{x:.8g}") != x for x in (rule.lr, rule.decay, rule.momentum))
 
 
 def _left_open(
@@ -334,8 +358,7 @@ def fits_all(finding: Finding, run: Run) -> bool:
     """Whether a rule explains the steps that it was not fitted to as well."""
     # Errors of the fitted numbers add to those of rounding.
     near = misfit(finding.rules, run)[0][0] <= 2 * LIMIT
-    # A rule that rounding could make anything of explains nothing.
-    return bool(near) and check_error(finding, (run,)) < _EXPLAINS
+    return bool(near) and bool(remainder(finding.rules, run)[0] < LEAVES)
 
 
 def misfits(finding: Finding, run: Run) -> Array:

@@ -30,6 +30,7 @@ from ._search import (
     explained,
     explore,
     join,
+    misfit,
     none,
     polished,
     refined,
@@ -46,7 +47,12 @@ Start: TypeAlias = Callable[[Array], Step]
 _PATTERN = np.array([0.5, 0.75, 1.0, 1.25, 1.5, 2.0])
 _MAGNITUDES = {2.0**-53: (-66, 30), 2.0**-24: (-52, 30), 2.0**-8: (-52, 30), 2.0**-11: (-10, 6)}
 _SMALL = 6  # entries of the first experiments
-_ASIDE = 2.0**-6  # where parameters begin that show weight decay
+_ASIDE = 2.0**-6  # where parameters begin at most that show weight decay
+# How many units of rounding a step is at least beside the parameters of the check.
+_SEEN = 2.0**6
+# What rounding leaves at least, in units of what it may do: less is not of rounding, but of a rule
+# that is near to the right one.
+_NOISE = 0.01
 _FORGETTING = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4)
 _MOMENTA = (0.0, 0.5, 0.9, 0.99)
 
@@ -133,7 +139,13 @@ class _Box:
     play: Play
     coupled: bool
     unit: float
+    size: float  # of parameters beside which a step is seen, 1 at most
     falls: float = 0.0  # the rate is divided by 1 + falls·count
+
+    @property
+    def aside(self) -> float:
+        """Where parameters begin that show weight decay."""
+        return min(_ASIDE, self.size)
 
     @functools.cached_property
     def bound(self) -> float:
@@ -166,7 +178,7 @@ def _identified(play: Play, falls: float = 0.0) -> Report:
     if not (first[1:] != 0).any():
         return conclude.nothing(["the parameters do not change"], 2.0**-53)
     unit = conclude.unit_of(first[1:])
-    box = _Box(play, _couples(play, unit), unit, falls)
+    box = _Box(play, _couples(play, unit), unit, _size(first, unit), falls)
     sweep, check = _sweep(box), _check(box)
     found, everything, unit = _explained(box, sweep)
     begins = sweep.moves[0].any()
@@ -219,6 +231,12 @@ def _falling(box: _Box, sweep: Run) -> float:
     return 0.0
 
 
+def _size(first: Array, unit: float) -> float:
+    """The largest power of 2, up to 1, beside which the steps of a run are seen."""
+    step = np.nanmax(np.abs(np.diff(first, axis=0)), initial=0.0, where=np.isfinite(first[1:]))
+    return min(1.0, 2.0 ** np.floor(np.log2(step / (_SEEN * unit))))
+
+
 def _gradients(size: int, steps: int, seed: int, exponents: tuple[int, int]) -> Array:
     """Signs and sizes that never repeat, at magnitudes from one power of 2 to another."""
     rng = np.random.default_rng(seed)
@@ -238,7 +256,7 @@ def _couples(play: Play, unit: float) -> bool:
 
 
 def _sweep(box: _Box) -> Run:
-    """Ten steps at every magnitude from parameters of 0, and at every second from ± `_ASIDE`.
+    """Ten steps at every magnitude from parameters of 0, and at every second from some aside.
 
     The first gradients of these are those of the columns of the same magnitude that begin at 0.
     """
@@ -247,7 +265,7 @@ def _sweep(box: _Box) -> Run:
     zeros, others = _gradients(count, 10, 2, (low, high)), _gradients(count, 10, 3, (low, high))
     aside = np.concatenate([others[:, ::2], -others[:, ::2]], 1)
     aside[0] = np.tile(zeros[0, ::2], 2)
-    beside = np.repeat([_ASIDE, -_ASIDE], aside.shape[1] // 2)
+    beside = np.repeat([box.aside, -box.aside], aside.shape[1] // 2)
     start = np.concatenate([np.zeros(count), beside])
     return box.run(start, np.concatenate([zeros, aside], 1))
 
@@ -294,7 +312,8 @@ def _check(box: _Box) -> Run:
     """Gradients as a training run may have them."""
     rng = np.random.default_rng(5)
     gradients = _gradients(16, 30, 6, (-13, 5) if box.unit != 2.0**-11 else (-4, 2))
-    return box.together(rng.choice([-1.0, 1.0], 16) * rng.choice(_PATTERN, 16), gradients)
+    params = box.size * rng.choice([-1.0, 1.0], 16) * rng.choice(_PATTERN, 16)
+    return box.together(params, gradients)
 
 
 def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
@@ -323,7 +342,9 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
             return found, join(list(tried.values())), sweep.unit
     everything = join([none(), *tried.values()])
     if sweep.unit == 2.0**-53:
-        found = explained(everything, conclude.with_unit(sweep, 2.0**-24))
+        coarse = conclude.with_unit(sweep, 2.0**-24)
+        found = explained(everything, coarse)
+        found = found.take(misfit(found.rules, coarse)[1] > _NOISE)
         if len(found):  # or what is there was not fitted to the end
             better = polished(polished(join([found, everything]), sweep), sweep)
             exact = explained(better, sweep)
@@ -348,7 +369,7 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
     maximize = bool((np.sign(change[large]) == np.sign(sweep.grads[0, large])).mean() > 0.5)
     clipped = len(_bounds(box)) > 0
     options: list[Option] = []
-    for kind in _decays(sweep):
+    for kind in _decays(box, sweep):
         signs = (maximize, not maximize) if kind == model.L2 else (maximize,)
         clips = [model.NO_CLIP]
         if clipped:
@@ -376,11 +397,11 @@ def _aside(sweep: Run) -> tuple[Array, Array, Array]:
     return change[count:].reshape(2, -1), change[:count:2], np.abs(sweep.grads[0, :count:2])
 
 
-def _decays(sweep: Run) -> list[int]:
+def _decays(box: _Box, sweep: Run) -> list[int]:
     """The kinds of weight decay that the first step allows."""
     aside, still, _ = _aside(sweep)
     with np.errstate(all="ignore"):
-        rounding = 16 * sweep.unit * (np.abs(still) + _ASIDE)
+        rounding = 16 * sweep.unit * (np.abs(still) + box.aside)
         seen = np.isfinite(still) & np.isfinite(aside).all(0)
         difference, rounding = (aside - still)[:, seen], rounding[seen]
     if (np.abs(difference) <= rounding).all():
@@ -390,13 +411,13 @@ def _decays(sweep: Run) -> list[int]:
     return [model.L2, model.DECOUPLED]
 
 
-def _weights(sweep: Run) -> Array:
+def _weights(box: _Box, sweep: Run) -> Array:
     """L2 decays to begin with: where one turns the first step around, it outweighs the gradient."""
     aside, still, sizes = _aside(sweep)
     with np.errstate(invalid="ignore"):
         turned = sizes[(np.sign(aside) * np.sign(still) < 0).any(0)]
     least = turned.max() if turned.size else sizes.min() / 16
-    return least / _ASIDE * np.array([1.0, 2.5])
+    return least / box.aside * np.array([1.0, 2.5])
 
 
 def _bounds(box: _Box) -> Array:
@@ -417,7 +438,7 @@ def _bounds(box: _Box) -> Array:
 def _starts(few: Run, box: _Box, sweep: Run, option: Option) -> tuple[Rules, Array]:
     """Numbers to begin with, from where the first step stops to depend on the gradient."""
     crossing, threshold = _crossing(sweep)
-    weights = _weights(sweep) if option.kind == model.L2 else np.zeros(1)
+    weights = _weights(box, sweep) if option.kind == model.L2 else np.zeros(1)
     bounds = _bounds(box) if option.clip != model.NO_CLIP else np.ones(1)
     numbers: list[Any] = []
     switches: list[Any] = []

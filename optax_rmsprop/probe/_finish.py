@@ -38,6 +38,8 @@ _NAMES = {
     LR: "learning_rate", FORGETS: "decay", EPS: "eps", SCALE: "initial_scale",
     MOMENTUM: "momentum", LAMBDA: "weight_decay", BOUND: "clip_value",
 }  # fmt: skip
+# Denominators that are the same without ε.
+_WITHOUT_EPS = (model.INSIDE, model.OUTSIDE, model.FLOOR, model.SUBTRACTED)
 _NORMS = (model.CLIP_LEAF, model.CLIP_ALL)
 CLIP_NORM = "clip_norm"  # a number of a rule that is no switch of a report
 # From how many standard deviations on a value is refused, and which deviation says too little.
@@ -64,6 +66,7 @@ class Finding:
     rules: Rules  # the same, as one hypothesis
     open: dict[str, list[float]]  # switch -> the least and the largest value that remain
     unseen: tuple[int, ...] = ()  # the kinds of weight decay that would not be seen
+    alike: tuple[Rule, ...] = ()  # with other denominators, where ε is as good as none
 
 
 def finish(fits: Fits, runs: Runs) -> list[Finding]:
@@ -84,6 +87,7 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
     values, vague = fits.rules.numbers, fits.free & ~(fits.deviation < _VAGUE)
     near_1 = fits.free[:, SCALE] & (np.abs(np.log(values[:, SCALE] + 1e-300)) < 0.1)
     vague[:, BOX] = np.isfinite(values[:, BOX])
+    vague[:, BOUND] = fits.free[:, BOUND]  # at the largest gradient one side alone sees a bound
     usual = [
         (EPS, 0.0, fits.free[:, EPS]), (SCALE, 0.0, fits.free[:, SCALE]),
         (SCALE, 1.0, vague[:, SCALE] | near_1), (MOMENTUM, 0.0, vague[:, MOMENTUM]),
@@ -104,7 +108,29 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
         if vague[:, number].any():
             fewer = fits.rules.take(vague[:, number]).replace(**absent)
             parts.append(fitted(fewer, runs, 30, None, _NEAR))
-    return join(parts)
+    return join([*parts, *_with_other_decays(fits, runs), *_with_other_places(fits, runs)])
+
+
+def _with_other_decays(fits: Fits, runs: Runs) -> list[Fits]:
+    """The hypotheses with a weight decay of the other kind, which a steady divisor hides."""
+    parts: list[Fits] = []
+    for kind, other in ((model.L2, model.DECOUPLED), (model.DECOUPLED, model.L2)):
+        rows = fits.rules.kind == kind
+        rows &= fits.rules.clip != model.CLIP_AFTER  # which clips a coupled decay
+        if rows.any():
+            parts.append(fitted(fits.rules.take(rows).replace(kind=other), runs, 30, None, _NEAR))
+    return parts
+
+
+def _with_other_places(fits: Fits, runs: Runs) -> list[Fits]:
+    """The hypotheses with ε elsewhere, where little is known of it."""
+    parts: list[Fits] = []
+    for place, other in ((model.INSIDE, model.OUTSIDE), (model.OUTSIDE, model.INSIDE)):
+        rows = (fits.rules.denominator == place) & (fits.deviation[:, EPS] > 1e-3)
+        if rows.any():
+            moved = fits.rules.take(rows).replace(denominator=other)
+            parts.append(fitted(moved, runs, 30, fits.free[rows], _NEAR))
+    return parts
 
 
 def _finding(fit: Fits, runs: Runs) -> Finding:
@@ -118,7 +144,7 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     values = fit.rules.numbers[0]
     ranges = _hull(ranges, np.stack([values, values], 1))
     ranges = _hull(ranges, _in_any_unit(fit, runs))
-    fit = _with_usual_eps(fit, ranges[EPS])
+    fit = _with_usual_eps(fit, ranges[EPS], runs)
     names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in _NORMS else {})
     known = _tolerance(each(runs)[0].unit)
     left = {
@@ -129,7 +155,8 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     unseen = _unseen_decays(fit, runs)
     if unseen:
         left["weight_decay"] = _rounded_outwards(0.0, max(unseen.values()))
-    return Finding(rule_of(fit.rules), fit.rules, left, tuple(unseen))
+    alike = _with_other_denominators(fit, runs) if left.get("eps", [1.0])[0] == 0 else ()
+    return Finding(rule_of(fit.rules), fit.rules, left, tuple(unseen), alike)
 
 
 def _unseen_decays(fit: Fits, runs: Runs) -> dict[int, float]:
@@ -198,14 +225,40 @@ def _width(values: Array, spread: Array, number: int, unit: float) -> float:
     return _SURE * spread[number] + 32 * unit / max(near_1, unit)
 
 
-def _with_usual_eps(fit: Fits, interval: Array) -> Fits:
+def _with_usual_eps(fit: Fits, interval: Array, runs: Runs) -> Fits:
     """The ε that is usual with the rule, where one that is as good as none may be it."""
     usual = default_eps(rule_of(fit.rules)) if interval[0] == 0 < interval[1] else None
     if usual is None or usual > interval[1]:
         return fit
-    numbers = fit.rules.numbers.copy()
-    numbers[:, EPS] = usual
-    return dataclasses.replace(fit, rules=fit.rules.of(numbers))
+    rules = _of_eps(fit.rules, usual)
+    return dataclasses.replace(fit, rules=rules) if _does_as_well(rules, fit, runs) else fit
+
+
+def _with_other_denominators(fit: Fits, runs: Runs) -> tuple[Rule, ...]:
+    """The rules with other denominators, and their usual ε or none, that explain as much."""
+    found: list[Rule] = []
+    for denominator in _WITHOUT_EPS:
+        if denominator == fit.rules.denominator[0]:
+            continue
+        if denominator == model.SUBTRACTED and not fit.rules.centered[0]:
+            continue
+        none = _of_eps(fit.rules.replace(denominator=denominator), 0.0)
+        usual = default_eps(rule_of(none))
+        tried = [none] if usual is None else [_of_eps(none, usual), none]
+        found += [rule_of(rules) for rules in tried if _does_as_well(rules, fit, runs)][:1]
+    return tuple(found)
+
+
+def _of_eps(rules: Rules, eps: float) -> Rules:
+    numbers = rules.numbers.copy()
+    numbers[:, EPS] = eps
+    return rules.of(numbers)
+
+
+def _does_as_well(rules: Rules, fit: Fits, runs: Runs) -> bool:
+    """Whether a rule explains what a fit does, and leaves as little."""
+    largest, mean = misfit(rules, runs)
+    return bool(largest[0] <= LIMIT and mean[0] <= 1.5 * misfit(fit.rules, runs)[1][0] + 0.02)
 
 
 def _rounded_outwards(low: float, high: float) -> list[float]:
@@ -360,16 +413,7 @@ def members(finding: Finding, ratio: float | None) -> list[Rule]:
     shows no denominator. `ratio` is that of each rate to the one before, if it is always the same:
     a rate that falls so is the same in the buffer, with a smaller momentum.
     """
-    rule = finding.rule
-    found = [rule]
-    interval = finding.open.get("eps", [rule.eps, rule.eps])
-    if interval[0] == 0 and rule.denominator in _POWERS:
-        found += [
-            _without_eps(rule, denominator, interval[1])
-            for denominator in _POWERS
-            if denominator != rule.denominator
-            and (rule.centered or denominator != model.SUBTRACTED)
-        ]
+    rule, found = finding.rule, [finding.rule, *finding.alike]
     if ratio is None:
         return found
     if rule.momentum > 0 and (ratio == 1 or not rule.nesterov):
@@ -383,15 +427,3 @@ def members(finding: Finding, ratio: float | None) -> list[Rule]:
             dataclasses.replace(r, kind=model.DECOUPLED_UNSCALED, weight=weight) for r in found
         ]
     return found
-
-
-# ε inside the root is a square.
-_POWERS = {model.INSIDE: 2, model.OUTSIDE: 1, model.FLOOR: 1, model.SUBTRACTED: 2}
-
-
-def _without_eps(rule: Rule, denominator: int, highest: float) -> Rule:
-    """The rule with another denominator, and the usual ε of that where it is small enough."""
-    bound = highest ** (_POWERS[denominator] / _POWERS[rule.denominator])
-    rule = dataclasses.replace(rule, eps=0.0, denominator=denominator)
-    usual = default_eps(rule)
-    return dataclasses.replace(rule, eps=usual) if usual and usual <= bound else rule

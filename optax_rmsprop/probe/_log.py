@@ -139,6 +139,9 @@ def _searched(run: Run, seen: Run, given: bool) -> _Searched:
 def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Report:
     if not run.moves.any():
         return conclude.nothing(["the parameters do not change"], run.unit)
+    if conclude.is_hidden(run):
+        text = f"rounding the parameters to {conclude.PRECISIONS[run.unit]} hides most of the steps"
+        return conclude.nothing([f"{text}, and leaves little of the others"], run.unit)
     steps, given = len(run.grads), learning_rates is not None
     seen = run.steps(min(steps - (steps // 5 if steps >= 5 else 0), _STEPS))
     searched = _searched(run, seen, given)
@@ -158,8 +161,11 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     if not checked:
         late, call = conclude.first_misfit(findings[0], every), next(calls(findings[0].rule))[1]
         text = f"{call} explains the steps before step {late}, and not that one"
-        if not 0 < late < len(every.grads):
+        if late == 0:
             text = f"the nearest rule, {call}, leaves more than rounding"
+        elif late == len(every.grads):
+            text = f"rounding to {conclude.PRECISIONS[unit]} leaves too little of the steps to name "
+            text += f"a rule; one that agrees with what is left is {call}"
         return conclude.nothing([text], unit, conclude.check_error(findings[0], (every,), start))
     scale = checked[0].rule.lr
     if given and abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:

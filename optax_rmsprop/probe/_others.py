@@ -513,7 +513,14 @@ def _other(fitted: _Fitted, run: Run) -> Other:
     free = hypotheses.free[0]
     numbers = {name: values[column] for column, name in shown.items() if free[column]}
     name = {("Adam", DECOUPLED): "AdamW"}.get((kind.name, option.decay), kind.name)
-    written = [f"{key}={value!r}" for key, value in numbers.items()]
+    texts = {name: repr(value) for name, value in numbers.items()}
+    if np.ptp(run.rates) == 0:
+        numbers["lr"] = _shortest(values[LR] * run.rates[0], 4 * run.unit * values[LR])
+        texts["lr"] = repr(numbers["lr"])
+    elif run.rates[0] != 1:  # they are given
+        factor = "" if numbers["lr"] == 1 else f"{texts['lr']}*"
+        texts["lr"] = f"{factor}learning_rates"
+    written = [f"{name}={text}" for name, text in texts.items()]
     written += ["maximize=True"] * (values[SIGN] < 0)
     notes = [kind.detail, kind.place if free[EPS] or free[EXTRA] else ""]
     notes += [_DECAYS[option.decay] * (name != "AdamW"), _CLIPS[option.clip]]

@@ -46,6 +46,9 @@ RARE = [
 # Above this a residual is no rounding: the bound of the error analysis, and room for another order
 # of the same operations.
 LIMIT = 4.0
+# Which part of the changes a rule leaves at most: what rounding could make anything of explains
+# nothing. In bfloat16 a step of two units in the last place is known to a seventh.
+LEAVES = 0.25
 # Of how many changes the spread of what is left can be compared.
 SEVERAL = 50
 # How many values of a number are tried, from far below the gradients to far above.
@@ -249,7 +252,8 @@ def _weights(run: Run, option: Option) -> tuple[float, ...]:
         return (0.0,)
     g, p = (np.abs(x[run.valid]) for x in (run.grads, run.params[:-1]))
     size = float(np.median(p[p > 0])) if (p > 0).any() else 1.0
-    share = max(float(np.median(g)) / size, 1e-30)
+    typical = float(np.median(g[g > 0])) if (g > 0).any() else 0.0
+    share = max(typical / size, 1e-30)
     return tuple(factor * share for factor in (0.01, 0.1, 1.0, 10.0, 100.0))
 
 
@@ -510,6 +514,24 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     return ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
 
 
+def remainder(rules: Rules, runs: Runs) -> Array:
+    """Which part of the changes hypotheses leave, in the root mean square.
+
+    Those of a coordinate are relative to its largest. One that moves by its rounding says nothing,
+    if others say more.
+    """
+    squares, whole = np.zeros(len(rules)), 0.0
+    for run in each(runs):
+        changes = run.changes * run.valid
+        size = np.abs(changes).max(0, initial=0.0)
+        moves = size > 16 * run.unit * np.abs(run.params).max(0)
+        moves = moves if moves.any() else size > 0
+        residual = (model.simulate(rules, run) - run.changes) * run.valid
+        squares += ((residual[..., moves] / size[moves]) ** 2).sum((1, 2))
+        whole += float(((changes[:, moves] / size[moves]) ** 2).sum())
+    return np.sqrt(squares / whole) if whole else squares
+
+
 def explained(fits: Fits, runs: Runs) -> Fits:
     """Those that leave nothing but rounding, the simpler of those that differ by a number."""
     told = ~_turns_little(fits.rules) & remembers(fits.rules)
@@ -522,6 +544,7 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), _chance(runs))))
     largest, mean = misfit(fits.rules, runs)
     good = (largest <= LIMIT) & _is_told(fits.rules, runs)
+    good[good] = remainder(fits.rules.take(good), runs) < LEAVES
     if not good.any():
         return fits.take(np.zeros(0, int))
     if sum(run.valid.sum() for run in each(runs)) > SEVERAL:
