@@ -33,6 +33,7 @@ CHECKED = {"float64": 1e-6, "float32": 2 / 64}
 SHORT_LOGS = {("torch", "float64", 0), ("keras", "float64", 1), ("tensorflow1", "float32", 0)}
 SHORT_LOGS |= {("mindspore", "float32", 0), ("rmsprop", "float32", 0), ("rmsprop", "float64", 1)}
 SHORT_LOGS |= {("tensorflow1", "float64", 1), ("torchopt", "float64", 0)}  # decays near 1
+SHORT_LOGS |= {("torchopt", "float64", 1)}  # which a bound at the largest gradient fits, too
 SHORT_BOXES = {("rmsprop", "float64", 0), ("stable_baselines3", "float64", 0)}
 SHORT_BOXES |= {("timm", "float32", 0), ("mxnet2", "float64", 0), ("pfrl", "float64", 1)}
 
@@ -672,6 +673,16 @@ def test_a_box_is_asked_for_a_decay_that_its_first_step_hides(monkeypatch):
     assert report.calls and not wrong(report, truth.switches, NUMBERS["float32"])
 
 
+@pytest.mark.parametrize("initial", [1.0, 0.1])
+def test_a_box_with_caution_is_asked_for_such_a_decay_too(initial):
+    truth = rule(
+        initial_scale=initial, learning_rate=1e-4, momentum=0.95, caution=True,
+        weight_decay=5e-4, weight_decay_kind="l2",
+    )  # fmt: skip
+    report = probe.identify(box(truth, np.float32))
+    assert report.calls and not wrong(report, truth.switches, NUMBERS["float32"]), report
+
+
 def test_a_log_to_which_nothing_can_be_fitted_is_told(monkeypatch):
     monkeypatch.setattr(search, "_begun", lambda *_: None)
     log, grads = inputs(np.random.default_rng(0), steps=5, size=3)[1], np.ones((4, 3))
@@ -789,6 +800,99 @@ def test_bfloat16_leaves_are_never_guessed():
     report = probe.identify_log([{"w": x} for x in after], [{"w": g} for g in grads])
     assert report.rule["precision"] == "bfloat16"
     assert not report.calls or not wrong(report, truth.switches, 0.05), report
+
+
+@pytest.mark.parametrize(("switches", "rate"), [
+    ({"eps": 1e-8}, 2e-5), ({"momentum": 0.8, "eps": 1e-6}, 3e-3),
+    ({"denominator": "outside", "centered": True, "decay": 0.95}, 1e-4),
+    ({"weight_decay": 0.01, "weight_decay_kind": "l2"}, 0.1),
+])  # fmt: skip
+def test_a_box_of_bfloat16_is_named_at_any_rate(switches, rate):
+    truth = rule(learning_rate=rate, **switches)
+    report = probe.identify(box(truth, np.float32, stored=jnp.bfloat16))
+    assert report.rule["precision"] == "bfloat16"
+    assert report.calls and not wrong(report, truth.switches, 0.05), report
+
+
+@pytest.mark.parametrize("rate", [1e-5, 2e-4])
+def test_steps_that_rounding_hides_name_nothing(rate):
+    truth, (p, grads) = rule(learning_rate=rate), inputs(np.random.default_rng(15))
+    p, grads = (np.asarray(x, jnp.bfloat16).astype(np.float32) for x in (p, grads))
+    log = played(box(truth, np.float32, stored=jnp.bfloat16), p, grads).astype(jnp.bfloat16)
+    (text,) = probe.identify_log(log, grads).contradictions
+    assert "rounding the parameters to bfloat16 hides most of the steps" in text or (
+        text == "the parameters do not change"
+    )
+
+
+def test_in_bfloat16_a_step_of_two_units_is_enough():
+    truth, (p, grads) = rule(learning_rate=4e-3, decay=0.97), inputs(np.random.default_rng(3))
+    p, grads = (np.asarray(x, jnp.bfloat16).astype(np.float32) for x in (p, grads))
+    log = played(box(truth, np.float32, stored=jnp.bfloat16), p, grads).astype(jnp.bfloat16)
+    report = probe.identify_log(log, grads)
+    assert report.calls and not wrong(report, truth.switches, 0.05), report
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_a_decay_is_named_where_most_gradients_are_zero(share, dtype):
+    truth, rng = rule(
+        denominator="outside", decay=0.99, learning_rate=1e-3, momentum=0.9,
+        weight_decay=1e-4, weight_decay_kind="l2",
+    ), np.random.default_rng(16)  # fmt: skip
+    p, grads = inputs(rng)
+    grads = grads * (rng.random(grads.shape) < share)
+    check(probe.identify_log(log_of(truth, p, grads, dtype), grads.astype(dtype)),
+          truth, p, grads, dtype)  # fmt: skip
+
+
+def test_a_decay_that_a_steady_divisor_hides_is_of_the_right_kind():
+    """Near ν₀ all are divided by one number, and a decay of the other kind is close."""
+    truth, rng = rule(
+        denominator="outside", initial_scale=1.0, decay=0.95, learning_rate=0.1, eps=1e-7,
+        weight_decay=1e-5, weight_decay_kind="l2",
+    ), np.random.default_rng(0)  # fmt: skip
+    p, grads = inputs(rng, size=60)
+    grads *= rng.random(grads.shape) < 0.4
+    report = probe.identify_log(log_of(truth, p, grads, "float32"), grads.astype(np.float32))
+    assert report.calls and not wrong(report, truth.switches, 0.05), report
+
+
+@pytest.mark.parametrize(("denominator", "eps"), [
+    ("outside", 0.0), ("inside", 0.0), ("floor", 1e-8), ("outside", 1e-10),
+])  # fmt: skip
+def test_every_call_without_an_eps_reproduces_the_run(denominator, eps):
+    """What is no ε for one denominator is one for another."""
+    truth = rule(denominator=denominator, eps=eps, decay=0.99, learning_rate=1e-3)
+    p, grads = inputs(np.random.default_rng(1), steps=20, size=20)
+    log = log_of(truth, p, grads)
+    report = probe.identify_log(log, grads)
+    assert report.calls and not wrong(report, truth.switches, 1e-6), report
+    for call in report.calls:
+        after = continued(evaluate(call), p, grads)
+        np.testing.assert_allclose(after, log, rtol=0, atol=1e-12, err_msg=call)
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_the_place_of_a_small_eps_beside_a_large_start_is_open(seed):
+    truth, rng = (
+        rule(denominator="outside", eps=1e-6, initial_scale=1.0, decay=0.999, learning_rate=1e-4),
+        np.random.default_rng(seed),
+    )
+    grads, p = 0.01 * rng.normal(size=(50, 5)), 0.3 * rng.normal(size=5)
+    report = probe.identify_log(log_of(truth, p, grads), grads)
+    assert not wrong(report, truth.switches, 1e-6), report
+    assert set(report.undetermined["denominator"]) == {"inside", "outside"}
+
+
+def test_what_is_near_a_box_of_float64_is_no_box_of_float32():
+    truth = rule(
+        eps=1e-5, initial_scale=1.0, decay=0.999, learning_rate=1e-3, momentum=0.5,
+        centered=True, clip_norm=0.1,
+    )  # fmt: skip
+    report = probe.identify(box(truth))
+    assert report.calls and not wrong(report, truth.switches, 1e-5), report
+    assert report.rule["precision"] == "float64"
 
 
 def test_one_step_leaves_open_what_it_cannot_show():

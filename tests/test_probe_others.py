@@ -468,3 +468,15 @@ def test_runs_of_other_shapes(shape):
     run = recorded(optax.adam(0.01, eps=1e-3), np.random.default_rng(7), np.float64, **shape)
     found, *_ = others(run)
     assert found.explains and found.text == "Adam(lr=0.01, b1=0.9, b2=0.999, eps=0.001)"
+
+
+@pytest.mark.parametrize(("rates", "share", "text"), [
+    (np.full(STEPS, 0.01), 1.0, "SGD(lr=0.01)"), (np.full(STEPS, 0.01), 0.5, "SGD(lr=0.005)"),
+    (np.linspace(1e-3, 0.02, STEPS), 1.0, "SGD(lr=learning_rates)"),
+    (np.linspace(1e-3, 0.02, STEPS), 0.5, "SGD(lr=0.5*learning_rates)"),
+])  # fmt: skip
+def test_the_rate_of_another_is_in_terms_of_those_that_are_given(rates, share, text):
+    p, grads = gradients(np.random.default_rng(0), np.float64)
+    moved = np.cumsum(share * rates[:, None] * grads, 0)
+    (reason,) = identify_log(np.concatenate([p[None], p - moved]), grads, rates).contradictions
+    assert text in reason

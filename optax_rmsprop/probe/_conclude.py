@@ -122,6 +122,7 @@ def _ranked(
         for rule in members(shown, ratio):
             rank, call = next(calls(rule))
             switched = rule.centered + rule.corrected + rule.nesterov + rule.caution
+            switched += rule.denominator > model.OUTSIDE
             place = (_is_long(finding.rule), rank, switched, len(ranked))
             ranked.append((place, call, rule, finding))
     return sorted(ranked, key=lambda entry: entry[0])

@@ -344,8 +344,8 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     if sweep.unit == 2.0**-53:
         coarse = conclude.with_unit(sweep, 2.0**-24)
         found = explained(everything, coarse)
-        found = found.take(misfit(found.rules, coarse)[1] > _NOISE)
-        if len(found):  # or what is there was not fitted to the end
+        if len(found) and misfit(found.rules, coarse)[1].max() > _NOISE:
+            # Or what is there was not fitted to the end.
             better = polished(polished(join([found, everything]), sweep), sweep)
             exact = explained(better, sweep)
             return (exact, everything, sweep.unit) if len(exact) else (found, everything, 2.0**-24)
@@ -386,8 +386,12 @@ def _options(box: _Box, sweep: Run) -> list[Option]:
         ]
     stopped = bool((still & valid & (change == 0)).any())  # as where ε is subtracted
     options.sort(key=lambda option: option.rare != stopped)
-    unseen = Option(model.L2, maximize=maximize)  # a decay too small for the first step
-    return options if clipped or unseen in options else [*options, unseen]
+    if clipped:
+        return options
+    # With a decay too small for the first step.
+    cautions = (True, False) if box.coupled else (False,)
+    unseen = [Option(model.L2, caution=caution, maximize=maximize) for caution in cautions]
+    return list(dict.fromkeys([*options, *unseen]))
 
 
 def _aside(sweep: Run) -> tuple[Array, Array, Array]:

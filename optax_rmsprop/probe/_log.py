@@ -164,8 +164,8 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
         if late == 0:
             text = f"the nearest rule, {call}, leaves more than rounding"
         elif late == len(every.grads):
-            text = f"rounding to {conclude.PRECISIONS[unit]} leaves too little of the steps to name "
-            text += f"a rule; one that agrees with what is left is {call}"
+            text = f"rounding to {conclude.PRECISIONS[unit]} leaves too little of the steps to tell"
+            text += f" a rule; one that agrees with what is left is {call}"
         return conclude.nothing([text], unit, conclude.check_error(findings[0], (every,), start))
     scale = checked[0].rule.lr
     if given and abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:

@@ -514,12 +514,8 @@ def _other(fitted: _Fitted, run: Run) -> Other:
     numbers = {name: values[column] for column, name in shown.items() if free[column]}
     name = {("Adam", DECOUPLED): "AdamW"}.get((kind.name, option.decay), kind.name)
     texts = {name: repr(value) for name, value in numbers.items()}
-    if np.ptp(run.rates) == 0:
-        numbers["lr"] = _shortest(values[LR] * run.rates[0], 4 * run.unit * values[LR])
-        texts["lr"] = repr(numbers["lr"])
-    elif run.rates[0] != 1:  # they are given
-        factor = "" if numbers["lr"] == 1 else f"{texts['lr']}*"
-        texts["lr"] = f"{factor}learning_rates"
+    if "lr" in numbers:
+        numbers["lr"], texts["lr"] = _rate(numbers["lr"], run)
     written = [f"{name}={text}" for name, text in texts.items()]
     written += ["maximize=True"] * (values[SIGN] < 0)
     notes = [kind.detail, kind.place if free[EPS] or free[EXTRA] else ""]
@@ -530,6 +526,16 @@ def _other(fitted: _Fitted, run: Run) -> Other:
     change = (simulate(hypotheses, run)[0] - run.changes) * run.valid
     error = float(np.sqrt((change**2).sum() / ((run.changes * run.valid) ** 2).sum()))
     return Other(name, numbers, text, fitted.explains, error)
+
+
+def _rate(factor: float, run: Run) -> tuple[float, str]:
+    """A factor of the rates as a rate, and as text: in terms of those that are given, and vary."""
+    if np.ptp(run.rates) == 0:
+        rate = _shortest(factor * float(run.rates[0]), 4 * run.unit * factor * float(run.rates[0]))
+        return rate, repr(rate)
+    if run.rates[0] == 1:
+        return factor, repr(factor)
+    return factor, "learning_rates" if factor == 1 else f"{factor!r}*learning_rates"
 
 
 _DECAYS = {
