@@ -873,6 +873,23 @@ def test_every_call_without_an_eps_reproduces_the_run(denominator, eps):
         np.testing.assert_allclose(after, log, rtol=0, atol=1e-12, err_msg=call)
 
 
+@pytest.mark.parametrize(("eps", "steps", "initial"), [(1e-10, 3, 0.1), (1e-5, 20, 0.0)])
+def test_an_eps_that_only_a_floor_hides_is_among_those_that_remain(eps, steps, initial):
+    truth = rule(denominator="floor", eps=eps, initial_scale=initial, momentum=0.9, nesterov=True)
+    p, grads = inputs(np.random.default_rng(2), steps=steps)
+    report = probe.identify_log(log_of(truth, p, grads), grads)
+    assert report.calls and not wrong(report, truth.switches, 1e-6), report
+
+
+def test_the_order_of_a_clip_and_a_decay_that_is_not_seen_is_open():
+    p, grads = inputs(np.random.default_rng(7))
+    p = 1e-3 * p
+    truth = rule(clip_value=float(np.float32(np.quantile(np.abs(grads), 0.7))), eps=1e-3)
+    report = probe.identify_log(log_of(truth, p, grads, "float32"), grads.astype(np.float32))
+    assert "l2" in report.undetermined["weight_decay_kind"]
+    assert report.undetermined["clip_before_decay"] == [None, True, False]
+
+
 @pytest.mark.parametrize("seed", [1, 4])
 def test_the_place_of_a_small_eps_beside_a_large_start_is_open(seed):
     truth, rng = (

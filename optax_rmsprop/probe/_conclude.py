@@ -156,6 +156,8 @@ def _left_open(
     if unseen:
         kinds = left.get("weight_decay_kind", [every[0]["weight_decay_kind"]])
         left["weight_decay_kind"] = list(dict.fromkeys([*kinds, *unseen]))
+        if "l2" in unseen and any(switches["clip_value"] is not None for switches in every):
+            left["clip_before_decay"] = [None, True, False]
     return left, norms
 
 
@@ -264,14 +266,22 @@ def unexplained(
     changes = model.simulate(best.rules, run)[0]
     _, bound = model.simulate_bounded(best.rules, run)
     ratio = np.where(run.valid, np.abs(changes - run.changes) / (bound[0] + 1e-300), 0.0)
+    _, call = next(calls(rule_of(best.rules)))
+    if ratio.max() <= LIMIT:
+        return [too_little(run.unit, call)]
     step = int(np.argmax((ratio > LIMIT).any(1)))
     column = int(np.argmax(ratio[step]))
-    _, call = next(calls(rule_of(best.rules)))
     return [
         f"the nearest rule, {call}, changes {names(column)} by {changes[step, column]:.6g} at step "
         f"{step}, where it changed by {run.changes[step, column]:.6g}: {ratio[step, column]:.3g} "
         f"times what rounding to {PRECISIONS[run.unit]} may do"
     ]
+
+
+def too_little(unit: float, call: str) -> str:
+    """Why a rule is not named although nothing speaks against it."""
+    text = f"rounding to {PRECISIONS[unit]} leaves too little of the steps to tell a rule"
+    return f"{text}; one that agrees with what is left is {call}"
 
 
 def rates_that_explain(fits: Fits, run: Run, most: int = 12) -> list[Array]:

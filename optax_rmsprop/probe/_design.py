@@ -28,9 +28,9 @@ from ._search import (
     Option,
     best,
     explained,
+    explained_in_float32,
     explore,
     join,
-    misfit,
     none,
     polished,
     refined,
@@ -50,9 +50,6 @@ _SMALL = 6  # entries of the first experiments
 _ASIDE = 2.0**-6  # where parameters begin at most that show weight decay
 # How many units of rounding a step is at least beside the parameters of the check.
 _SEEN = 2.0**6
-# What rounding leaves at least, in units of what it may do: less is not of rounding, but of a rule
-# that is near to the right one.
-_NOISE = 0.01
 _FORGETTING = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 3e-3, 1e-3, 1e-4)
 _MOMENTA = (0.0, 0.5, 0.9, 0.99)
 
@@ -342,10 +339,8 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
             return found, join(list(tried.values())), sweep.unit
     everything = join([none(), *tried.values()])
     if sweep.unit == 2.0**-53:
-        coarse = conclude.with_unit(sweep, 2.0**-24)
-        found = explained(everything, coarse)
-        if len(found) and misfit(found.rules, coarse)[1].max() > _NOISE:
-            # Or what is there was not fitted to the end.
+        found = explained_in_float32(everything, sweep)
+        if len(found):  # or what is there was not fitted to the end
             better = polished(polished(join([found, everything]), sweep), sweep)
             exact = explained(better, sweep)
             return (exact, everything, sweep.unit) if len(exact) else (found, everything, 2.0**-24)

@@ -155,8 +155,11 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     unseen = _unseen_decays(fit, runs)
     if unseen:
         left["weight_decay"] = _rounded_outwards(0.0, max(unseen.values()))
-    alike = _with_other_denominators(fit, runs) if left.get("eps", [1.0])[0] == 0 else ()
-    return Finding(rule_of(fit.rules), fit.rules, left, tuple(unseen), alike)
+    alike = list[Rule]()
+    if left.get("eps", [1.0])[0] == 0:
+        alike, most = _with_other_denominators(fit, runs)
+        left["eps"] = _rounded_outwards(0.0, max(most, float(ranges[EPS, 1])))
+    return Finding(rule_of(fit.rules), fit.rules, left, tuple(unseen), tuple(alike))
 
 
 def _unseen_decays(fit: Fits, runs: Runs) -> dict[int, float]:
@@ -231,34 +234,43 @@ def _with_usual_eps(fit: Fits, interval: Array, runs: Runs) -> Fits:
     if usual is None or usual > interval[1]:
         return fit
     rules = _of_eps(fit.rules, usual)
-    return dataclasses.replace(fit, rules=rules) if _does_as_well(rules, fit, runs) else fit
+    return dataclasses.replace(fit, rules=rules) if _do_as_well(rules, fit, runs)[0] else fit
 
 
-def _with_other_denominators(fit: Fits, runs: Runs) -> tuple[Rule, ...]:
-    """The rules with other denominators, and their usual ε or none, that explain as much."""
-    found: list[Rule] = []
+def _with_other_denominators(fit: Fits, runs: Runs) -> tuple[list[Rule], float]:
+    """The rules with other denominators, and their usual ε or none, that explain as much.
+
+    And the largest ε that one of them may have.
+    """
+    found, most = list[Rule](), 0.0
     for denominator in _WITHOUT_EPS:
         if denominator == fit.rules.denominator[0]:
             continue
         if denominator == model.SUBTRACTED and not fit.rules.centered[0]:
             continue
-        none = _of_eps(fit.rules.replace(denominator=denominator), 0.0)
-        usual = default_eps(rule_of(none))
-        tried = [none] if usual is None else [_of_eps(none, usual), none]
-        found += [rule_of(rules) for rules in tried if _does_as_well(rules, fit, runs)][:1]
-    return tuple(found)
+        other = dataclasses.replace(fit, rules=fit.rules.replace(denominator=denominator))
+        values = _around(other, EPS, runs)
+        rules = other.rules.take(np.zeros(len(values), int))
+        good = _do_as_well(_of_eps(rules, values), fit, runs)
+        if good[0]:  # without ε
+            first = int(np.argmin(np.append(good, False)))
+            most = max(most, float(values[min(first, len(values) - 1)]))
+            usual = default_eps(rule_of(_of_eps(other.rules, 0.0)))
+            eps = usual if usual and usual <= values[first - 1] else 0.0
+            found.append(rule_of(_of_eps(other.rules, eps)))
+    return found, most
 
 
-def _of_eps(rules: Rules, eps: float) -> Rules:
+def _of_eps(rules: Rules, eps: Any) -> Rules:
     numbers = rules.numbers.copy()
     numbers[:, EPS] = eps
     return rules.of(numbers)
 
 
-def _does_as_well(rules: Rules, fit: Fits, runs: Runs) -> bool:
-    """Whether a rule explains what a fit does, and leaves as little."""
+def _do_as_well(rules: Rules, fit: Fits, runs: Runs) -> Array:
+    """Which rules explain what a fit does, and leave as little."""
     largest, mean = misfit(rules, runs)
-    return bool(largest[0] <= LIMIT and mean[0] <= 1.5 * misfit(fit.rules, runs)[1][0] + 0.02)
+    return (largest <= LIMIT) & (mean <= 1.5 * misfit(fit.rules, runs)[1][0] + 0.02)
 
 
 def _rounded_outwards(low: float, high: float) -> list[float]:

@@ -15,7 +15,7 @@ from ._finish import Finding, finish
 from ._model import Array, Run
 from ._progress import told
 from ._report import Report
-from ._search import Fits, explained, fitted, join, none, search, weighed
+from ._search import Fits, explained, explained_in_float32, fitted, join, none, search, weighed
 
 # What is searched; everything that is recorded is checked, so many columns at once.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
@@ -126,7 +126,7 @@ def _searched(run: Run, seen: Run, given: bool) -> _Searched:
     whole = seen.columns(leaves) if len(leaves) else None
     found, everything = search(part, whole, lambda options: conclude.is_another(part, options))
     if not len(found) and unit == 2.0**-53:  # it may have been computed in float32
-        found = explained(everything, conclude.with_unit(part, 2.0**-24))
+        found = explained_in_float32(everything, part)
         unit = 2.0**-24 if len(found) else unit
     if whole is not None and found.rules.caution.any():
         part, columns = whole, leaves
@@ -164,8 +164,7 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
         if late == 0:
             text = f"the nearest rule, {call}, leaves more than rounding"
         elif late == len(every.grads):
-            text = f"rounding to {conclude.PRECISIONS[unit]} leaves too little of the steps to tell"
-            text += f" a rule; one that agrees with what is left is {call}"
+            text = conclude.too_little(unit, call)
         return conclude.nothing([text], unit, conclude.check_error(findings[0], (every,), start))
     scale = checked[0].rule.lr
     if given and abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:

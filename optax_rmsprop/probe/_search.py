@@ -49,6 +49,8 @@ LIMIT = 4.0
 # Which part of the changes a rule leaves at most: what rounding could make anything of explains
 # nothing. In bfloat16 a step of two units in the last place is known to a seventh.
 LEAVES = 0.25
+# What rounding leaves at least, in the root mean square and these units.
+_NOISE = 0.01
 # Of how many changes the spread of what is left can be compared.
 SEVERAL = 50
 # How many values of a number are tried, from far below the gradients to far above.
@@ -555,6 +557,16 @@ def explained(fits: Fits, runs: Runs) -> Fits:
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
+
+
+def explained_in_float32(fits: Fits, run: Run) -> Fits:
+    """Those that leave what computing in float32 does.
+
+    Not those that leave far less: that is no rounding, but of a rule that is near the right one.
+    """
+    coarse = dataclasses.replace(run, unit=2.0**-24)
+    found = explained(fits, coarse)
+    return found if len(found) and misfit(found.rules, coarse)[1].max() > _NOISE else none()
 
 
 def _chance(runs: Runs) -> float:
