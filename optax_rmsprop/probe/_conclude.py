@@ -16,14 +16,12 @@ from ._others import Other, others
 from ._report import Report
 from ._search import (
     COARSE,
-    LEAVES,
     LIMIT,
     Fits,
     Option,
     best,
     free_numbers,
     misfit,
-    remainder,
     remembers,
     spread,
     starts,
@@ -368,8 +366,7 @@ def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> 
 def fits_all(finding: Finding, run: Run) -> bool:
     """Whether a rule explains the steps that it was not fitted to as well."""
     # Errors of the fitted numbers add to those of rounding.
-    near = misfit(finding.rules, run)[0][0] <= 2 * LIMIT
-    return bool(near) and bool(remainder(finding.rules, run)[0] < LEAVES)
+    return bool(misfit(finding.rules, run)[0][0] <= 2 * LIMIT)
 
 
 def misfits(finding: Finding, run: Run) -> Array:

@@ -55,8 +55,8 @@ _NOISE = 0.01
 SEVERAL = 50
 # How many values of a number are tried, from far below the gradients to far above.
 _SEEDS = 40
-# How many kinds of hypotheses are polished.
-_KINDS = 4
+# How many kinds of hypotheses are polished, and how many are fitted for longer before.
+_KINDS, _LONGER = 4, 12
 # Numbers that others may hide, how many fits are moved along them, how often, and by which factor
 # the way is seen.
 _HIDDEN = [EPS, SCALE, LAMBDA, MOMENTUM]
@@ -65,6 +65,8 @@ _ALONG, _MOVES, _BESIDE = 8, 4, 1.1
 LEAST = 5e-5
 # A momentum below this is none.
 _TURNS = 1e-4
+# How many times the least mean square is more than chance makes of several changes.
+_MANY = 30.0
 # How many options are tried before the simpler ones are polished, and in triples.
 _FIRST = 4
 # Which part of the cost without it an option leaves if it helps, and if it is clear that it is one.
@@ -375,7 +377,11 @@ def _fitted_on(early: Fits, short: Run, run: Run, most: int) -> Fits:
     """The best of what was fitted to a part of the run, fitted to all of it."""
     rows = best(early.rules, early.cost, 1, 2 * most)
     rows = rows[early.cost[rows] <= max(1e4 * early.cost[rows].min(), _chance(short))]
-    fits = fitted(early.rules.take(rows), run, 30)
+    return _without_idle_momentum(fitted(early.rules.take(rows), run, 30), run)
+
+
+def _without_idle_momentum(fits: Fits, run: Run) -> Fits:
+    """The hypotheses, and those whose momentum turns no step without it."""
     little = _turns_little(fits.rules)
     if not little.any():
         return fits
@@ -385,16 +391,26 @@ def _fitted_on(early: Fits, short: Run, run: Run, most: int) -> Fits:
     return join([fits, fitted(rules.of(numbers), run, 10)])
 
 
-def polished(fits: Fits, run: Run) -> Fits:
-    """The best fits once more, with each denominator, from numbers too small to be seen before."""
-    near = np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32))
-    near = near[np.argsort(fits.cost[near], kind="stable")]
+def _of_each_kind(fits: Fits) -> list[int]:
+    """The best of each kind, whatever its denominator, the best kinds first."""
     alike = fits.rules.replace(denominator=model.INSIDE)
     has = fits.free[:, [SCALE, MOMENTUM]]
-    kinds = {(alike.switches(row), *has[row].tolist()): row for row in near[::-1]}
+    rows = np.argsort(fits.cost, kind="stable")
+    kinds = {(alike.switches(row), *has[row].tolist()): row for row in rows[::-1]}
     # Of costs that differ little, those with few numbers first: more of them hold each other up.
     order = np.round(np.log10(fits.cost + 1e-300) / 2) + 1e-3 * fits.free.sum(1)
-    rules = fits.rules.take(sorted(kinds.values(), key=lambda row: order[row])[:_KINDS])
+    return sorted(kinds.values(), key=lambda row: order[row])
+
+
+def polished(fits: Fits, run: Run) -> Fits:
+    """The best fits once more, with each denominator, from numbers too small to be seen before."""
+    near = fits.take(np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32)))
+    near = near.take(_of_each_kind(near)[:_LONGER])
+    # Of a long memory and a large ν₀ the product is soon found, and each of them slowly.
+    longer = fitted(near.rules, run, 100, near.free)
+    if len(explained(longer, run)):
+        return longer
+    rules = longer.rules.take(_of_each_kind(longer)[:_KINDS])
     variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
     rare = rules.take(rules.denominator > model.FLOOR)
     seeded = [_seeded(concatenate([*variants, rare]), EPS, run)]
@@ -406,7 +422,7 @@ def polished(fits: Fits, run: Run) -> Fits:
     # Beside a large ν₀ a mean takes little away, and is seen only where all else is nearly right.
     best = last.rules.take(np.argsort(last.cost, kind="stable")[:_KINDS])
     other = dataclasses.replace(best, centered=~best.centered)
-    last = join([last, fitted(other, measure, 80)])
+    last = _without_idle_momentum(join([last, fitted(other, measure, 80)]), measure)
     return dataclasses.replace(last, cost=cost(model.simulate, last.rules, run))
 
 
@@ -509,33 +525,32 @@ def stages(run: Run, varied: bool) -> list[list[Option]]:
 
 
 def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
-    """The largest residual, and their root mean square, in units of what rounding may do."""
-    parts: list[Array] = []
-    for run in each(runs):
-        changes, bounds = model.simulate_bounded(rules, run)
-        ratio = np.abs(changes - run.changes) / (bounds + 1e-300)
-        ratio = np.where(run.valid, ratio, 0.0).reshape(len(rules), -1)
-        parts.append(np.nan_to_num(ratio, nan=np.inf))
-    ratio = np.concatenate(parts, 1)
-    return ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
+    """The largest residual, and their root mean square, in units of what rounding may do.
 
-
-def remainder(rules: Rules, runs: Runs) -> Array:
-    """Which part of the changes hypotheses leave, in the root mean square.
-
-    Those of a coordinate are relative to its largest. One that moves by its rounding says nothing,
-    if others say more.
+    Infinite for what rounding could make anything of: where it may do as much as most changes are,
+    or where much of them is left. Changes of a coordinate are relative to its largest, and those of
+    one that moves by its rounding say nothing if others say more.
     """
-    squares, whole = np.zeros(len(rules)), 0.0
+    ratios, shares, squares, whole = list[Array](), list[Array](), np.zeros(len(rules)), 0.0
     for run in each(runs):
-        changes = run.changes * run.valid
-        size = np.abs(changes).max(0, initial=0.0)
-        moves = size > 16 * run.unit * np.abs(run.params).max(0)
-        moves = moves if moves.any() else size > 0
-        residual = (model.simulate(rules, run) - run.changes) * run.valid
-        squares += ((residual[..., moves] / size[moves]) ** 2).sum((1, 2))
-        whole += float(((changes[:, moves] / size[moves]) ** 2).sum())
-    return np.sqrt(squares / whole) if whole else squares
+        simulated, bounds = model.simulate_bounded(rules, run)
+        left = np.where(run.valid, np.abs(simulated - run.changes), 0.0)
+        ratios.append((left / (bounds + 1e-300)).reshape(len(rules), run.grads.size))
+        size = np.abs(run.changes) + 4 * run.unit * np.abs(run.params[1:])
+        shares.append((bounds / (size + 1e-300))[:, run.moves])
+        changes = np.abs(run.changes) * run.valid
+        largest = changes.max(0, initial=0.0)
+        moves = largest > 16 * run.unit * np.abs(run.params).max(0)
+        moves = moves if moves.any() else largest > 0
+        squares += ((left[..., moves] / largest[moves]) ** 2).sum((1, 2))
+        whole += float(((changes[:, moves] / largest[moves]) ** 2).sum())
+    ratio = np.nan_to_num(np.concatenate(ratios, 1), nan=np.inf)
+    share = np.nan_to_num(np.concatenate(shares, 1), nan=np.inf)
+    known = share < max(0.05, 64 * each(runs)[-1].unit)
+    told = known.sum(1) > 0.2 * known.shape[1]
+    told &= np.nan_to_num(squares, nan=np.inf) <= LEAVES**2 * whole
+    worst, mean = ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
+    return np.where(told, worst, np.inf), np.where(told, mean, np.inf)
 
 
 def explained(fits: Fits, runs: Runs) -> Fits:
@@ -549,12 +564,14 @@ def explained(fits: Fits, runs: Runs) -> Fits:
         return fits
     fits = fits.take(np.flatnonzero(fits.cost <= max(1e4 * fits.cost.min(), _chance(runs))))
     largest, mean = misfit(fits.rules, runs)
-    good = (largest <= LIMIT) & _is_told(fits.rules, runs)
-    good[good] = remainder(fits.rules.take(good), runs) < LEAVES
+    good = largest <= LIMIT
     if not good.any():
         return fits.take(np.zeros(0, int))
     if sum(run.valid.sum() for run in each(runs)) > SEVERAL:
-        good &= mean <= 2 * mean[good].min() + 0.02
+        # In units of what rounding does to each; and in the same, as that may be much to one.
+        least = max(float(fits.cost[good].min()), 1e-2 * _chance(runs))
+        good &= (mean <= 2 * mean[good].min() + 0.02) | (fits.cost <= 2 * least)
+        good &= fits.cost <= _MANY * least
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
 
@@ -584,18 +601,6 @@ def _turns_little(rules: Rules) -> Array:
 def remembers(rules: Rules) -> Array:
     """Whether averages forget something: else they are sums, as Adagrad's."""
     return np.minimum(rules.numbers[:, FORGETS], 1 - rules.numbers[:, MOMENTUM]) > LEAST
-
-
-def _is_told(rules: Rules, runs: Runs) -> Array:
-    """Whether enough changes say something: their rounding is small beside them."""
-    parts: list[Array] = []
-    for run in each(runs):
-        _, bounds = model.simulate_bounded(rules, run)
-        size = np.abs(run.changes) + 4 * run.unit * np.abs(run.params[1:])
-        parts.append((bounds / (size + 1e-300))[:, run.moves])
-    relative = np.concatenate(parts, 1)
-    known = np.nan_to_num(relative, nan=np.inf) < max(0.05, 64 * each(runs)[-1].unit)
-    return known.sum(1) > 0.2 * known.shape[1]
 
 
 def _simplest(fits: Fits) -> list[int]:
