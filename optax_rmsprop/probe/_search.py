@@ -49,8 +49,8 @@ LIMIT = 4.0
 # Which part of the changes a rule leaves at most: what rounding could make anything of explains
 # nothing. In bfloat16 a step of two units in the last place is known to a seventh.
 LEAVES = 0.25
-# What rounding leaves at least, in the root mean square and these units.
-_NOISE = 0.01
+# What rounding leaves at least in the root mean square, in these units, and mostly at most.
+_NOISE, _USUAL = 0.01, 0.25
 # Of how many changes the spread of what is left can be compared.
 SEVERAL = 50
 # How many values of a number are tried, from far below the gradients to far above.
@@ -408,7 +408,8 @@ def polished(fits: Fits, run: Run) -> Fits:
     near = near.take(_of_each_kind(near)[:_LONGER])
     # Of a long memory and a large ν₀ the product is soon found, and each of them slowly.
     longer = fitted(near.rules, run, 100, near.free)
-    if len(explained(longer, run)):
+    found = explained(longer, run)
+    if len(found) and misfit(found.rules, run)[1].min() < _USUAL:
         return longer
     rules = longer.rules.take(_of_each_kind(longer)[:_KINDS])
     variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
@@ -568,22 +569,23 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     if not good.any():
         return fits.take(np.zeros(0, int))
     if sum(run.valid.sum() for run in each(runs)) > SEVERAL:
-        # In units of what rounding does to each; and in the same, as that may be much to one.
-        least = max(float(fits.cost[good].min()), 1e-2 * _chance(runs))
-        good &= (mean <= 2 * mean[good].min() + 0.02) | (fits.cost <= 2 * least)
-        good &= fits.cost <= _MANY * least
+        # In the same units first: what rounding may do is much to some.
+        good &= fits.cost <= _MANY * max(float(fits.cost[good].min()), 1e-2 * _chance(runs))
+        good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
     return fits.take(np.array(_simplest(fits), int))
 
 
 def explained_in_float32(fits: Fits, run: Run) -> Fits:
-    """Those that leave what computing in float32 does.
+    """Those that leave what computing in float32 does, or in a single step more than float64.
 
-    Not those that leave far less: that is no rounding, but of a rule that is near the right one.
+    Not those that leave less than the one and more than the other: they are near the right one.
     """
     coarse = dataclasses.replace(run, unit=2.0**-24)
     found = explained(fits, coarse)
-    return found if len(found) and misfit(found.rules, coarse)[1].max() > _NOISE else none()
+    if not len(found) or found.cost.min() <= (64 * run.unit) ** 2:
+        return found
+    return found if misfit(found.rules, coarse)[1].max() > _NOISE else none()
 
 
 def _chance(runs: Runs) -> float:
