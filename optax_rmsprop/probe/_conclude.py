@@ -67,7 +67,8 @@ def is_hidden(run: Run) -> bool:
     largest = np.maximum(np.abs(run.params[1:]), np.abs(run.params[:-1]))
     place = 2 * run.unit * np.exp2(np.frexp(largest)[1] - 1.0)
     change = np.abs(run.changes)
-    return bool((change[told] > 0).mean() < 0.5 and (change <= _FEW * place)[run.valid].all())
+    seldom = told.any() and (change[told] > 0).mean() < 0.5
+    return bool(seldom and (change <= _FEW * place)[run.valid].all())
 
 
 def with_unit(runs: Any, unit: float) -> Any:
@@ -119,9 +120,9 @@ def _ranked(
             shown = dataclasses.replace(finding, rule=written(finding.rule), alike=alike)
         for rule in members(shown, ratio):
             rank, call = next(calls(rule))
-            switched = rule.centered + rule.corrected + rule.nesterov + rule.caution
-            switched += rule.denominator > model.OUTSIDE
-            place = (_is_long(finding.rule), rank, switched, len(ranked))
+            unusual = rule.centered + rule.corrected + rule.nesterov + rule.caution
+            unusual += rule.denominator not in (model.INSIDE, model.OUTSIDE)
+            place = (_is_long(finding.rule), rank, unusual, len(ranked))
             ranked.append((place, call, rule, finding))
     return sorted(ranked, key=lambda entry: entry[0])
 
@@ -274,6 +275,12 @@ def unexplained(
         f"{step}, where it changed by {run.changes[step, column]:.6g}: {ratio[step, column]:.3g} "
         f"times what rounding to {PRECISIONS[run.unit]} may do"
     ]
+
+
+def hides(unit: float) -> str:
+    """Why a run says nothing whose steps are hidden."""
+    text = f"rounding the parameters to {PRECISIONS[unit]} hides most of the steps"
+    return f"{text}, and leaves little of the others"
 
 
 def too_little(unit: float, call: str) -> str:

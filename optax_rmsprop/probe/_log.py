@@ -140,8 +140,7 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     if not run.moves.any():
         return conclude.nothing(["the parameters do not change"], run.unit)
     if conclude.is_hidden(run):
-        text = f"rounding the parameters to {conclude.PRECISIONS[run.unit]} hides most of the steps"
-        return conclude.nothing([f"{text}, and leaves little of the others"], run.unit)
+        return conclude.nothing([conclude.hides(run.unit)], run.unit)
     steps, given = len(run.grads), learning_rates is not None
     seen = run.steps(min(steps - (steps // 5 if steps >= 5 else 0), _STEPS))
     searched = _searched(run, seen, given)
@@ -159,13 +158,8 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
         return conclude.nothing(reasons, unit)
     start = start if start < len(every.grads) else 0
     if not checked:
-        late, call = conclude.first_misfit(findings[0], every), next(calls(findings[0].rule))[1]
-        text = f"{call} explains the steps before step {late}, and not that one"
-        if late == 0:
-            text = f"the nearest rule, {call}, leaves more than rounding"
-        elif late == len(every.grads):
-            text = conclude.too_little(unit, call)
-        return conclude.nothing([text], unit, conclude.check_error(findings[0], (every,), start))
+        error = conclude.check_error(findings[0], (every,), start)
+        return conclude.nothing([_refused(findings[0], every)], unit, error)
     scale = checked[0].rule.lr
     if given and abs(scale - 1) > 1e-3 and "learning_rate" not in checked[0].open:
         text = f"the steps are those of {scale:.6g} times the learning_rates that are given"
@@ -178,6 +172,16 @@ def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Re
     )  # fmt: skip
     others = _unsearched(checked[0], conclude.with_unit(run, unit), searched.columns, name)
     return dataclasses.replace(report, notes=[*report.notes, *others])
+
+
+def _refused(finding: Finding, run: Run) -> str:
+    """Why what explains a part of a run is not its rule."""
+    late, call = conclude.first_misfit(finding, run), next(calls(finding.rule))[1]
+    if late == 0:
+        return f"the nearest rule, {call}, leaves more than rounding"
+    if late == len(run.grads):
+        return conclude.too_little(run.unit, call)
+    return f"{call} explains the steps before step {late}, and not that one"
 
 
 def _later(

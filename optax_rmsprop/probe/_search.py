@@ -569,7 +569,7 @@ def explained(fits: Fits, runs: Runs) -> Fits:
     if not good.any():
         return fits.take(np.zeros(0, int))
     if sum(run.valid.sum() for run in each(runs)) > SEVERAL:
-        # In the same units first: what rounding may do is much to some.
+        # What is left is compared first, as what rounding may do is much to some rules.
         good &= fits.cost <= _MANY * max(float(fits.cost[good].min()), 1e-2 * _chance(runs))
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
