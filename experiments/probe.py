@@ -36,8 +36,9 @@ in bfloat16. Another report is alike if one of its calls goes on as the rule doe
 gradients as recorded ones: the largest error is that part of the largest step. Then what the report
 misses is too small to be seen. A report without a call says that nothing explains the run.
 
-Parameters are of size 1, and rates are from 1e-5 to 1. In bfloat16, where half a unit in the last
-place is 2e-3, the small rates do not move the parameters. The optimizer's state is float32 there.
+Rates are from 1e-5 to 1, and the parameters of a log are of size 1. In bfloat16, where half a unit
+in the last place is 2e-3, the small rates do not move these; the parameters of a box are made as
+small as its steps. The optimizer's state is float32 there.
 """
 
 Cell = tuple[str, int]  # a precision and a number of steps; 0 steps is a box
