@@ -814,15 +814,16 @@ def test_a_box_of_bfloat16_is_named_at_any_rate(switches, rate):
     assert report.calls and not wrong(report, truth.switches, 0.05), report
 
 
-@pytest.mark.parametrize("rate", [1e-5, 2e-4])
-def test_steps_that_rounding_hides_name_nothing(rate):
+@pytest.mark.parametrize(("rate", "words"), [
+    (1e-5, "the parameters do not change"),
+    (2e-4, "rounding the parameters to bfloat16 hides most of the steps"),
+])  # fmt: skip
+def test_steps_that_rounding_hides_name_nothing(rate, words):
     truth, (p, grads) = rule(learning_rate=rate), inputs(np.random.default_rng(15))
     p, grads = (np.asarray(x, jnp.bfloat16).astype(np.float32) for x in (p, grads))
     log = played(box(truth, np.float32, stored=jnp.bfloat16), p, grads).astype(jnp.bfloat16)
     (text,) = probe.identify_log(log, grads).contradictions
-    assert "rounding the parameters to bfloat16 hides most of the steps" in text or (
-        text == "the parameters do not change"
-    )
+    assert words in text
 
 
 def test_in_bfloat16_a_step_of_two_units_is_enough():

@@ -531,7 +531,8 @@ def _other(fitted: _Fitted, run: Run) -> Other:
 def _rate(factor: float, run: Run) -> tuple[float, str]:
     """A factor of the rates as a rate, and as text: in terms of those that are given, and vary."""
     if np.ptp(run.rates) == 0:
-        rate = _shortest(factor * float(run.rates[0]), 4 * run.unit * factor * float(run.rates[0]))
+        rate = factor * float(run.rates[0])
+        rate = _shortest(rate, 4 * run.unit * rate)
         return rate, repr(rate)
     if run.rates[0] == 1:
         return factor, repr(factor)

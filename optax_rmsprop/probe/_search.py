@@ -48,7 +48,7 @@ RARE = [
 LIMIT = 4.0
 # Which part of the changes a rule leaves at most: what rounding could make anything of explains
 # nothing. In bfloat16 a step of two units in the last place is known to a seventh.
-LEAVES = 0.25
+_LEAVES = 0.25
 # What rounding leaves at least in the root mean square, in these units, and mostly at most.
 _NOISE, _USUAL = 0.01, 0.25
 # Of how many changes the spread of what is left can be compared.
@@ -549,7 +549,7 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
     share = np.nan_to_num(np.concatenate(shares, 1), nan=np.inf)
     known = share < max(0.05, 64 * each(runs)[-1].unit)
     told = known.sum(1) > 0.2 * known.shape[1]
-    told &= np.nan_to_num(squares, nan=np.inf) <= LEAVES**2 * whole
+    told &= np.nan_to_num(squares, nan=np.inf) <= _LEAVES**2 * whole
     worst, mean = ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
     return np.where(told, worst, np.inf), np.where(told, mean, np.inf)
 
