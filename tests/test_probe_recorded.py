@@ -80,6 +80,7 @@ def named(report, run):
 
 # Of the lanes, each for a switch of its own; the rest is a proof.
 ALWAYS = {"timm/sched_cwd", "optax/bc_cent", "tf1/cent", "keras_jax/gclip", "heavyball/wd"}
+ALWAYS |= {"keras_torch/clipnorm"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ._finish import Finding, finish
 from ._model import Array, Run
 from ._progress import told
 from ._report import Report
-from ._search import Fits, explained, explained_in_float32, fitted, join, none, search, weighed
+from ._search import Fits, explained, fitted, join, none, search, weighed
 
 # What is searched; everything that is recorded is checked, so many columns at once.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
@@ -126,7 +126,7 @@ def _searched(run: Run, seen: Run, given: bool) -> _Searched:
     whole = seen.columns(leaves) if len(leaves) else None
     found, everything = search(part, whole, lambda options: conclude.is_another(part, options))
     if not len(found) and unit == 2.0**-53:  # it may have been computed in float32
-        found = explained_in_float32(everything, part)
+        found = explained(everything, conclude.with_unit(part, 2.0**-24))
         unit = 2.0**-24 if len(found) else unit
     if whole is not None and found.rules.caution.any():
         part, columns = whole, leaves
