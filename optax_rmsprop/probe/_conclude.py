@@ -65,7 +65,7 @@ def is_hidden(run: Run) -> bool:
     """Whether parameters seldom move, and then by a few units in the last place."""
     told = run.valid & (run.grads != 0)
     largest = np.maximum(np.abs(run.params[1:]), np.abs(run.params[:-1]))
-    place = 2 * run.unit * np.exp2(np.frexp(largest)[1] - 1.0)
+    place = 2 * run.stored * np.exp2(np.frexp(largest)[1] - 1.0)
     change = np.abs(run.changes)
     seldom = told.any() and (change[told] > 0).mean() < 0.5
     return bool(seldom and (change <= _FEW * place)[run.valid].all())
@@ -364,7 +364,7 @@ def check_error(finding: Finding, runs: tuple[Run, ...], from_step: int = 0) -> 
         valid = run.valid[from_step:]
         left = (np.abs(changes - run.changes)[from_step:] * valid).max(0, initial=0.0)
         size = np.abs(run.changes[from_step:] * valid).max(0, initial=0.0)
-        moves = size > _MOVES * run.unit * np.abs(run.params).max(0)
+        moves = size > _MOVES * run.stored * np.abs(run.params).max(0)
         moves = moves if moves.any() else size > 0
         worst.append(float((left[moves] / size[moves]).max(initial=0.0)))
     return max(worst)

@@ -24,11 +24,14 @@ from ._model import (
 from ._search import (
     LEAST,
     LIMIT,
+    SEVERAL,
     Fits,
+    decimals,
     explained,
     fitted,
     join,
     misfit,
+    of_each_kind,
     remembers,
     shortest,
     weighed,
@@ -84,14 +87,14 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
     Not where the data see that a number is something else, but for ε and ν₀: far below what is
     added to them they follow any rounding.
     """
+    fits = _without_idle_eps(fits, runs)
     values, vague = fits.rules.numbers, fits.free & ~(fits.deviation < _VAGUE)
     near_1 = fits.free[:, SCALE] & (np.abs(np.log(values[:, SCALE] + 1e-300)) < 0.1)
     vague[:, BOX] = np.isfinite(values[:, BOX])
     vague[:, BOUND] = fits.free[:, BOUND]  # at the largest gradient one side alone sees a bound
     usual = [
-        (EPS, 0.0, fits.free[:, EPS]), (SCALE, 0.0, fits.free[:, SCALE]),
-        (SCALE, 1.0, vague[:, SCALE] | near_1), (MOMENTUM, 0.0, vague[:, MOMENTUM]),
-        (BOX, np.inf, vague[:, BOX]),
+        (SCALE, 0.0, fits.free[:, SCALE]), (SCALE, 1.0, vague[:, SCALE] | near_1),
+        (MOMENTUM, 0.0, vague[:, MOMENTUM]), (BOX, np.inf, vague[:, BOX]),
     ]  # fmt: skip
     parts = [fits]
     for number, value, rows in usual:
@@ -111,6 +114,20 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
     return join([*parts, *_with_other_decays(fits, runs), *_with_other_places(fits, runs)])
 
 
+def _without_idle_eps(fits: Fits, runs: Runs) -> Fits:
+    """The hypotheses that need an ε, and of the others, whose denominators are one, the best."""
+    rows = np.flatnonzero(fits.free[:, EPS])
+    if not len(rows):
+        return fits
+    free = fits.free[rows].copy()
+    free[:, EPS] = False
+    fewer = fitted(_of_eps(fits.rules.take(rows), 0.0), runs, 30, free, _NEAR)
+    idle = np.zeros(len(fits), bool)
+    idle[rows] = _do_as_well(fewer.rules, fits.take(rows), runs)
+    fewer = fewer.take(idle[rows])
+    return join([fits.take(~idle), fewer.take(of_each_kind(fewer))])
+
+
 def _with_other_decays(fits: Fits, runs: Runs) -> list[Fits]:
     """The hypotheses with a weight decay of the other kind, which a steady divisor hides."""
     parts: list[Fits] = []
@@ -126,7 +143,8 @@ def _with_other_places(fits: Fits, runs: Runs) -> list[Fits]:
     """The hypotheses with ε elsewhere, where little is known of it."""
     parts: list[Fits] = []
     for place, other in ((model.INSIDE, model.OUTSIDE), (model.OUTSIDE, model.INSIDE)):
-        rows = (fits.rules.denominator == place) & (fits.deviation[:, EPS] > 1e-3)
+        rows = (fits.rules.denominator == place) & fits.free[:, EPS]
+        rows &= fits.deviation[:, EPS] > 1e-3
         if rows.any():
             moved = fits.rules.take(rows).replace(denominator=other)
             parts.append(fitted(moved, runs, 30, fits.free[rows], _NEAR))
@@ -140,10 +158,10 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
         if vague or (number == EPS and fit.rules.numbers[0, EPS] == 0):
             fit, seen = _opened(fit, number, runs)
             ranges = _hull(ranges, seen)
+    fit, seen = _in_any_unit(fit, runs)
     fit = _shortened(fit, runs)
     values = fit.rules.numbers[0]
-    ranges = _hull(ranges, np.stack([values, values], 1))
-    ranges = _hull(ranges, _in_any_unit(fit, runs))
+    ranges = _hull(_hull(ranges, seen), np.stack([values, values], 1))
     fit = _with_usual_eps(fit, ranges[EPS], runs)
     names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in _NORMS else {})
     known = _tolerance(each(runs)[0].unit)
@@ -182,24 +200,41 @@ def _unseen_decays(fit: Fits, runs: Runs) -> dict[int, float]:
     return found
 
 
-def _in_any_unit(fit: Fits, runs: Runs) -> Array:
-    """The intervals [n, 2] of what is seen over the norm alone, where each gradient is clipped.
+def _in_any_unit(fit: Fits, runs: Runs) -> tuple[Fits, Array]:
+    """The hypothesis in a usual unit, where the norm of each gradient is clipped.
 
-    Gradients that are all as long may as well be shorter, and ε and ν₀ smaller.
+    Gradients that are all as long may as well be shorter, and ε and ν₀ smaller: the intervals
+    [n, 2] of these numbers.
     """
-    values = fit.rules.numbers[0]
-    ranges = np.stack([values, values], 1)
+    ranges = np.stack([fit.rules.numbers[0]] * 2, 1)
     if fit.rules.clip[0] not in _NORMS:
-        return ranges
+        return fit, ranges
+    powers = np.zeros(len(ranges))
     squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    powers = np.zeros(len(values))
     powers[[BOUND, EPS, SCALE]] = 1, 1 + squared, 2
     norms = [r.leaf_norm if fit.rules.clip[0] == model.CLIP_LEAF else r.norm for r in each(runs)]
-    least = min(float(x[x > 0].min(initial=np.inf)) for x in norms) / values[BOUND]
-    shorter = fit.rules.of((values * (least / 2) ** powers)[None])
-    if misfit(shorter, runs)[0][0] > LIMIT:
-        return ranges
-    return _hull(ranges, np.stack([values * (least * x) ** powers for x in (_SHORTEST, 1.0)], 1))
+    least = min(float(x[x > 0].min(initial=np.inf)) for x in norms)
+    free = fit.free.copy()
+    free[:, BOUND] = False
+
+    def in_unit(fit: Fits, factor: float, held: int, value: float) -> Fits:
+        numbers = fit.rules.numbers * factor**powers
+        numbers[:, held] = value
+        return dataclasses.replace(fit, rules=fit.rules.of(numbers), free=free)
+
+    bound = shortest(least / 2, least / 4, 0.9 * least)
+    shorter = in_unit(fit, bound / fit.rules.numbers[0, BOUND], BOUND, bound)
+    shorter = fitted(shorter.rules, runs, 30, free, _NEAR)
+    if misfit(shorter.rules, runs)[0][0] > LIMIT:
+        return fit, ranges
+    values = shorter.rules.numbers[0]
+    ends = [values * (least / bound * x) ** powers for x in (_SHORTEST, 1.0)]
+    if values[SCALE] and values[SCALE] * (least / bound) ** 2 >= 1:
+        free = free.copy()
+        free[:, [BOUND, SCALE]] = True, False
+        shorter = in_unit(shorter, values[SCALE] ** -0.5, SCALE, 1.0)
+        shorter = fitted(shorter.rules, runs, 30, free, _NEAR)
+    return shorter, _hull(ranges, np.stack(ends, 1))
 
 
 def _tolerance(unit: float) -> float:
@@ -225,7 +260,7 @@ def _ranges(fit: Fits, unit: float, row: int = 0) -> Array:
 def _width(values: Array, spread: Array, number: int, unit: float) -> float:
     """How far a number may be off on the scale of the fit; what is near 1 is rounded itself."""
     near_1 = {FORGETS: values[FORGETS], MOMENTUM: 1 - values[MOMENTUM]}.get(number, 1.0)
-    return _SURE * spread[number] + 32 * unit / max(near_1, unit)
+    return _SURE * spread[number] + 32 * unit + 2 * unit / max(near_1, unit)
 
 
 def _with_usual_eps(fit: Fits, interval: Array, runs: Runs) -> Fits:
@@ -270,7 +305,7 @@ def _of_eps(rules: Rules, eps: Any) -> Rules:
 def _do_as_well(rules: Rules, fit: Fits, runs: Runs) -> Array:
     """Which rules explain what a fit does, and leave as little."""
     largest, mean = misfit(rules, runs)
-    return (largest <= LIMIT) & (mean <= 1.5 * misfit(fit.rules, runs)[1][0] + 0.02)
+    return (largest <= LIMIT) & (mean <= 1.5 * misfit(fit.rules, runs)[1] + 0.02)
 
 
 def _rounded_outwards(low: float, high: float) -> list[float]:
@@ -354,25 +389,34 @@ def _around(fit: Fits, number: int, runs: Runs) -> Array:
 def _shortened(fit: Fits, runs: Runs) -> Fits:
     """The shortest decimals that explain the data as well, the surest number first."""
     unit = each(runs)[0].unit
+    # Of few changes the numbers of a fit hide nearly all of the rounding.
+    most = 4.0 if sum(run.valid.sum() for run in each(runs)) > SEVERAL else np.inf
     for number in map(int, np.argsort(np.where(fit.free[0], fit.deviation[0], np.inf))):
         if not fit.free[0, number] or not fit.deviation[0, number] < 0.2:
             continue
         largest, mean = misfit(fit.rules, runs)
         value = fit.rules.numbers[0, number]
         width = _width(fit.rules.numbers[0], fit.deviation[0], number, unit)
-        short = _shortest(number, value, *_interval(value, width, number))
-        tried, _ = _held(fit, number, np.array([short]), runs)
+        short = _decimals(number, value, *_interval(value, width, number))
+        tried, _ = _held(fit, number, short, runs)
         new_largest, new_mean = misfit(tried.rules, runs)
-        if new_largest <= max(largest, LIMIT) and new_mean <= max(1.5 * mean, 0.6):
-            fit = tried
+        good = new_largest <= max(largest[0], LIMIT)
+        good &= new_mean <= max(1.5 * mean[0] + 0.02, min(0.6, most * mean[0]))
+        if good.any():
+            fit = tried.take([int(np.argmax(good))])
     return fit
 
 
 def _shortest(number: int, value: float, low: float, high: float) -> float:
     """The value of a number in an interval that has the fewest digits where a call has it."""
+    return float(_decimals(number, value, low, high)[0])
+
+
+def _decimals(number: int, value: float, low: float, high: float) -> Array:
+    """The values of a number in an interval that have few digits where a call has them."""
     if number != FORGETS:
-        return shortest(value, low, high)
-    return 1 - shortest(1 - value, 1 - high, 1 - low)
+        return np.array(decimals(value, low, high))
+    return 1 - np.array(decimals(1 - value, 1 - high, 1 - low))
 
 
 def _interval(value: float, width: float, number: int) -> tuple[float, float]:

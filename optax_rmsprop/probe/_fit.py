@@ -20,6 +20,8 @@ Runs: TypeAlias = Run | tuple[Run, ...]
 
 # A fit whose next step would take away no more of the mean square is at its end.
 _SETTLED = 1e-9
+# Nor does it go on where a step fails that would have taken away this part of it, hardly damped.
+_IDLE, _GENTLE = 0.05, 1e-6
 
 # Below this a step of a number and of its logarithm are the same, in a narrow valley too.
 _LARGE = 1e-6
@@ -179,7 +181,9 @@ def fit(
         eased = np.maximum(damping[rows] / 8, 1e-12)
         damping[rows] = np.where(better, eased, np.minimum(damping[rows] * 6, 1e8))
         settled = (gain <= _SETTLED * state.value[rows]) & (damping[rows] < 1e-10)
-        over = settled | (state.value[rows] == 0) | (~better & (damping[rows] > 1e6))
+        idle = ~better & state.central[rows] & (gain <= _IDLE * state.value[rows])
+        over = settled | (idle & (damping[rows] < _GENTLE)) | (state.value[rows] == 0)
+        over |= ~better & (damping[rows] > 1e6)
         alive[rows] &= ~over
         # Where a step fails, the derivatives may not be good enough for it.
         anew = rows[better | ~state.central[rows]]

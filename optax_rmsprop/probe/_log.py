@@ -126,8 +126,11 @@ def _searched(run: Run, seen: Run, given: bool) -> _Searched:
     whole = seen.columns(leaves) if len(leaves) else None
     found, everything = search(part, whole, lambda options: conclude.is_another(part, options))
     if not len(found) and unit == 2.0**-53:  # it may have been computed in float32
-        found = explained(everything, conclude.with_unit(part, 2.0**-24))
+        coarse = conclude.with_unit(part, 2.0**-24)
+        found = explained(everything, coarse)
         unit = 2.0**-24 if len(found) else unit
+        if len(found) and conclude.is_another(coarse):  # float32 hides what ν adds to ε
+            found = none()
     if whole is not None and found.rules.caution.any():
         part, columns = whole, leaves
     part = conclude.with_unit(part, unit)

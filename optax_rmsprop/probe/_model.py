@@ -41,7 +41,8 @@ class Run:
     valid: Array  # [T, N]
     leaf_norm: Array  # [T, N]: of the gradient of the leaf of each column
     norm: Array  # [T, 1]: of all gradients
-    unit: float = 2.0**-53  # the unit roundoff of the run
+    unit: float = 2.0**-53  # the unit roundoff of what is computed
+    stored: float = 2.0**-53  # and of the parameters
     rounding: Array | None = None  # [T, N]: what it may do to a change, where a rule is at hand
 
     @functools.cached_property
@@ -109,7 +110,7 @@ def run_of(
         np.add.at(squares, cast(Any, (slice(None), leaf)), grads**2)
     return Run(
         params, grads, np.ones(steps) if rates is None else np.asarray(rates, float), leaf, valid,
-        np.sqrt(squares)[:, leaf], np.sqrt(squares.sum(1, keepdims=True)), unit,
+        np.sqrt(squares)[:, leaf], np.sqrt(squares.sum(1, keepdims=True)), unit, unit,
     )  # fmt: skip
 
 
@@ -204,7 +205,7 @@ def simulate(rules: Rules, run: Run) -> Array:
 
 
 def simulate_bounded(rules: Rules, run: Run) -> tuple[Array, Array]:
-    """The changes, and a bound of what rounding to `run.unit` does to them [B, T, N] each."""
+    """The changes, and a bound of what rounding does to them [B, T, N] each."""
     with np.errstate(all="ignore"):
         g, u, error = directions(rules, run, errors=True)
         changes = steps(rules, run, g, u)
@@ -350,7 +351,7 @@ def _first(
     share = rate * (1 + np.where(rules.nesterov[:, None], mu, 0.0))
     taken = (before - after - decoupled(rules.kind[:, None], rate, weight) * before) / share
     divided = gradient * np.clip(taken / gradient, 1 / most, 1 / least)
-    noise = run.unit * (np.abs(before) + np.abs(after)) / np.abs(share)
+    noise = run.stored * (np.abs(before) + np.abs(after)) / np.abs(share)
     return np.where(gradient == 0, 0.0, divided), noise
 
 
@@ -439,7 +440,7 @@ def steps(
         e_buffer[:, t] += _times(mu[:, 0], e_buffer[:, t - 1])
     e_step: Array = np.where(nesterov, e_into + _times(mu, e_buffer), e_buffer)
     e_step = np.abs(without) * e_step + 2 * run.unit * np.abs(change)
-    return e_step + run.unit * (np.abs(p) + np.abs(run.params[1:]))
+    return e_step + run.stored * (np.abs(p) + np.abs(run.params[1:]))
 
 
 def _times(mu: Array, error: Array) -> Array:

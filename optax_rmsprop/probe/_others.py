@@ -261,7 +261,7 @@ def misfit(hypotheses: Hypotheses, run: Run) -> tuple[float, float]:
             return np.inf, np.inf
         relative = relative + 2 / (1 - decay**count)
     bound += run.unit * relative * np.abs(change)
-    bound += run.unit * (np.abs(run.params[1:]) + np.abs(run.params[:-1])) + np.finfo(float).tiny
+    bound += run.stored * (np.abs(run.params[1:]) + np.abs(run.params[:-1])) + np.finfo(float).tiny
     ratio = np.nan_to_num(np.abs(change - run.changes) / bound * run.valid, nan=np.inf)
     return float(ratio.max(initial=0.0)), float(np.sqrt((ratio**2).mean()))
 

@@ -7,7 +7,7 @@ first.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,8 @@ _NOISE, _USUAL = 0.01, 0.25
 SEVERAL = 50
 # How many values of a number are tried, from far below the gradients to far above.
 _SEEDS = 40
+# How many kinds of hypotheses are tried with one option more.
+_PARENTS = 4
 # How many kinds of hypotheses are polished, and how many are fitted for longer before.
 _KINDS, _LONGER = 4, 12
 # Numbers that others may hide, how many fits are moved along them, how often, and by which factor
@@ -67,6 +69,8 @@ LEAST = 5e-5
 _TURNS = 1e-4
 # How many times the least mean square is more than chance makes of several changes.
 _MANY = 30.0
+# How many decimals of a number are tried.
+_DECIMALS = 4
 # How many options are tried before the simpler ones are polished, and in triples.
 _FIRST = 4
 # Which part of the cost without it an option leaves if it helps, and if it is clear that it is one.
@@ -100,6 +104,17 @@ class Option:
     caution: bool = False
     rare: bool = False
     maximize: bool = False
+
+    @property
+    def simpler(self) -> "list[Option]":
+        """The options without one of its parts."""
+        clip = model.CLIP_BEFORE if self.clip == model.CLIP_AFTER else self.clip
+        parts: list[dict[str, Any]] = [
+            {"kind": model.NO_DECAY, "maximize": False, "clip": clip}, {"clip": model.NO_CLIP},
+            {"caution": False}, {"rare": False},
+        ]  # fmt: skip
+        without = [dataclasses.replace(self, **part) for part in parts]
+        return [option for option in without if option != self]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,12 +326,17 @@ def rounds_away(value: float, unit: float) -> float:
 
 def shortest(value: float, low: float, high: float) -> float:
     """The decimal of fewest digits in an interval, or its rounding to float32."""
+    return decimals(value, low, high)[0]
+
+
+def decimals(value: float, low: float, high: float) -> list[float]:
+    """The decimals in an interval, or their roundings to float32, of few digits and of more."""
+    found: list[float] = []
     for digits in range(1, 17):
         short = float(f"{value:.{digits}g}")
-        for candidate in (short, float(np.float32(short))):
-            if low <= candidate <= high:
-                return candidate
-    return float(value)
+        within = [x for x in (short, float(np.float32(short))) if low <= x <= high]
+        found += [x for x in within[:1] if x not in found]
+    return found[:_DECIMALS] or [float(value)]
 
 
 def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
@@ -344,6 +364,38 @@ def _begun(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
     short = _short(run)
     few = short if option.caution else _telling(spread(short, 16), short)
     return _early(*starts(few, option, grid), short, most)
+
+
+def _from_simpler(fits: Fits, option: Option, run: Run) -> Fits:
+    """The best of each kind of hypothesis with one option more, fitted to the first steps."""
+    near, short = fits.take(of_each_kind(fits)), _short(run)
+    near = near.take(np.argsort(near.cost, kind="stable")[:_PARENTS])
+    rules = near.rules.replace(kind=option.kind, clip=option.clip, caution=option.caution)
+    new = rules.numbers[:, None].copy()
+    if option.kind != near.rules.kind[0]:
+        new = _each_with(new, LAMBDA, _little(run, option.kind))
+    if option.clip not in (model.NO_CLIP, near.rules.clip[0]):
+        new = _each_with(new, BOUND, _bounds(run, option))
+    rules = rules.take(np.repeat(np.arange(len(near)), new.shape[1]))
+    rules = rules.of(new.reshape(len(rules), -1))
+    return fitted(rules, short, 6)
+
+
+def _each_with(numbers: Array, number: int, values: Iterable[float]) -> Array:
+    """Numbers [B, m, n] with each of k values of one of them, [B, m * k, n]."""
+    parts = [numbers.copy() for _ in values]
+    for part, value in zip(parts, values, strict=True):
+        part[..., number] = value
+    return np.concatenate(parts, 1)
+
+
+def _little(run: Run, kind: int) -> tuple[float, ...]:
+    """Weight decays that do little."""
+    of = np.abs(run.grads if kind == model.L2 else run.changes)[run.moves]
+    params = np.abs(run.params[:-1][run.moves])
+    size = float(np.median(params[params > 0])) if params.any() else 1.0
+    share = float(np.median(of[of > 0])) / size
+    return (1e-5 * share, 1e-2 * share)
 
 
 def _short(run: Run) -> Run:
@@ -391,7 +443,7 @@ def _without_idle_momentum(fits: Fits, run: Run) -> Fits:
     return join([fits, fitted(rules.of(numbers), run, 10)])
 
 
-def _of_each_kind(fits: Fits) -> list[int]:
+def of_each_kind(fits: Fits) -> list[int]:
     """The best of each kind, whatever its denominator, the best kinds first."""
     alike = fits.rules.replace(denominator=model.INSIDE)
     has = fits.free[:, [SCALE, MOMENTUM]]
@@ -405,13 +457,13 @@ def _of_each_kind(fits: Fits) -> list[int]:
 def polished(fits: Fits, run: Run) -> Fits:
     """The best fits once more, with each denominator, from numbers too small to be seen before."""
     near = fits.take(np.flatnonzero(fits.cost <= 1e8 * max(fits.cost.min(), 1e-32)))
-    near = near.take(_of_each_kind(near)[:_LONGER])
+    near = near.take(of_each_kind(near)[:_LONGER])
     # Of a long memory and a large ν₀ the product is soon found, and each of them slowly.
     longer = fitted(near.rules, run, 100, near.free)
     found = explained(longer, run)
     if len(found) and misfit(found.rules, run)[1].min() < _USUAL:
         return longer
-    rules = longer.rules.take(_of_each_kind(longer)[:_KINDS])
+    rules = longer.rules.take(of_each_kind(longer)[:_KINDS])
     variants = [rules.replace(denominator=k) for k in _DENOMINATORS]
     rare = rules.take(rules.denominator > model.FLOOR)
     seeded = [_seeded(concatenate([*variants, rare]), EPS, run)]
@@ -519,7 +571,7 @@ def stages(run: Run, varied: bool) -> list[list[Option]]:
     replace = dataclasses.replace
     both = [replace(a, clip=b.clip) for a in decays for b in clips]
     both += [replace(a, clip=model.CLIP_AFTER) for a in decays if a.kind == model.L2]
-    careful = [replace(a, caution=True) for a in decays]
+    careful = [replace(a, caution=True) for a in [*decays, *clips]]
     every = [replace(a, caution=True) for a in both]
     singles = [*decays, *clips, *caution]
     return [[Option()], [Option(rare=True), *singles], [*both, *careful], every]
@@ -537,11 +589,11 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
         simulated, bounds = model.simulate_bounded(rules, run)
         left = np.where(run.valid, np.abs(simulated - run.changes), 0.0)
         ratios.append((left / (bounds + 1e-300)).reshape(len(rules), run.grads.size))
-        size = np.abs(run.changes) + 4 * run.unit * np.abs(run.params[1:])
+        size = np.abs(run.changes) + 4 * run.stored * np.abs(run.params[1:])
         shares.append((bounds / (size + 1e-300))[:, run.moves])
         changes = np.abs(run.changes) * run.valid
         largest = changes.max(0, initial=0.0)
-        moves = largest > 16 * run.unit * np.abs(run.params).max(0)
+        moves = largest > 16 * run.stored * np.abs(run.params).max(0)
         moves = moves if moves.any() else largest > 0
         squares += ((left[..., moves] / largest[moves]) ** 2).sum((1, 2))
         whole += float(((changes[:, moves] / largest[moves]) ** 2).sum())
@@ -669,11 +721,20 @@ class _Trials:
     def begins(self, option: Option) -> float:
         """The least cost of the option on the first steps, infinite if it cannot be tried."""
         if option not in self._early:
-            data = self._data.get(option.caution)
-            size = _SIZES[option == Option()]
-            self._early[option] = _begun(data[1], option, *size) if data else None
+            self._early[option] = self._begun(option) if option.caution in self._data else None
         early = self._early[option]
         return np.inf if early is None else float(early.cost.min())
+
+    def _begun(self, option: Option) -> Fits | None:
+        """The best starts with an option, and those that do best without a part of it."""
+        run = self._data[option.caution][1]
+        begun = _begun(run, option, *_SIZES[option == Option()])
+        simpler = [self._fits.get(o) or self._early.get(o) for o in option.simpler]
+        simpler = [fits for fits in simpler if fits is not None and len(fits)]
+        if begun is None or option.rare or not simpler:
+            return begun
+        nearest = min(simpler, key=lambda fits: fits.cost.min())
+        return join([begun, _from_simpler(nearest, option, run)])
 
     def found(self, option: Option) -> Fits:
         """What explains the run with an option."""
