@@ -92,6 +92,8 @@ def report(
     ranked = _ranked(findings, ratio, written)
     every = [switches_of(rule, PRECISIONS[unit]) for *_, rule, _ in ranked]
     left, norms = _left_open(every, [finding for *_, finding in ranked])
+    if written is not None:
+        left.pop("learning_rate", None)  # which is given
     left |= hidden or {}
     listed = list(dict.fromkeys(call for _, call, _, _ in _different(ranked)))
     return Report(

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _model as model
 from ._calls import Rule, default_eps
-from ._fit import Runs, each
+from ._fit import LEAST, Runs, each
 from ._model import (
     BOUND,
     BOX,
@@ -22,7 +22,6 @@ from ._model import (
     Rules,
 )
 from ._search import (
-    LEAST,
     LIMIT,
     SEVERAL,
     Fits,
@@ -91,7 +90,6 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
     values, vague = fits.rules.numbers, fits.free & ~(fits.deviation < _VAGUE)
     near_1 = fits.free[:, SCALE] & (np.abs(np.log(values[:, SCALE] + 1e-300)) < 0.1)
     vague[:, BOX] = np.isfinite(values[:, BOX])
-    vague[:, BOUND] = fits.free[:, BOUND]  # at the largest gradient one side alone sees a bound
     usual = [
         (SCALE, 0.0, fits.free[:, SCALE]), (SCALE, 1.0, vague[:, SCALE] | near_1),
         (MOMENTUM, 0.0, vague[:, MOMENTUM]), (BOX, np.inf, vague[:, BOX]),
@@ -107,11 +105,22 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
             if number == SCALE and value == 0 and both.any():  # a tiny ν₀ stands for Optax's start
                 optax = fewer.take(both).replace(alone=False)
                 parts.append(fitted(optax, runs, 30, free[both], _NEAR))
-    for number, absent in ((LAMBDA, {"kind": model.NO_DECAY}), (BOUND, {"clip": model.NO_CLIP})):
-        if vague[:, number].any():
-            fewer = fits.rules.take(vague[:, number]).replace(**absent)
-            parts.append(fitted(fewer, runs, 30, None, _NEAR))
-    return join([*parts, *_with_other_decays(fits, runs), *_with_other_places(fits, runs)])
+    fits = join([*parts, *_with_other_decays(fits, runs), *_with_other_places(fits, runs)])
+    return _without_idle_options(fits, runs)
+
+
+def _without_idle_options(fits: Fits, runs: Runs) -> Fits:
+    """The hypotheses, and the same without an option that the data need not see."""
+    for name, absent in (("kind", model.NO_DECAY), ("clip", model.NO_CLIP), ("caution", False)):
+        rows = {
+            "kind": fits.free[:, LAMBDA] & ~(fits.deviation[:, LAMBDA] < _VAGUE),
+            "clip": fits.free[:, BOUND],  # at the largest gradient one side alone sees a bound
+            "caution": fits.rules.caution,
+        }[name]
+        if rows.any():
+            fewer = fits.rules.take(rows).replace(**{name: absent})
+            fits = join([fits, fitted(fewer, runs, 30, None, _NEAR)])
+    return fits
 
 
 def _without_idle_eps(fits: Fits, runs: Runs) -> Fits:
@@ -159,9 +168,10 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
             fit, seen = _opened(fit, number, runs)
             ranges = _hull(ranges, seen)
     fit, seen = _in_any_unit(fit, runs)
+    ranges = _hull(ranges, seen)
     fit = _shortened(fit, runs)
     values = fit.rules.numbers[0]
-    ranges = _hull(_hull(ranges, seen), np.stack([values, values], 1))
+    ranges = _hull(ranges, np.stack([values, values], 1))
     fit = _with_usual_eps(fit, ranges[EPS], runs)
     names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in _NORMS else {})
     known = _tolerance(each(runs)[0].unit)
@@ -209,32 +219,33 @@ def _in_any_unit(fit: Fits, runs: Runs) -> tuple[Fits, Array]:
     ranges = np.stack([fit.rules.numbers[0]] * 2, 1)
     if fit.rules.clip[0] not in _NORMS:
         return fit, ranges
-    powers = np.zeros(len(ranges))
-    squared = fit.rules.denominator[0] in (model.INSIDE, model.SUBTRACTED)
-    powers[[BOUND, EPS, SCALE]] = 1, 1 + squared, 2
     norms = [r.leaf_norm if fit.rules.clip[0] == model.CLIP_LEAF else r.norm for r in each(runs)]
     least = min(float(x[x > 0].min(initial=np.inf)) for x in norms)
-    free = fit.free.copy()
-    free[:, BOUND] = False
-
-    def in_unit(fit: Fits, factor: float, held: int, value: float) -> Fits:
-        numbers = fit.rules.numbers * factor**powers
-        numbers[:, held] = value
-        return dataclasses.replace(fit, rules=fit.rules.of(numbers), free=free)
-
     bound = shortest(least / 2, least / 4, 0.9 * least)
-    shorter = in_unit(fit, bound / fit.rules.numbers[0, BOUND], BOUND, bound)
-    shorter = fitted(shorter.rules, runs, 30, free, _NEAR)
+    shorter = _in_unit(fit, bound / fit.rules.numbers[0, BOUND], BOUND, bound, runs)
     if misfit(shorter.rules, runs)[0][0] > LIMIT:
         return fit, ranges
-    values = shorter.rules.numbers[0]
-    ends = [values * (least / bound * x) ** powers for x in (_SHORTEST, 1.0)]
-    if values[SCALE] and values[SCALE] * (least / bound) ** 2 >= 1:
-        free = free.copy()
-        free[:, [BOUND, SCALE]] = True, False
-        shorter = in_unit(shorter, values[SCALE] ** -0.5, SCALE, 1.0)
-        shorter = fitted(shorter.rules, runs, 30, free, _NEAR)
+    longest = _scaled(shorter.rules, least / bound)
+    ends = [_scaled(longest, x).numbers[0] for x in (_SHORTEST, 1.0)]
+    if longest.numbers[0, SCALE] >= 1:
+        shorter = _in_unit(shorter, shorter.rules.numbers[0, SCALE] ** -0.5, SCALE, 1.0, runs)
     return shorter, _hull(ranges, np.stack(ends, 1))
+
+
+def _in_unit(fit: Fits, factor: float, number: int, value: float, runs: Runs) -> Fits:
+    """The hypothesis in another unit of the gradients, of which one number is known."""
+    rules = _scaled(fit.rules, factor)
+    numbers, free = rules.numbers.copy(), fit.free.copy()
+    free[:, BOUND], numbers[:, number], free[:, number] = True, value, False
+    return fitted(rules.of(numbers), runs, 30, free, _NEAR)
+
+
+def _scaled(rules: Rules, factor: float) -> Rules:
+    """Rules with all that is measured by the gradients in another unit."""
+    powers = np.zeros(rules.numbers.shape)
+    powers[:, BOUND], powers[:, SCALE] = 1, 2
+    powers[:, EPS] = 1 + np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED))
+    return rules.of(rules.numbers * factor**powers)
 
 
 def _tolerance(unit: float) -> float:

@@ -15,6 +15,11 @@ from ._model import FORGETS, MOMENTUM, Array, Run
 # Numbers whose effects are as alike as this do the same.
 _BLIND = 1e-13
 
+# What an average forgets in a step at least: of a decay of 0.9999, 1e-4.
+LEAST = 5e-5
+# How far above it a fit ends, so that no rounding takes it below.
+_BESIDE = 1e-9
+
 Simulate: TypeAlias = Callable[[Any, Run], Array]
 Runs: TypeAlias = Run | tuple[Run, ...]
 
@@ -74,6 +79,7 @@ class _Fit:
     runs: Runs
     free: Array  # [B, n]
     logits: list[int]
+    low: Array  # [n]
     x: Array  # [B, n]
     left: Array  # [B, M]: the residuals
     value: Array  # [B]: their mean square
@@ -84,9 +90,14 @@ class _Fit:
     def of(cls, simulate: Simulate, rules: Any, runs: Runs, free: Array, logits: Any) -> "_Fit":
         """The hypotheses as they are, with differences to one side."""
         left, x = residuals(simulate, rules, runs), np.zeros(rules.numbers.shape)
+        low = np.full(x.shape[1], -690.0)
+        if logits is None:
+            logits = [FORGETS, MOMENTUM]
+            low[FORGETS] = _logit(np.array(LEAST)) + _BESIDE
         x[:, logits] = _logit(rules.numbers[:, logits])
+        x = np.maximum(x, low)
         step, central, value = np.full(x.shape, 1e-5), np.zeros(len(x), bool), (left**2).mean(1)
-        return cls(simulate, rules, runs, free, logits, x, left, value, step, central)
+        return cls(simulate, rules, runs, free, logits, low, x, left, value, step, central)
 
     def at(self, rows: Array, x: Array) -> Array:
         """The residuals of these rows with other numbers."""
@@ -142,7 +153,7 @@ class _Fit:
         linear[:, self.logits] = np.clip(move[:, self.logits], -3, 3)
         steps = [np.clip(move, -3, 3), linear]
         for step in steps if np.abs(move).max(initial=0.0) > _LARGE else steps[:1]:
-            x = np.clip(start + step, -690, 690)
+            x = np.clip(start + step, self.low, 690)
             left = self.at(rows, x)
             value = (left**2).mean(1)
             less = value < self.value[rows]
@@ -166,7 +177,6 @@ def fit(
     The errors [B, n] are standard deviations of the free numbers, on the scale where each may take
     any value. The damping begins at `start`: near the end little will do.
     """
-    logits = [FORGETS, MOMENTUM] if logits is None else logits
     state = _Fit.of(simulate, rules, runs, np.asarray(free, bool), logits)
     every, noise = np.arange(len(state.x)), _noise(runs)
     jacobian = state.jacobian(every)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from ._optimizers import (
 
 # Above this a residual is no rounding.
 LIMIT = 2.0
+# From which part of what a decay forgets on it is open.
+_WIDE = 0.05
 # How far the gradients are moved to see what rounding does, in units of the roundoff, how often.
 _MOVED, _DRAWS = 8.0, 6
 
@@ -62,6 +64,7 @@ class Other:
 
 
 _UNKNOWN = np.full(len(COLUMNS), np.inf)
+_Ends: TypeAlias = dict[int, tuple[float, float]]  # column -> the least and the largest number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class _Fitted:
     deviation: Array  # [n], on the scale of `_fit`
     largest: float = np.inf  # the largest residual in units of rounding
     mean: float = np.inf
+    ends: _Ends = dataclasses.field(default_factory=dict[int, tuple[float, float]])
 
     @property
     def explains(self) -> bool:
@@ -311,9 +315,7 @@ def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
             fitted = less if less.explains else fitted
     if not fitted.explains:
         return []
-    if fitted.hypotheses.option.decay != NONE and not fitted.deviation[LAMBDA] < 0.02:
-        less = _refitted(_undecayed(fitted.hypotheses), some, every)
-        fitted = less if less.explains else fitted
+    fitted = _without_idle_options(fitted, some, every)
     for column in (*kind.needs, *kind.drops):
         if fitted.deviation[column] < 0.02 or not fitted.hypotheses.free[0, column]:
             continue
@@ -325,10 +327,19 @@ def _explaining(hypotheses: Hypotheses, some: Run, every: Run) -> list[_Fitted]:
     return [fitted]
 
 
-def _undecayed(hypotheses: Hypotheses) -> Hypotheses:
-    """The hypotheses without their decay of weights."""
-    option = dataclasses.replace(hypotheses.option, decay=NONE)
-    return Hypotheses(hypotheses.kind, option, _without(hypotheses, LAMBDA).numbers)
+def _without_idle_options(fitted: _Fitted, some: Run, every: Run) -> _Fitted:
+    """The hypothesis without a weight decay that is not seen, and without a clip that is not."""
+    for part, column in (("decay", LAMBDA), ("clip", BOUND)):
+        hypotheses = fitted.hypotheses
+        if getattr(hypotheses.option, part) == NONE or (
+            part == "decay" and fitted.deviation[LAMBDA] < 0.02
+        ):
+            continue
+        option = dataclasses.replace(hypotheses.option, **{part: NONE})
+        numbers = _without(hypotheses, column).numbers
+        less = _refitted(Hypotheses(hypotheses.kind, option, numbers), some, every)
+        fitted = less if less.explains else fitted
+    return fitted
 
 
 def _seeded(hypotheses: Hypotheses, run: Run) -> Hypotheses:
@@ -399,9 +410,10 @@ def _signs(run: Run) -> list[_Fitted]:
         row[0, [LR, LAMBDA, SIGN]] = solved[0], solved[1] / solved[0], sign
         spread = np.zeros(len(COLUMNS))
         spread[[LR, LAMBDA]] = deviation
-        for kind, *numbers in _sign_rules(grads[:, columns], signs[:, columns]):
+        for kind, numbers, ends in _sign_rules(grads[:, columns], signs[:, columns]):
             row[0, [B1, B2]] = numbers
-            fitted = _judged(_Fitted(Hypotheses(kind, option, row.copy()), 0.0, spread), run)
+            fitted = _Fitted(Hypotheses(kind, option, row.copy()), 0.0, spread, ends=ends)
+            fitted = _judged(fitted, run)
             if fitted.explains:
                 return [fitted]
     return []
@@ -425,19 +437,22 @@ def _signs_seen(grads: Array, run: Run, decayed: bool) -> tuple[Array, Array, Ar
     return solved, np.sqrt((left**2).mean()) / length, signs
 
 
-def _sign_rules(grads: Array, signs: Array) -> Iterable[tuple[Any, ...]]:
-    """Kinds with b1 and b2 that give these signs, the simplest first."""
+def _sign_rules(grads: Array, signs: Array) -> Iterable[tuple[Kind, tuple[float, float], _Ends]]:
+    """Kinds, b1 and b2 that give these signs, and between which they do; the simplest first."""
     if (np.sign(grads) == signs)[signs != 0].all():
-        yield table.SIGN_DESCENT, 0.0, 0.0
+        yield table.SIGN_DESCENT, (0.0, 0.0), {}
         return
     found = _feasible(lambda decays: _signum_gap(grads, signs, decays))
     if found:
-        yield table.SIGNUM, _between(*found), 0.0
+        yield table.SIGNUM, (_between(*found), 0.0), {B1: found}
     found = _feasible(lambda decays: np.divide(*_ratios(grads, signs, decays)))
     if found:
-        decay = _between(*found)
-        low, high = (x[0] for x in _ratios(grads, signs, np.array([decay])))
-        yield table.LION, _between(low / (1 + low), 1 / (1 + 1 / high)), decay
+        decay, ends = _between(*found), np.log(found) - np.log1p(-np.array(found))
+        low, high = _ratios(grads, signs, np.append(decay, _decays(np.linspace(*ends, 41))))
+        low, high = low / (1 + low), high / (1 + high)
+        some = low < high
+        b1 = float(low[some].min()), float(high[some].max())
+        yield table.LION, (_between(low[0], high[0]), decay), {B1: b1, B2: found}
 
 
 def _signum_gap(grads: Array, signs: Array, decays: Array) -> Array:
@@ -522,6 +537,11 @@ def _other(fitted: _Fitted, run: Run) -> Other:
     notes += [_DECAYS[option.decay] * (name != "AdamW"), _CLIPS[option.clip]]
     unseen = [shown[c] for c in kind.drops if not (free[c] or kind.bounded)]
     notes += [f"{' and '.join(unseen)} not seen" if unseen else ""]
+    notes += [
+        f"{shown[column]} is anywhere from {low:.3g} to {high:.3g}"
+        for column, (low, high) in fitted.ends.items()
+        if high - low > _WIDE * (1 - values[column])
+    ]
     text = ", ".join([f"{name}({', '.join(written)})", *filter(None, notes)])
     change = (simulate(hypotheses, run)[0] - run.changes) * run.valid
     error = float(np.sqrt((change**2).sum() / ((run.changes * run.valid) ** 2).sum()))

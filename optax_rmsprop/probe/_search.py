@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import _model as model
-from ._fit import Runs, cost, each, fit, residuals
+from ._fit import LEAST, Runs, cost, each, fit, residuals
 from ._model import (
     BOUND,
     BOX,
@@ -63,8 +63,6 @@ _KINDS, _LONGER = 4, 12
 # the way is seen.
 _HIDDEN = [EPS, SCALE, LAMBDA, MOMENTUM]
 _ALONG, _MOVES, _BESIDE = 8, 4, 1.1
-# What an average forgets in a step at least: of a decay of 0.9999, 1e-4.
-LEAST = 5e-5
 # A momentum below this is none.
 _TURNS = 1e-4
 # How many times the least mean square is more than chance makes of several changes.
@@ -654,7 +652,7 @@ def _turns_little(rules: Rules) -> Array:
 
 def remembers(rules: Rules) -> Array:
     """Whether averages forget something: else they are sums, as Adagrad's."""
-    return np.minimum(rules.numbers[:, FORGETS], 1 - rules.numbers[:, MOMENTUM]) > LEAST
+    return np.minimum(rules.numbers[:, FORGETS], 1 - rules.numbers[:, MOMENTUM]) >= LEAST
 
 
 def _simplest(fits: Fits) -> list[int]:
