@@ -46,6 +46,8 @@ _AT_ANY_RATES = (
     Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
     Option(clip=model.CLIP_BEFORE),
 )  # fmt: skip
+# How many digits numbers have that one writes, and that no fit leaves.
+_WRITTEN, _LONGEST = 3, 8
 # Rates that differ by less are one.
 _CONSTANT = 1e-6
 
@@ -124,17 +126,20 @@ def _ranked(
             rank, call = next(calls(rule))
             unusual = rule.centered + rule.corrected + rule.nesterov + rule.caution
             unusual += rule.denominator not in (model.INSIDE, model.OUTSIDE)
-            place = (_is_long(finding.rule), rank, unusual, len(ranked))
+            place = (_length(finding.rule), rank, unusual, len(ranked))
             ranked.append((place, call, rule, finding))
     return sorted(ranked, key=lambda entry: entry[0])
 
 
-def _is_long(rule: Rule) -> bool:
-    """Whether a number has more digits than one would write, as where a fit makes up for another.
+def _length(rule: Rule) -> int:
+    """How long numbers are: as one writes them, as one may, or as where a fit makes up for another.
 
-    An ε or a start that makes up for another does so in the rate, or in the decay.
+    An ε or a start that makes up for another does so in the rate, in the decay, or in the momentum.
     """
-    return any(float(f"{x:.8g}") != x for x in (rule.lr, rule.decay, rule.momentum))
+    forgets = (1 - rule.decay, 1 - rule.momentum)
+    texts = [f"{x:.9e}".split("e")[0].rstrip("0") for x in (rule.lr, *forgets)]
+    most = max(len(text.replace(".", "")) for text in texts)
+    return (most > _WRITTEN) + (most > _LONGEST)
 
 
 def _left_open(

@@ -88,10 +88,9 @@ def _without_idle_numbers(fits: Fits, runs: Runs) -> Fits:
     """
     fits = _without_idle_eps(fits, runs)
     values, vague = fits.rules.numbers, fits.free & ~(fits.deviation < _VAGUE)
-    near_1 = fits.free[:, SCALE] & (np.abs(np.log(values[:, SCALE] + 1e-300)) < 0.1)
     vague[:, BOX] = np.isfinite(values[:, BOX])
     usual = [
-        (SCALE, 0.0, fits.free[:, SCALE]), (SCALE, 1.0, vague[:, SCALE] | near_1),
+        (SCALE, 0.0, fits.free[:, SCALE]), (SCALE, 1.0, vague[:, SCALE] | _nearly_1(fits)),
         (MOMENTUM, 0.0, vague[:, MOMENTUM]), (BOX, np.inf, vague[:, BOX]),
     ]  # fmt: skip
     parts = [fits]
@@ -124,7 +123,10 @@ def _without_idle_options(fits: Fits, runs: Runs) -> Fits:
 
 
 def _without_idle_eps(fits: Fits, runs: Runs) -> Fits:
-    """The hypotheses that need an ε, and of the others, whose denominators are one, the best."""
+    """The hypotheses that need an ε, and of the others, whose denominators are one, the best.
+
+    Beside a ν₀ that is nearly 1, an ε may be what makes it 1.
+    """
     rows = np.flatnonzero(fits.free[:, EPS])
     if not len(rows):
         return fits
@@ -134,7 +136,13 @@ def _without_idle_eps(fits: Fits, runs: Runs) -> Fits:
     idle = np.zeros(len(fits), bool)
     idle[rows] = _do_as_well(fewer.rules, fits.take(rows), runs)
     fewer = fewer.take(idle[rows])
-    return join([fits.take(~idle), fewer.take(of_each_kind(fewer))])
+    fewer = dataclasses.replace(fewer, rules=fewer.rules.replace(denominator=model.OUTSIDE))
+    return join([fits.take(~idle | _nearly_1(fits)), fewer.take(of_each_kind(fewer))])
+
+
+def _nearly_1(fits: Fits) -> Array:
+    """Where ν₀ is fitted, and nearly 1."""
+    return fits.free[:, SCALE] & (np.abs(np.log(fits.rules.numbers[:, SCALE] + 1e-300)) < 0.1)
 
 
 def _with_other_decays(fits: Fits, runs: Runs) -> list[Fits]:
@@ -167,6 +175,8 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
         if vague or (number == EPS and fit.rules.numbers[0, EPS] == 0):
             fit, seen = _opened(fit, number, runs)
             ranges = _hull(ranges, seen)
+    if fit.rules.numbers[0, EPS] == 0:
+        ranges = _hull(ranges, _opened_elsewhere(fit, runs))
     fit, seen = _in_any_unit(fit, runs)
     ranges = _hull(ranges, seen)
     fit = _shortened(fit, runs)
@@ -185,8 +195,7 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
         left["weight_decay"] = _rounded_outwards(0.0, max(unseen.values()))
     alike = list[Rule]()
     if left.get("eps", [1.0])[0] == 0:
-        alike, most = _with_other_denominators(fit, runs)
-        left["eps"] = _rounded_outwards(0.0, max(most, float(ranges[EPS, 1])))
+        alike = _with_other_denominators(fit, runs)
     return Finding(rule_of(fit.rules), fit.rules, left, tuple(unseen), tuple(alike))
 
 
@@ -283,28 +292,44 @@ def _with_usual_eps(fit: Fits, interval: Array, runs: Runs) -> Fits:
     return dataclasses.replace(fit, rules=rules) if _do_as_well(rules, fit, runs)[0] else fit
 
 
-def _with_other_denominators(fit: Fits, runs: Runs) -> tuple[list[Rule], float]:
-    """The rules with other denominators, and their usual ε or none, that explain as much.
+def _with_other_denominators(fit: Fits, runs: Runs) -> list[Rule]:
+    """The rules with other denominators, and their usual ε or none, that explain as much."""
+    found = list[Rule]()
+    for other in _elsewhere(fit):
+        for eps in (default_eps(rule_of(_of_eps(other.rules, 0.0))) or 0.0, 0.0):
+            rules = _of_eps(other.rules, eps)
+            if _do_as_well(rules, fit, runs)[0]:
+                found.append(rule_of(rules))
+                break
+    return found
 
-    And the largest ε that one of them may have.
+
+def _opened_elsewhere(fit: Fits, runs: Runs) -> Array:
+    """The intervals [n, 2] of the numbers with each ε that other denominators hide.
+
+    Other numbers make up for what is added to a root, and not for a floor.
     """
-    found, most = list[Rule](), 0.0
-    for denominator in _WITHOUT_EPS:
-        if denominator == fit.rules.denominator[0]:
+    ranges = np.stack([fit.rules.numbers[0]] * 2, 1)
+    for other in _elsewhere(fit):
+        if other.rules.denominator[0] in (model.INSIDE, model.OUTSIDE):
+            ranges = _hull(ranges, _opened(other, EPS, runs)[1])
             continue
-        if denominator == model.SUBTRACTED and not fit.rules.centered[0]:
-            continue
-        other = dataclasses.replace(fit, rules=fit.rules.replace(denominator=denominator))
         values = _around(other, EPS, runs)
-        rules = other.rules.take(np.zeros(len(values), int))
-        good = _do_as_well(_of_eps(rules, values), fit, runs)
-        if good[0]:  # without ε
-            first = int(np.argmin(np.append(good, False)))
-            most = max(most, float(values[min(first, len(values) - 1)]))
-            usual = default_eps(rule_of(_of_eps(other.rules, 0.0)))
-            eps = usual if usual and usual <= values[first - 1] else 0.0
-            found.append(rule_of(_of_eps(other.rules, eps)))
-    return found, most
+        good = _do_as_well(_of_eps(other.rules.take(np.zeros(len(values), int)), values), fit, runs)
+        first = int(np.argmin(np.append(good, False)))
+        ranges[EPS, 1] = max(ranges[EPS, 1], values[min(first, len(values) - 1)] * good[0])
+    return ranges
+
+
+def _elsewhere(fit: Fits) -> list[Fits]:
+    """The hypothesis with the other denominators that are the same without ε."""
+    denominators = set(_WITHOUT_EPS) - {int(fit.rules.denominator[0])}
+    if not fit.rules.centered[0]:
+        denominators.discard(model.SUBTRACTED)
+    return [
+        dataclasses.replace(fit, rules=fit.rules.replace(denominator=denominator))
+        for denominator in sorted(denominators)
+    ]
 
 
 def _of_eps(rules: Rules, eps: Any) -> Rules:

@@ -85,5 +85,7 @@ def _remaining(values: list[Any] | None) -> str:
     if values is None:
         return ""
     if all(isinstance(value, float) for value in values) and len(values) == 2:
-        return f"{values[0]:.3g} to {values[1]:.3g}"
+        low, high = values
+        texts = ((f"{low:.{digits}g}", f"{high:.{digits}g}") for digits in range(3, 18))
+        return " to ".join(next((pair for pair in texts if pair[0] != pair[1]), (repr(low),)))
     return ", ".join(_shown(value) for value in values)
