@@ -1,5 +1,6 @@
 """The commands: what they say, what they write, and what they refuse."""
 
+import functools
 import io
 import json
 import os
@@ -892,6 +893,33 @@ def test_a_hostile_file_is_refused_and_nothing_is_written(hostile, tmp_path, cap
         assert len(error) < 1000 and error.rstrip("\n").isprintable()
     assert files(tmp_path) == before
     assert not (pathlib.Path.cwd() / "pwned").exists()
+
+
+def within_each_other(count):
+    nested = [0]
+    for _ in range(count):
+        nested = [nested, nested]
+    return nested
+
+
+def test_containers_that_never_end_are_refused():
+    cycle = {}
+    cycle["itself"] = [cycle]
+    for x in (within_each_other(40), cycle, {"deep": functools.reduce(lambda x, _: (x,), range(99))}):
+        with pytest.raises(guard.Refused, match="within each other"):
+            guard.check_nesting("a.pt", x)
+    guard.check_nesting("a.pt", {"state": {0: {"step": 1}}, "groups": [within_each_other(10)] * 9})
+
+
+@pytest.mark.parametrize("key", ["alpha", "step"])
+def test_a_file_of_torch_whose_lists_never_end_is_refused(key, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.ones(2))
+    saved = torch.optim.RMSprop([weight]).state_dict()
+    saved["state"] = {0: {"step": torch.tensor(1.0), "square_avg": torch.ones(2)}}
+    (saved["param_groups"][0] if key == "alpha" else saved["state"][0])[key] = within_each_other(40)
+    torch.save(saved, tmp_path / "a.pt")
+    assert "within each other" in run(capsys, "inspect", tmp_path / "a.pt", status=2)
 
 
 def test_two_members_of_one_name_are_refused(tmp_path, capsys):

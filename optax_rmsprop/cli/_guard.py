@@ -24,6 +24,7 @@ import numpy as np
 # A file of constants, such as fresh accumulators, is compressed by much; one of weights is not.
 LARGEST_RATIO = 100
 HARMLESS = 64 * 2**20  # bytes that are never too many
+MOST_VALUES, DEEPEST = 2**24, 64  # in containers, and how deep
 
 EXTRA = "pip install 'optax-rmsprop[cli]', or '.[cli]' in a clone"
 _PACKAGES = {
@@ -104,6 +105,24 @@ def folder_without_links(path: pathlib.Path) -> int:
                     raise Refused(f"{inside} is no regular file: a checkpoint has no links")
                 size += inside.stat().st_size
     return size
+
+
+def check_nesting(where: str, x: Any) -> None:
+    """Refuse containers that hold each other so often that to walk through them has no end."""
+    _size(where, x, 0, {})
+
+
+def _size(where: str, x: Any, depth: int, known: dict[int, int]) -> int:
+    """How many values there are in a container, however often it is the same one."""
+    if not isinstance(x, Mapping | list | tuple | set | frozenset):
+        return 1
+    if id(x) not in known:
+        items: Any = cast("Mapping[Any, Any]", x).items() if isinstance(x, Mapping) else x
+        inside = items if depth < DEEPEST else ()
+        known[id(x)] = 1 + sum(_size(where, item, depth + 1, known) for item in inside)
+        if depth == DEEPEST or known[id(x)] > MOST_VALUES:
+            raise Refused(f"{where} has containers within each other that are never read to an end")
+    return known[id(x)]
 
 
 def check_size(where: str, declared: int, actual: int) -> None:

@@ -225,7 +225,7 @@ def _loaded(source: pathlib.Path | io.BytesIO, where: str) -> Any:
         known = [argparse.Namespace, *((_NotRead, name) for name in _HARMLESS)]
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
-            return torch.load(source, map_location="cpu", weights_only=True)
+            content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         lines = [x for x in str(error).splitlines() if x.strip()] or [type(error).__name__]
         found = re.search(r"Unsupported \w+:? (GLOBAL )?(\S+)", str(error))
@@ -234,6 +234,8 @@ def _loaded(source: pathlib.Path | io.BytesIO, where: str) -> Any:
             f"{where} is no whole file of tensors and plain values; nothing in it was executed: "
             f"{reason}"
         ) from error
+    guard.check_nesting(where, content)
+    return content
 
 
 def _describe(saved: Torch, path: pathlib.Path, options: Options) -> None:

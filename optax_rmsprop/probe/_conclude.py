@@ -39,8 +39,6 @@ _LEAST_DECAY = 1e-6
 _REMEMBERS = 1e-3
 # How many units of the last place a coordinate has to move by, or else it shows only rounding.
 _MOVES = 64.0
-# And how many units show little more than rounding, where most steps show nothing.
-_FEW = 4.0
 # What is tried where no constant rate explains a run.
 _AT_ANY_RATES = (
     Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
@@ -61,16 +59,6 @@ def unit_of(values: Array) -> float:
         if len(values) > 2 and np.all((exponent <= largest) & (np.fmod(values, spacing) == 0)):
             return unit
     return 2.0**-53
-
-
-def is_hidden(run: Run) -> bool:
-    """Whether parameters seldom move, and then by a few units in the last place."""
-    told = run.valid & (run.grads != 0)
-    largest = np.maximum(np.abs(run.params[1:]), np.abs(run.params[:-1]))
-    place = 2 * run.stored * np.exp2(np.frexp(largest)[1] - 1.0)
-    change = np.abs(run.changes)
-    seldom = told.any() and (change[told] > 0).mean() < 0.5
-    return bool(seldom and (change <= _FEW * place)[run.valid].all())
 
 
 def with_unit(runs: Any, unit: float) -> Any:

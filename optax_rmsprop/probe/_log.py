@@ -15,7 +15,7 @@ from ._finish import Finding, finish
 from ._model import Array, Run
 from ._progress import told
 from ._report import Report
-from ._search import Fits, explained, fitted, join, none, search, weighed
+from ._search import Fits, explained, fitted, is_hidden, join, none, search, weighed
 
 # What is searched; everything that is recorded is checked, so many columns at once.
 _COLUMNS, _WHOLE, _STEPS = 32, 400, 60
@@ -142,7 +142,7 @@ def _searched(run: Run, seen: Run, given: bool) -> _Searched:
 def _identified(run: Run, learning_rates: Any, name: Callable[[int], str]) -> Report:
     if not run.moves.any():
         return conclude.nothing(["the parameters do not change"], run.unit)
-    if conclude.is_hidden(run):
+    if is_hidden(run):
         return conclude.nothing([conclude.hides(run.unit)], run.unit)
     steps, given = len(run.grads), learning_rates is not None
     seen = run.steps(min(steps - (steps // 5 if steps >= 5 else 0), _STEPS))

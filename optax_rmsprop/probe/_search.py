@@ -596,12 +596,24 @@ def misfit(rules: Rules, runs: Runs) -> tuple[Array, Array]:
         squares += ((left[..., moves] / largest[moves]) ** 2).sum((1, 2))
         whole += float(((changes[:, moves] / largest[moves]) ** 2).sum())
     ratio = np.nan_to_num(np.concatenate(ratios, 1), nan=np.inf)
-    share = np.nan_to_num(np.concatenate(shares, 1), nan=np.inf)
-    known = share < max(0.05, 64 * each(runs)[-1].unit)
-    told = known.sum(1) > 0.2 * known.shape[1]
+    told = _is_told(np.concatenate(shares, 1), each(runs)[-1].unit)
     told &= np.nan_to_num(squares, nan=np.inf) <= _LEAVES**2 * whole
     worst, mean = ratio.max(1, initial=0.0), np.sqrt((ratio**2).mean(1))
     return np.where(told, worst, np.inf), np.where(told, mean, np.inf)
+
+
+def is_hidden(run: Run) -> bool:
+    """Whether the rounding of the parameters alone may be as much as most changes are."""
+    before, after = np.abs(run.params[:-1]), np.abs(run.params[1:])
+    size = np.abs(run.changes) + 4 * run.stored * after
+    share = (run.stored * (before + after) / (size + 1e-300))[run.moves]
+    return not _is_told(share[None], run.stored)[0]
+
+
+def _is_told(share: Array, unit: float) -> Array:
+    """Whether enough changes [B, M] are known, of which rounding may be a share."""
+    known = np.nan_to_num(share, nan=np.inf) < max(0.05, 64 * unit)
+    return known.sum(1) > 0.2 * known.shape[1]
 
 
 def explained(fits: Fits, runs: Runs) -> Fits:
