@@ -22,8 +22,10 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from ._jax import is_traced
 from ._link import (
     Hyperparameter,
     Init,
@@ -133,13 +135,15 @@ def retuned(state: State, **values: Any) -> State:
         state: The state of a `retunable` transformation, or any tree with such states in it: of a
             chain, a mask, a training state. In several, a number is set wherever there is one.
         values: By name: a number or scalar array, or None, which unsets. A traced one is set by
-            arithmetic, as in `jnp.where(is_flat, rate / 2, rate)`. What is not named stays.
+            arithmetic, as in `jnp.where(is_flat, rate / 2, rate)`; its range is not checked, and
+            one below 0 unsets. What is not named stays.
 
     Returns:
         The new state. Its arrays have the shapes, dtypes and shardings of the old ones.
 
     Raises:
-        ValueError: if no state in `state` has a number of this name, or one is out of its range.
+        ValueError: if no state in `state` has a number of this name, or one is out of its range,
+            before or after it is rounded to the dtype of the state.
         TypeError: if a value is no scalar, or nothing in `state` is retunable.
 
     Example:
@@ -150,14 +154,12 @@ def retuned(state: State, **values: Any) -> State:
         >>> print({name: float(x) for name, x in retuning.settings(tx, state).items()})
         {'learning_rate': 0.125, 'decay': 0.5, 'eps': 9.99999993922529e-09}
     """
-    known = {name for part in _states(state) for name in part.overrides}
+    known = {name: x for part in _states(state) for name, x in part.overrides.items()}
     for name, x in values.items():
         if name not in known:
             there = ", ".join(sorted(known))
             raise ValueError(f"retuned: nothing here has the number {name!r}: there are {there}")
-        below = 1.0 if name in _BELOW_ONE else float("inf")
-        checked = scalar("retuned", name, 0.0 if x is None else x, below=below, schedule=False)
-        values[name] = -1.0 if x is None else checked
+        values[name] = -1.0 if x is None else _checked(name, x, jax.tree.leaves(known[name])[0])
 
     def part(x: Any) -> Any:
         if not _is_retunable(x):
@@ -171,6 +173,19 @@ def retuned(state: State, **values: Any) -> State:
         return x._replace(overrides=x.overrides | new)
 
     return cast(State, jax.tree.map(part, state, is_leaf=_is_retunable))
+
+
+def _checked(name: str, value: Any, like: jax.Array) -> Any:
+    """A number to set, if it is in its range, and is still where it is rounded as a state is."""
+    below = 1.0 if name in _BELOW_ONE else float("inf")
+    value = scalar("retuned", name, value, below=below, schedule=False)
+    if is_traced(value):
+        return value
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = float(np.asarray(value, like.dtype))
+    if not rounded < below or (value > 0 and rounded == 0):
+        raise ValueError(f"retuned: {name} must not be {value}, which {like.dtype} has as {rounded}")
+    return value
 
 
 def settings(tx: optax.GradientTransformation, state: optax.OptState) -> dict[str, jax.Array]:
@@ -249,7 +264,13 @@ def _set(tx: Any, state: Any) -> Any:
     check_state("retunable", state, RetunableState)
     # A number may be in a box of Flax's.
     overrides = {name: jax.tree.leaves(x)[0] for name, x in state.overrides.items()}
-    return _mapped(lambda place, x: _Schedule(place, x, overrides[_PLACES[place]]), tx)
+
+    def settable(place: tuple[str, str], x: Any) -> _Schedule:
+        if (name := _PLACES[place]) not in overrides:
+            raise TypeError(f"retunable: the state has no number {name!r}: it is another one's")
+        return _Schedule(place, x, overrides[name])
+
+    return _mapped(settable, tx)
 
 
 def _numbers(tx: Any, state: Any, count: Any = None) -> list[tuple[tuple[str, str], Any]]:
@@ -265,6 +286,8 @@ def _numbers(tx: Any, state: Any, count: Any = None) -> list[tuple[tuple[str, st
         return [((part.name, name), x) for name, x in part.numbers.items()]
     links = call.arguments.get("links")
     if links is not None:
+        if not isinstance(state, tuple) or len(cast("tuple[Any, ...]", state)) != len(links):
+            raise TypeError(f"settings: a chain of {len(links)} links has another state than this")
         count = count_of(state) if count is None else count
         pairs = list(zip(links, state, strict=True))
     elif call.state is RetunableState:

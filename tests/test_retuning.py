@@ -434,6 +434,9 @@ def test_on_a_mesh_one_program_serves_all_values(kind, grid):
         ({"momentum": jnp.float32(1.5)}, ValueError, "momentum must be in [0, 1.0)"),
         ({"eps": np.nan}, ValueError, "eps must be in [0, inf), got nan"),
         ({"eps": np.inf}, ValueError, "eps must be in [0, inf), got inf"),
+        ({"decay": 1 - 1e-9}, ValueError, "decay must not be 0.999999999, which float32 has as 1.0"),
+        ({"learning_rate": 1e39}, ValueError, "learning_rate must not be 1e+39, which float32 has"),
+        ({"eps": 1e-60}, ValueError, "eps must not be 1e-60, which float32 has as 0.0"),
         ({"eps": True}, TypeError, "eps must be a number"),
         ({"eps": jnp.ones(2)}, TypeError, "eps must be a number"),
         ({"learning_rate": halving}, TypeError, "learning_rate must be a number, not a schedule"),
@@ -461,6 +464,11 @@ def test_what_cannot_be_retuned_is_refused():
         retuned(ours.rmsprop(0.1).init(params()), decay=0.5)
     with pytest.raises(TypeError, match="settings: tx must be"):
         settings(optax.sgd(0.1), None)
+    tx = retunable(ours.rmsprop(0.1, momentum=0.5))
+    with pytest.raises(TypeError, match="the state has no number 'learning_rate'"):
+        settings(tx, retunable(ours.scale_by_rms()).init(params()))
+    with pytest.raises(TypeError, match="a chain of 3 links has another state"):
+        settings(ours.rmsprop(0.1, momentum=0.5), ours.rmsprop(0.1).init(params()))
     with pytest.raises(TypeError, match=r"expected RetunableState\(overrides, inner_state\)"):
         retunable(ours.rmsprop(0.1)).update(params(), ours.rmsprop(0.1).init(params()))
 

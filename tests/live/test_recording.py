@@ -48,7 +48,10 @@ def test_pytorch(tmp_path):
     import torch
 
     torch.manual_seed(0)
-    model = torch.nn.Linear(4, 3)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 3))
+    model[0].requires_grad_(False)
+    model.unused = torch.nn.Identity()
+    model.unused.head = torch.nn.Parameter(torch.ones(2))
     batches = [(torch.randn(8, 4), torch.randn(8, 3)) for _ in range(STEPS)]
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01, momentum=0.9)
     world = {
@@ -58,8 +61,9 @@ def test_pytorch(tmp_path):
     exec(lines("PyTorch"), world)
     run = Run.load(tmp_path / "torch.npz")
     assert {path: x.shape for path, x in run.params.items()} == {
-        "weight": (STEPS + 1, 3, 4), "bias": (STEPS + 1, 3),
+        "1.weight": (STEPS + 1, 3, 4), "1.bias": (STEPS + 1, 3), "unused.head": (STEPS + 1, 2),
     }  # fmt: skip
+    assert not run.grads["unused.head"].any()
     assert run.settings["call"].startswith("RMSprop (")
     np.testing.assert_array_equal(run.learning_rates, np.full(STEPS, 0.01))
     assert_made_by(dialects.torch(lr=0.01, momentum=0.9), run)
@@ -69,7 +73,11 @@ KERAS = """
 import keras
 import numpy as np
 keras.utils.set_random_seed(0)
-model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+class Dense(keras.layers.Dense):
+    def build(self, shape):
+        super().build(shape)
+        self.unused = self.add_weight(shape=(2,), name="unused")
+model = keras.Sequential([keras.Input((4,)), Dense(3)])
 optimizer, loss = keras.optimizers.RMSprop(0.01, momentum=0.9), "mse"
 rng = np.random.default_rng(0)
 x, y = (rng.normal(size=(8 * {steps}, n)).astype(np.float32) for n in (4, 3))
@@ -87,6 +95,6 @@ def test_keras(tmp_path):
     environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, check=True)
     run = Run.load(path)
-    assert sorted(x.shape for x in run.grads.values()) == [(STEPS, 3), (STEPS, 4, 3)]
+    assert sorted(x.shape for x in run.grads.values()) == [(STEPS, 2), (STEPS, 3), (STEPS, 4, 3)]
     assert "learning_rate" in run.settings["call"]
     assert_made_by(dialects.keras(0.01, momentum=0.9), run)
