@@ -184,7 +184,9 @@ def _checked(name: str, value: Any, like: jax.Array) -> Any:
     with np.errstate(over="ignore", under="ignore"):
         rounded = float(np.asarray(value, like.dtype))
     if not rounded < below or (value > 0 and rounded == 0):
-        raise ValueError(f"retuned: {name} must not be {value}, which {like.dtype} has as {rounded}")
+        raise ValueError(
+            f"retuned: {name} must not be {value}, which {like.dtype} has as {rounded}"
+        )
     return value
 
 

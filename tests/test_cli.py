@@ -905,7 +905,11 @@ def within_each_other(count):
 def test_containers_that_never_end_are_refused():
     cycle = {}
     cycle["itself"] = [cycle]
-    for x in (within_each_other(40), cycle, {"deep": functools.reduce(lambda x, _: (x,), range(99))}):
+    for x in (
+        within_each_other(40),
+        cycle,
+        {"deep": functools.reduce(lambda x, _: (x,), range(99))},
+    ):
         with pytest.raises(guard.Refused, match="within each other"):
             guard.check_nesting("a.pt", x)
     guard.check_nesting("a.pt", {"state": {0: {"step": 1}}, "groups": [within_each_other(10)] * 9})

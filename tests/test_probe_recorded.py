@@ -109,9 +109,11 @@ def test_numbers_rounded_to_float32_are_written_so():
 def test_a_norm_is_named_that_a_later_step_shows():
     _, params, grads, _ = log_of("keras_tensorflow/clipnorm")
     report = probe.identify_log(params, grads)
-    assert (
-        report.calls[0].startswith("dialects.keras(") and "clipnorm=1.58113883" in report.calls[0]
-    )
+    rate = 0.019999999552965164  # of float32
+    assert report.calls == [
+        f"dialects.keras(learning_rate={rate}, rho=0.9, epsilon=1e-07, clipnorm=0.5)"
+    ]
+    assert report.undetermined.keys() == {"eps"} and "from 1.9e-09 to 2" in report.notes[0]
 
 
 @pytest.mark.proof

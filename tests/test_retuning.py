@@ -434,7 +434,11 @@ def test_on_a_mesh_one_program_serves_all_values(kind, grid):
         ({"momentum": jnp.float32(1.5)}, ValueError, "momentum must be in [0, 1.0)"),
         ({"eps": np.nan}, ValueError, "eps must be in [0, inf), got nan"),
         ({"eps": np.inf}, ValueError, "eps must be in [0, inf), got inf"),
-        ({"decay": 1 - 1e-9}, ValueError, "decay must not be 0.999999999, which float32 has as 1.0"),
+        (
+            {"decay": 1 - 1e-9},
+            ValueError,
+            "decay must not be 0.999999999, which float32 has as 1.0",
+        ),
         ({"learning_rate": 1e39}, ValueError, "learning_rate must not be 1e+39, which float32 has"),
         ({"eps": 1e-60}, ValueError, "eps must not be 1e-60, which float32 has as 0.0"),
         ({"eps": True}, TypeError, "eps must be a number"),

@@ -38,10 +38,11 @@ _CORE, _FEW, _LEAF = 30, 16, 256  # columns to fit on, to try on, and of each le
 _WORST = 8  # columns that are added where a fit does not explain all
 _SHORT = 16  # steps to search on
 _MOST = (72, 48, 96)  # hypotheses that are fitted to the end, of each option at a stage
+_PAIRS = 6  # options of two parts that are tried
 # Below this mean square a hypothesis may be right but for numbers too small to be seen yet.
 _PROMISING = 1e-5
 
-Costs: TypeAlias = dict[Option, float]  # how well each option did by itself
+Alone: TypeAlias = dict[Option, Fits | None]  # how well each option did by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Steps:
         """The side with what is special about leaves."""
         side, grads = self.side, self.side.run.grads
         plain, gain = side.plain.copy(), side.gain.copy()
-        norm = side.run.leaf_norm
+        sums = side.run.leaf_sums
         for name, leaf in leaves.items():
             chosen = self.of(name)
             plain[chosen], gain[chosen] = leaf.plain, leaf.gain
@@ -94,9 +95,10 @@ class Steps:
                 grads = grads.copy()
                 flat = source[: len(grads)].reshape(len(grads), -1).astype(float)
                 grads[:, chosen] = flat[:, self.columns[chosen, 1]]
-                norm = norm.copy()
-                norm[:, chosen] = np.linalg.norm(flat, axis=1)[:, None]
-        return side.replace(plain=plain, gain=gain, grads=grads, leaf_norm=norm)
+                sums, params = sums.copy(), self.record.params[name][: len(grads)]
+                flat = [x.reshape(len(grads), -1).astype(float) for x in (params, flat)]
+                sums[..., chosen] = model.sums(*flat, np.zeros(flat[0].shape[1], int))
+        return side.replace(plain=plain, gain=gain, grads=grads, leaf_sums=sums)
 
     def core(self, leaves: list[str], most: int = _CORE) -> Array:
         """Columns to fit on: some of each leaf, from small gradients to large ones."""
@@ -194,10 +196,10 @@ def accounted(*runs: Steps) -> Account | None:
     """
     runs = tuple(steps for steps in runs if steps.trained and not is_plain(steps))
     runs = (*runs, *(steps.coarse() for steps in runs if steps.scheduled))
-    alone: list[Costs] = [{} for _ in runs]
+    alone: list[Alone] = [{} for _ in runs]
     for attempt in (_simple, _hidden, _with_option, _with_options, _otherwise):
-        for steps, costs in zip(runs, alone, strict=True):
-            found = attempt(steps, costs)
+        for steps, tried in zip(runs, alone, strict=True):
+            found = attempt(steps, tried)
             if found is not None:
                 return _with_known_numbers(found)
     return None
@@ -230,29 +232,29 @@ def _with_known_numbers(found: Account) -> Account:
     return found
 
 
-def _simple(steps: Steps, alone: Costs) -> Account | None:
+def _simple(steps: Steps, alone: Alone) -> Account | None:
     """One rule without options."""
     return _at_stage(steps, 0, alone)
 
 
-def _hidden(steps: Steps, alone: Costs) -> Account | None:
+def _hidden(steps: Steps, alone: Alone) -> Account | None:
     """One rule without options at rates that were not recorded, if they leave enough to explain."""
     if steps.record.rates is not None or steps.record.count < 5 or steps.record.unit > 1e-6:
         return None
     return _at_any_rates(steps, [Option()])
 
 
-def _with_option(steps: Steps, alone: Costs) -> Account | None:
+def _with_option(steps: Steps, alone: Alone) -> Account | None:
     """One rule with one option."""
     return _at_stage(steps, 1, alone)
 
 
-def _with_options(steps: Steps, alone: Costs) -> Account | None:
+def _with_options(steps: Steps, alone: Alone) -> Account | None:
     """One rule with two options."""
     return _at_stage(steps, 2, alone)
 
 
-def _otherwise(steps: Steps, alone: Costs) -> Account | None:
+def _otherwise(steps: Steps, alone: Alone) -> Account | None:
     """A rule of the largest leaf, to which others are special, or one at any rates."""
     if len(steps.trained) > 1:
         main = _lone(steps.side.columns(steps.core(_main(steps)[:1])))
@@ -262,12 +264,13 @@ def _otherwise(steps: Steps, alone: Costs) -> Account | None:
             if found is not None:
                 return found
     return _at_any_rates(steps, [
-        Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
-        Option(clip=model.CLIP_BEFORE), Option(clip=model.CLIP_ALL),
+        Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED),
+        Option(kind=model.DECOUPLED_UNSCALED), Option(clip=model.CLIP_BEFORE),
+        Option(clip=model.CLIP_ALL),
     ])  # fmt: skip
 
 
-def _at_stage(steps: Steps, stage: int, alone: Costs) -> Account | None:
+def _at_stage(steps: Steps, stage: int, alone: Alone) -> Account | None:
     rules = _rules(steps.side.columns(steps.core(steps.trained)), stage, alone)
     return None if rules is None else confirmed(steps, rules, {})
 
@@ -389,19 +392,19 @@ def _main(steps: Steps) -> list[str]:
     return sorted(steps.trained, key=lambda n: (min(grads[n].ndim, 3), grads[n].size))[::-1]
 
 
-def _rules(side: Side, stage: int, alone: Costs) -> Rules | None:
+def _rules(side: Side, stage: int, alone: Alone) -> Rules | None:
     """The rules of a stage's options that explain some columns."""
     run = side.run.steps(min(_SHORT, len(side.run.grads)))
     options = stages(run, bool(np.ptp(run.rates) > 0))[stage]
     options = [option for option in options if not option.caution]
     if stage == 2:  # the parts that did best by themselves
-        options = sorted(options, key=lambda o: _promise(o, alone))[:3]
+        options = sorted(options, key=lambda o: _promise(o, alone))[:_PAIRS]
     near = list[Fits]()
     for option in options:
-        fits = explore(run, option, COARSE if stage else Grid(), _MOST[stage])
+        fits = explore(run, option, COARSE if stage else Grid(), _MOST[stage], alone)
         if fits is None:
             continue
-        alone[option] = float(fits.cost.min())
+        alone[option] = fits
         found = _judged(fits, side)
         if found is not None:
             return found
@@ -414,11 +417,12 @@ def _rules(side: Side, stage: int, alone: Costs) -> Rules | None:
     return None
 
 
-def _promise(option: Option, alone: Costs) -> float:
+def _promise(option: Option, alone: Alone) -> float:
     """How well the parts of an option did by themselves."""
-    clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
+    clip = model.BEFORE.get(option.clip, option.clip)
     parts = Option(kind=option.kind, maximize=option.maximize), Option(clip=clip)
-    return sum(float(np.log(alone.get(part, 1.0) + 1e-300)) for part in parts)
+    tried = [alone.get(part) for part in parts]
+    return sum(float(np.log(fits.cost.min() + 1e-300)) for fits in tried if fits is not None)
 
 
 def _is_promising(fits: Fits, side: Side) -> bool:

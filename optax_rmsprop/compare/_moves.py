@@ -252,9 +252,9 @@ def _clips(moves: _From, g: Array, run: model.Run) -> None:
     one, now = moves.one, moves.now
     limits = np.quantile(g, (0.2, 0.5, 0.8, 0.95, 0.99)) if g.size else np.ones(1)
     sizes = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}
-    kinds = (model.NO_CLIP, model.CLIP_BEFORE, model.CLIP_AFTER, *sizes)
-    for kind in kinds:
-        if kind == model.CLIP_AFTER and one.kind[0] != model.L2:
+    sizes |= {model.AFTER[kind]: norm for kind, norm in sizes.items()}
+    for kind in (model.NO_CLIP, model.CLIP_BEFORE, model.CLIP_AFTER, *sizes):
+        if kind in model.BEFORE and one.kind[0] != model.L2:
             continue
         values = np.quantile(sizes[kind], (0.1, 0.4, 0.7, 0.9)) if kind in sizes else limits
         if one.clip[0] == model.NO_CLIP and kind != model.NO_CLIP:
@@ -329,7 +329,9 @@ def _rank(e: Explained, both: Both) -> tuple[Any, ...]:
     switched = sum(a != b for a, b in zip(e.one.switches(0), e.other.switches(0), strict=True))
     # Gradients that agree are rather the optimizer's than scaled within it.
     scaled = "factor" in e.names
-    return len(e.names), _is_unlikely(e, both), e.free, scaled, switched, e.spread
+    # At a constant rate decoupled decays are alike: most have one that the rate scales.
+    rare = "kind" in e.names and max(e.one.kind[0], e.other.kind[0]) > model.DECOUPLED
+    return len(e.names), _is_unlikely(e, both), e.free, scaled, switched, rare, e.spread
 
 
 def _is_unlikely(e: Explained, both: Both) -> bool:

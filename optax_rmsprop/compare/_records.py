@@ -81,14 +81,16 @@ class Record:
         )  # fmt: skip
         columns = np.concatenate(places)
         with np.errstate(all="ignore"):
-            norms = np.stack([
-                np.linalg.norm(x.reshape(steps, -1).astype(float), axis=1)
-                for x in self.grads.values()
-            ], 1)  # fmt: skip
+            by_leaf = np.concatenate([self._sums(name) for name in self.names], -1)
             run = model.run_of(params, grads, None, columns[:, 0], self.unit)
-            norm = np.linalg.norm(norms, axis=1, keepdims=True)
-        leaf_norm = norms[:, columns[:, 0]]
-        return dataclasses.replace(run, leaf_norm=leaf_norm, norm=norm), columns
+            sums = by_leaf.sum(-1, keepdims=True)
+        return dataclasses.replace(run, leaf_sums=by_leaf[..., columns[:, 0]], sums=sums), columns
+
+    def _sums(self, name: str) -> Array:
+        """The sums [3, T, 1] of all of a leaf."""
+        sides = (self.params[name][: self.count], self.grads[name])
+        p, g = (x.reshape(self.count, -1).astype(float) for x in sides)
+        return model.sums(p, g, np.zeros(p.shape[1], int))
 
 
 def read(argument: str, run: Any) -> Record:

@@ -30,6 +30,7 @@ from ._words import Roles, frozen_change, leaf_changes, rule_changes, schedule_c
 Changes = tuple[Change, ...]
 
 _MOST = 6  # sets of changes that are confirmed, and told
+_ROUNDED = 0.2  # the part of the changes that a narrower format moves at least
 _GAIN = 0.02  # a rate of a leaf is rarely as near to that of the others
 
 
@@ -284,7 +285,8 @@ class _Task:
                 cast(Any, np.linalg.norm(gap)) * np.linalg.norm(check.run.changes), 1e-300
             )
             fits = ratio.max(initial=0.0) <= LIMIT and abs(along) < 0.2 and spread(ratio)[0] > 0.01
-            if fits and _shows_rounding(check.run, gap, name):
+            apart = (misfits(rule, check)[0] > LIMIT)[check.run.moves].mean()
+            if fits and apart > _ROUNDED and _shows_rounding(check.run, gap, name):
                 text = f"the optimizer of {self.roles.other} rounds to {name} inside"
                 precision = self.known.steps.record.precision
                 yield (Change("precision", text, *self.roles.pair(name, precision)),)

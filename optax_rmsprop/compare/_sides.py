@@ -191,7 +191,7 @@ def kept_steps(side: Side, steps: Array) -> Side:
     run, rows = side.run, np.append(steps, True)
     return side.replace(
         params=run.params[rows], grads=run.grads[steps], rates=run.rates[steps],
-        valid=run.valid[steps], leaf_norm=run.leaf_norm[steps], norm=run.norm[steps],
+        valid=run.valid[steps], leaf_sums=run.leaf_sums[:, steps], sums=run.sums[:, steps],
     )  # fmt: skip
 
 

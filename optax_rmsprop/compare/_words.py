@@ -34,6 +34,8 @@ _CLIPS = {
     model.CLIP_AFTER: "clipping by value, after weight decay",
     model.CLIP_LEAF: "clipping of each leaf's norm",
     model.CLIP_ALL: "clipping of the global norm",
+    model.CLIP_LEAF_AFTER: "clipping of each leaf's norm, after weight decay",
+    model.CLIP_ALL_AFTER: "clipping of the global norm, after weight decay",
 }
 _NAMES = {
     "lr": ("learning_rate", "the learning rate"), "decay": ("decay", "the decay of nu"),

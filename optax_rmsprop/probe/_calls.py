@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,7 @@ class Rule:
             "clip, l2": self.clip == model.CLIP_BEFORE and self.kind == model.L2,
             "l2, clip": self.clip == model.CLIP_AFTER and self.kind == model.L2,
             "clip leaf": self.clip == model.CLIP_LEAF, "clip all": self.clip == model.CLIP_ALL,
+            "l2, norm": self.clip in (model.CLIP_LEAF_AFTER, model.CLIP_ALL_AFTER),
         }  # fmt: skip
         return {name for name, value in has.items() if value}
 
@@ -243,9 +245,12 @@ def _first_count(name: str) -> int:
 
 
 def default_eps(rule: Rule) -> float | None:
-    """The ε that users of this rule have where they name none."""
-    for factory in FACTORIES:
-        if factory.arguments(rule) is None or "eps" not in factory.names:
+    """The ε that users of this rule have where they name none, or of the same without options."""
+    bare = dataclasses.replace(
+        rule, kind=model.NO_DECAY, clip=model.NO_CLIP, maximize=False, caution=False, weight=0.0
+    )
+    for either, factory in itertools.product((rule, bare), FACTORIES):
+        if factory.arguments(either) is None or "eps" not in factory.names:
             continue
         module, _, name = factory.name.rpartition(".")
         made: Any = (
@@ -288,9 +293,9 @@ def chain_of(rule: Rule) -> str:
     clip = {
         model.CLIP_LEAF: f"dialects.clip_by_norm({rule.bound!r}, together=False)",
         model.CLIP_ALL: f"dialects.clip_by_norm({rule.bound!r}, together=True)",
-    }.get(rule.clip, f"dialects.clip({rule.bound!r})")
+    }.get(model.BEFORE.get(rule.clip, rule.clip), f"dialects.clip({rule.bound!r})")
     coupled = [f"add_decayed_weights({rule.weight!r})"] * (rule.kind == model.L2)
-    if rule.clip == model.CLIP_AFTER:
+    if rule.clip in model.BEFORE:
         links += [*coupled, clip]
     else:
         links += [*[clip] * (rule.clip != model.NO_CLIP), *coupled]

@@ -41,8 +41,8 @@ _REMEMBERS = 1e-3
 _MOVES = 64.0
 # What is tried where no constant rate explains a run.
 _AT_ANY_RATES = (
-    Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED_UNSCALED),
-    Option(clip=model.CLIP_BEFORE),
+    Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED),
+    Option(kind=model.DECOUPLED_UNSCALED), Option(clip=model.CLIP_BEFORE),
 )  # fmt: skip
 # How many digits numbers have that one writes, and that no fit leaves.
 _WRITTEN, _LONGEST = 3, 8

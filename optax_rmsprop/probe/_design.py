@@ -490,9 +490,10 @@ def _of_all(found: Fits, box: _Box) -> Fits:
 
     They may do so by caution alone.
     """
-    clips = found.rules.clip == model.CLIP_BEFORE
+    norms = {model.CLIP_BEFORE: model.CLIP_LEAF, model.CLIP_AFTER: model.CLIP_LEAF_AFTER}
+    clips = np.isin(found.rules.clip, list(norms))
     if not (box.coupled and clips.any()):
         return found
-    clip = np.where(clips, model.CLIP_LEAF, found.rules.clip)
+    clip = np.array([norms.get(clip, clip) for clip in found.rules.clip.tolist()])
     by_norm = dataclasses.replace(found, rules=dataclasses.replace(found.rules, clip=clip))
     return join([by_norm, found.take(clips & found.rules.caution)])

@@ -42,7 +42,6 @@ _NAMES = {
 }  # fmt: skip
 # Denominators that are the same without ε.
 _WITHOUT_EPS = (model.INSIDE, model.OUTSIDE, model.FLOOR, model.SUBTRACTED)
-_NORMS = (model.CLIP_LEAF, model.CLIP_ALL)
 CLIP_NORM = "clip_norm"  # a number of a rule that is no switch of a report
 # From how many standard deviations on a value is refused, and which deviation says too little.
 _SURE, _VAGUE = 20.0, 0.02
@@ -150,7 +149,7 @@ def _with_other_decays(fits: Fits, runs: Runs) -> list[Fits]:
     parts: list[Fits] = []
     for kind, other in ((model.L2, model.DECOUPLED), (model.DECOUPLED, model.L2)):
         rows = fits.rules.kind == kind
-        rows &= fits.rules.clip != model.CLIP_AFTER  # which clips a coupled decay
+        rows &= ~np.isin(fits.rules.clip, list(model.BEFORE))  # which clips a coupled decay
         if rows.any():
             parts.append(fitted(fits.rules.take(rows).replace(kind=other), runs, 30, None, _NEAR))
     return parts
@@ -183,7 +182,7 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     values = fit.rules.numbers[0]
     ranges = _hull(ranges, np.stack([values, values], 1))
     fit = _with_usual_eps(fit, ranges[EPS], runs)
-    names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in _NORMS else {})
+    names = _NAMES | ({BOUND: CLIP_NORM} if fit.rules.clip[0] in model.NORMS else {})
     known = _tolerance(each(runs)[0].unit)
     left = {
         name: _rounded_outwards(*sorted(model.named(number, end) for end in ranges[number]))
@@ -226,9 +225,10 @@ def _in_any_unit(fit: Fits, runs: Runs) -> tuple[Fits, Array]:
     [n, 2] of these numbers.
     """
     ranges = np.stack([fit.rules.numbers[0]] * 2, 1)
-    if fit.rules.clip[0] not in _NORMS:
+    if fit.rules.clip[0] not in model.NORMS:
         return fit, ranges
-    norms = [r.leaf_norm if fit.rules.clip[0] == model.CLIP_LEAF else r.norm for r in each(runs)]
+    by_leaf = fit.rules.clip[0] in (model.CLIP_LEAF, model.CLIP_LEAF_AFTER)
+    norms = [run.leaf_norm if by_leaf else run.norm for run in each(runs)]
     least = min(float(x[x > 0].min(initial=np.inf)) for x in norms)
     bound = shortest(least / 2, least / 4, 0.9 * least)
     shorter = _in_unit(fit, bound / fit.rules.numbers[0, BOUND], BOUND, bound, runs)
@@ -236,8 +236,12 @@ def _in_any_unit(fit: Fits, runs: Runs) -> tuple[Fits, Array]:
         return fit, ranges
     longest = _scaled(shorter.rules, least / bound)
     ends = [_scaled(longest, x).numbers[0] for x in (_SHORTEST, 1.0)]
-    if longest.numbers[0, SCALE] >= 1:
-        shorter = _in_unit(shorter, shorter.rules.numbers[0, SCALE] ** -0.5, SCALE, 1.0, runs)
+    known = {SCALE: (1.0, 0.5), EPS: (default_eps(rule_of(longest)), 1 / _power_of_eps(longest)[0])}
+    for number, (value, power) in known.items():
+        if value is not None and longest.numbers[0, number] >= value:
+            factor = (value / shorter.rules.numbers[0, number]) ** power
+            shorter = _in_unit(shorter, float(factor), number, value, runs)
+            break
     return shorter, _hull(ranges, np.stack(ends, 1))
 
 
@@ -253,8 +257,13 @@ def _scaled(rules: Rules, factor: float) -> Rules:
     """Rules with all that is measured by the gradients in another unit."""
     powers = np.zeros(rules.numbers.shape)
     powers[:, BOUND], powers[:, SCALE] = 1, 2
-    powers[:, EPS] = 1 + np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED))
+    powers[:, EPS] = _power_of_eps(rules)
     return rules.of(rules.numbers * factor**powers)
+
+
+def _power_of_eps(rules: Rules) -> Any:
+    """The power of the gradients that ε is a measure of."""
+    return 1 + np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED))
 
 
 def _tolerance(unit: float) -> float:

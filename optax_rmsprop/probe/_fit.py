@@ -79,7 +79,7 @@ class _Fit:
     runs: Runs
     free: Array  # [B, n]
     logits: list[int]
-    low: Array  # [n]
+    low: Array  # [B, n]
     x: Array  # [B, n]
     left: Array  # [B, M]: the residuals
     value: Array  # [B]: their mean square
@@ -90,10 +90,11 @@ class _Fit:
     def of(cls, simulate: Simulate, rules: Any, runs: Runs, free: Array, logits: Any) -> "_Fit":
         """The hypotheses as they are, with differences to one side."""
         left, x = residuals(simulate, rules, runs), np.zeros(rules.numbers.shape)
-        low = np.full(x.shape[1], -690.0)
+        low = np.full(x.shape, -690.0)
         if logits is None:
             logits = [FORGETS, MOMENTUM]
-            low[FORGETS] = _logit(np.array(LEAST)) + _BESIDE
+            # Without a correction a sum is what an average comes to.
+            low[rules.corrected, FORGETS] = _logit(np.array(LEAST)) + _BESIDE
         x[:, logits] = _logit(rules.numbers[:, logits])
         x = np.maximum(x, low)
         step, central, value = np.full(x.shape, 1e-5), np.zeros(len(x), bool), (left**2).mean(1)
@@ -153,7 +154,7 @@ class _Fit:
         linear[:, self.logits] = np.clip(move[:, self.logits], -3, 3)
         steps = [np.clip(move, -3, 3), linear]
         for step in steps if np.abs(move).max(initial=0.0) > _LARGE else steps[:1]:
-            x = np.clip(start + step, self.low, 690)
+            x = np.clip(start + step, self.low[rows], 690)
             left = self.at(rows, x)
             value = (left**2).mean(1)
             less = value < self.value[rows]

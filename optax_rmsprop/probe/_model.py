@@ -16,7 +16,11 @@ Array = np.ndarray[Any, Any]
 
 INSIDE, OUTSIDE, FLOOR, SUBTRACTED, BOTH = range(5)
 NO_DECAY, L2, DECOUPLED, DECOUPLED_UNSCALED, DECOUPLED_SQUARED = range(5)
-NO_CLIP, CLIP_BEFORE, CLIP_AFTER, CLIP_LEAF, CLIP_ALL = range(5)
+NO_CLIP, CLIP_BEFORE, CLIP_AFTER, CLIP_LEAF, CLIP_ALL, CLIP_LEAF_AFTER, CLIP_ALL_AFTER = range(7)
+NORMS = (CLIP_LEAF, CLIP_ALL, CLIP_LEAF_AFTER, CLIP_ALL_AFTER)
+# A clip before the weight decay, and the same after it, which an L2 decay alone tells apart.
+AFTER = {CLIP_BEFORE: CLIP_AFTER, CLIP_LEAF: CLIP_LEAF_AFTER, CLIP_ALL: CLIP_ALL_AFTER}
+BEFORE = {after: before for before, after in AFTER.items()}
 
 # How many numbers are simulated at once, so that they stay in the cache, and of a step at least.
 _AT_ONCE, _A_STEP = 2**15, 400
@@ -31,7 +35,7 @@ class Run:
     """A run from its first step on: parameters before and after each step, and gradients.
 
     `rates` are relative to the number `lr` of a hypothesis. `leaf` numbers the leaf of each column;
-    `valid` is False where a step is not to be explained.
+    `valid` is False where a step is not to be explained. A sum has g · g, g · p and p · p.
     """
 
     params: Array  # [T + 1, N]
@@ -39,8 +43,8 @@ class Run:
     rates: Array  # [T]
     leaf: Array  # [N]
     valid: Array  # [T, N]
-    leaf_norm: Array  # [T, N]: of the gradient of the leaf of each column
-    norm: Array  # [T, 1]: of all gradients
+    leaf_sums: Array  # [3, T, N]: of the leaf of each column
+    sums: Array  # [3, T, 1]: of all leaves
     unit: float = 2.0**-53  # the unit roundoff of what is computed
     stored: float = 2.0**-53  # and of the parameters
     rounding: Array | None = None  # [T, N]: what it may do to a change, where a rule is at hand
@@ -49,6 +53,16 @@ class Run:
     def changes(self) -> Array:
         """What each step did to the parameters."""
         return self.params[1:] - self.params[:-1]
+
+    @functools.cached_property
+    def leaf_norm(self) -> Array:
+        """The norm of the gradient of the leaf of each column [T, N]."""
+        return np.sqrt(self.leaf_sums[0])
+
+    @functools.cached_property
+    def norm(self) -> Array:
+        """The norm of all gradients [T, 1]."""
+        return np.sqrt(self.sums[0])
 
     @functools.cached_property
     def leaves(self) -> tuple[Array, Array, Array, Array]:
@@ -83,7 +97,7 @@ class Run:
         """The first steps."""
         return dataclasses.replace(
             self, params=self.params[: stop + 1], grads=self.grads[:stop], rates=self.rates[:stop],
-            valid=self.valid[:stop], leaf_norm=self.leaf_norm[:stop], norm=self.norm[:stop],
+            valid=self.valid[:stop], leaf_sums=self.leaf_sums[:, :stop], sums=self.sums[:, :stop],
             rounding=None,
         )  # fmt: skip
 
@@ -92,7 +106,7 @@ class Run:
         return dataclasses.replace(
             self, params=self.params[:, chosen], grads=self.grads[:, chosen],
             leaf=self.leaf[chosen], valid=self.valid[:, chosen],
-            leaf_norm=self.leaf_norm[:, chosen], rounding=None,
+            leaf_sums=self.leaf_sums[..., chosen], rounding=None,
         )  # fmt: skip
 
 
@@ -105,13 +119,20 @@ def run_of(
     finite = np.isfinite(grads) & np.isfinite(params[1:]) & np.isfinite(params[:-1])
     valid = np.logical_and.accumulate(finite)
     params, grads = (np.nan_to_num(x, posinf=0.0, neginf=0.0) for x in (params, grads))
-    squares = np.zeros((steps, leaf.max(initial=0) + 1))
-    with np.errstate(over="ignore"):
-        np.add.at(squares, cast(Any, (slice(None), leaf)), grads**2)
+    by_leaf = sums(params[:-1], grads, leaf)
     return Run(
         params, grads, np.ones(steps) if rates is None else np.asarray(rates, float), leaf, valid,
-        np.sqrt(squares)[:, leaf], np.sqrt(squares.sum(1, keepdims=True)), unit, unit,
+        by_leaf[..., leaf], by_leaf.sum(-1, keepdims=True), unit, unit,
     )  # fmt: skip
+
+
+def sums(params: Array, grads: Array, leaf: Array) -> Array:
+    """The sums [3, T, L] of g · g, g · p and p · p of each leaf."""
+    found = np.zeros((3, len(grads), leaf.max(initial=0) + 1))
+    with np.errstate(over="ignore"):
+        for total, product in zip(found, (grads**2, grads * params, params**2), strict=True):
+            np.add.at(total, cast(Any, (slice(None), leaf)), product)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,9 +420,18 @@ def _gradients(rules: Rules, run: Run, bound: Array) -> tuple[Array, Array]:
     coupled = np.where(rules.kind == L2, rules.numbers[:, LAMBDA], 0.0)[:, None]
     if coupled.any():
         g = g + coupled[:, None] * run.params[:-1]
-    rows = rules.clip == CLIP_AFTER
-    if rows.any():
-        g[rows] = np.clip(g[rows], -bound[rows], bound[rows])
+    for kind in np.unique(rules.clip):
+        rows = rules.clip == kind
+        if kind == CLIP_AFTER:
+            g[rows] = np.clip(g[rows], -bound[rows], bound[rows])
+        elif kind in (CLIP_LEAF_AFTER, CLIP_ALL_AFTER):
+            total = run.leaf_sums if kind == CLIP_LEAF_AFTER else run.sums
+            # The sign of the gradient beside that of its decay.
+            weight = coupled[rows][:, None]
+            signed = np.where(rules.maximize[rows], -1.0, 1.0)[:, None, None] * weight
+            square = total[0] + 2 * signed * total[1] + weight**2 * total[2]
+            norm = np.sqrt(np.maximum(square, 0.0))
+            g[rows] *= bound[rows] / np.maximum(norm, bound[rows])
     return g, coupled
 
 
@@ -453,19 +483,24 @@ def _solved(rules: Rules, run: Run, u: Array) -> Array:
     mu, inside = rules.numbers[:, MOMENTUM, None], rules.buffer[:, None]
     buffer, rates, weight = np.zeros_like(u[:, 0]), np.empty(u.shape[:2]), run.weight**2
     for t in range(u.shape[1]):
-        rate = _rate(rules, run.changes[t], weight[t], u[:, t], buffer)
+        rate = _rate(rules, run.changes[t], run.params[t], weight[t], u[:, t], buffer)
         rates[:, t] = rate[:, 0]
         buffer = mu * buffer + np.where(inside, rate, 1.0) * u[:, t]
     return rates
 
 
-def _rate(rules: Rules, observed: Array, weight: Array, u: Array, buffer: Array) -> Array:
+def _rate(
+    rules: Rules, observed: Array, params: Array, weight: Array, u: Array, buffer: Array
+) -> Array:
     """The rate [B, 1] of one step that explains it best."""
     mu, inside = rules.numbers[:, MOMENTUM, None], rules.buffer[:, None]
     ahead = np.where(rules.nesterov[:, None], mu, 0.0)
     old = mu * buffer
     fixed = np.where(inside, np.where(rules.nesterov[:, None], mu, 1.0) * old, 0.0)
     free = np.where(inside, (1 + ahead) * u, np.where(ahead > 0, u + mu * (old + u), old + u))
+    lost = rules.numbers[:, LAMBDA, None] * params  # by a decoupled decay
+    free = free + np.where(rules.kind[:, None] == DECOUPLED, lost, 0.0)
+    fixed = fixed + np.where(rules.kind[:, None] == DECOUPLED_UNSCALED, lost, 0.0)
     along = -((observed + fixed) * free * weight).sum(1, keepdims=True)
     return np.nan_to_num(along / (free * free * weight).sum(1, keepdims=True))
 

@@ -7,7 +7,7 @@ first.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ class Option:
     @property
     def simpler(self) -> "list[Option]":
         """The options without one of its parts."""
-        clip = model.CLIP_BEFORE if self.clip == model.CLIP_AFTER else self.clip
+        clip = model.BEFORE.get(self.clip, self.clip)
         parts: list[dict[str, Any]] = [
             {"kind": model.NO_DECAY, "maximize": False, "clip": clip}, {"clip": model.NO_CLIP},
             {"caution": False}, {"rare": False},
@@ -277,7 +277,8 @@ def _weights(run: Run, option: Option) -> tuple[float, ...]:
 def _bounds(run: Run, option: Option) -> tuple[float, ...]:
     if option.clip == model.NO_CLIP:
         return (1.0,)
-    norms = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}.get(option.clip)
+    clip = model.BEFORE.get(option.clip, option.clip)
+    norms = {model.CLIP_LEAF: run.leaf_norm, model.CLIP_ALL: run.norm}.get(clip)
     # Once for each leaf, not for each of its entries.
     sizes = np.abs(run.grads if norms is None else np.unique(norms))
     sizes = sizes[sizes != 0]
@@ -351,23 +352,39 @@ def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
     return order[np.sort(groups[place < each])][:most]
 
 
-def explore(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
-    """The best hypotheses with this option, fitted."""
-    early = _begun(run, option, grid, most)
+_NONE: Mapping[Option, Fits | None] = {}
+
+
+def explore(
+    run: Run, option: Option, grid: Grid, most: int, tried: Mapping[Option, Fits | None] = _NONE
+) -> Fits | None:
+    """The best hypotheses with this option, fitted; some begin with what was tried without it."""
+    early = _begun(run, option, grid, most, tried)
     return None if early is None else _fitted_on(early, _short(run), run, most)
 
 
-def _begun(run: Run, option: Option, grid: Grid, most: int) -> Fits | None:
+def _begun(
+    run: Run, option: Option, grid: Grid, most: int, tried: Mapping[Option, Fits | None]
+) -> Fits | None:
     """The best starts with this option, fitted to the first steps a little."""
     short = _short(run)
     few = short if option.caution else _telling(spread(short, 16), short)
-    return _early(*starts(few, option, grid), short, most)
+    begun = _early(*starts(few, option, grid), short, most)
+    simpler = [fits for fits in map(tried.get, option.simpler) if fits is not None and len(fits)]
+    if begun is None or option.rare or not simpler:
+        return begun
+    nearest = min(simpler, key=lambda fits: fits.cost.min())
+    return join([begun, _from_simpler(nearest, option, run)])
 
 
 def _from_simpler(fits: Fits, option: Option, run: Run) -> Fits:
     """The best of each kind of hypothesis with one option more, fitted to the first steps."""
     near, short = fits.take(of_each_kind(fits)), _short(run)
+    if option.kind == model.L2:
+        near = near.take(near.rules.maximize == option.maximize)
     near = near.take(np.argsort(near.cost, kind="stable")[:_PARENTS])
+    if not len(near):
+        return none()
     rules = near.rules.replace(kind=option.kind, clip=option.clip, caution=option.caution)
     new = rules.numbers[:, None].copy()
     if option.kind != near.rules.kind[0]:
@@ -568,7 +585,7 @@ def stages(run: Run, varied: bool) -> list[list[Option]]:
     caution = [Option(caution=True)]
     replace = dataclasses.replace
     both = [replace(a, clip=b.clip) for a in decays for b in clips]
-    both += [replace(a, clip=model.CLIP_AFTER) for a in decays if a.kind == model.L2]
+    both += [replace(x, clip=model.AFTER[x.clip]) for x in both if x.kind == model.L2]
     careful = [replace(a, caution=True) for a in [*decays, *clips]]
     every = [replace(a, caution=True) for a in both]
     singles = [*decays, *clips, *caution]
@@ -731,20 +748,11 @@ class _Trials:
     def begins(self, option: Option) -> float:
         """The least cost of the option on the first steps, infinite if it cannot be tried."""
         if option not in self._early:
-            self._early[option] = self._begun(option) if option.caution in self._data else None
+            data, size = self._data.get(option.caution), _SIZES[option == Option()]
+            tried = self._early | self._fits
+            self._early[option] = _begun(data[1], option, *size, tried) if data else None
         early = self._early[option]
         return np.inf if early is None else float(early.cost.min())
-
-    def _begun(self, option: Option) -> Fits | None:
-        """The best starts with an option, and those that do best without a part of it."""
-        run = self._data[option.caution][1]
-        begun = _begun(run, option, *_SIZES[option == Option()])
-        simpler = [self._fits.get(o) or self._early.get(o) for o in option.simpler]
-        simpler = [fits for fits in simpler if fits is not None and len(fits)]
-        if begun is None or option.rare or not simpler:
-            return begun
-        nearest = min(simpler, key=lambda fits: fits.cost.min())
-        return join([begun, _from_simpler(nearest, option, run)])
 
     def found(self, option: Option) -> Fits:
         """What explains the run with an option."""
@@ -761,7 +769,7 @@ class _Trials:
 
     def promise(self, option: Option) -> float:
         """How well the parts of an option begin: the sum of the logarithms of their costs."""
-        clip = model.CLIP_BEFORE if option.clip == model.CLIP_AFTER else option.clip
+        clip = model.BEFORE.get(option.clip, option.clip)
         parts = [
             Option(kind=option.kind, maximize=option.maximize),
             Option(clip=clip),
