@@ -407,6 +407,15 @@ def test_a_group_without_decay():
     assert set(only(found, "weight_decay_of_leaf").leaves) == {"a/bias", "b/bias"}
 
 
+def test_a_group_without_the_decay_that_one_alone_has():
+    decayed = optax.masked(optax.add_decayed_weights(0.05), kernels)
+    theirs = optax.chain(decayed, dialects.torch(**TORCH))
+    found = compare.steps(theirs, dialects.torch(**TORCH), *data(8)).causes[0]
+    assert found.left == 0 and found.names == ("weight_decay_kind", "weight_decay_of_leaf"), found
+    text = "theirs does not decay 'a/bias', 'b/bias', as it does the other leaves"
+    assert found.changes[1].text == text
+
+
 def test_a_group_with_another_rate():
     theirs = optax.chain(dialects.keras(**KERAS), optax.masked(optax.scale(2.0), biases))
     found = compare.steps(theirs, dialects.keras(**KERAS), *data(8))
@@ -424,6 +433,45 @@ def test_a_warm_up_that_is_off_by_one(x64, recorded):
     ]  # fmt: skip
     change = only(compare.runs(*both), "schedule")
     assert "one step behind" in change.text and change.theirs == 1
+
+
+def cosine(shift):
+    return lambda count: 1e-3 * (1 + jnp.cos(jnp.pi * jnp.maximum(count - shift, 0) / 40))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
+def test_a_schedule_that_was_not_recorded_beside_a_decay_that_it_scales(dtype):
+    theirs, ours = (dialects.keras(cosine(shift), weight_decay=0.01) for shift in (1, 0))
+    change = only(compare.steps(theirs, ours, *data(0, dtype)), "schedule")
+    assert "one step behind" in change.text
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_decay_at_a_constant_rate_is_the_one_that_most_have(seed):
+    """Scaled by the rate, by its square or not at all, it is the same one."""
+    theirs, ours = dialects.keras(1e-3, weight_decay=0.01), dialects.keras(1e-3)
+    change = only(compare.steps(theirs, ours, *data(seed)), "weight_decay_kind")
+    assert change.theirs == ("decoupled weight decay, scaled by the rate", pytest.approx(0.01))
+
+
+@pytest.mark.parametrize("bound", [1.0, pytest.param(2.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by_leaf", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_norm_that_clips_before_the_decay_or_after_it(bound, by_leaf):
+    clip = dialects.clip_by_norm(bound, together=not by_leaf)
+    links = [optax.add_decayed_weights(0.05), clip]
+    theirs, ours = (optax.chain(*x, optax_rmsprop.rmsprop(1e-3)) for x in (links, links[::-1]))
+    change = only(compare.steps(theirs, ours, *data(0)), "clip")
+    assert "norm, after weight decay of" in change.text
+    assert change.theirs[1] == change.ours[1] == pytest.approx(bound)
+
+
+@pytest.mark.parametrize("jump", [1e-3, 1e-4])
+def test_one_number_that_jumps_is_no_rounding(base, jump):
+    theirs = {n: x.copy() for n, x in base.params.items()}
+    theirs["a/kernel"][5:, 0, 0] += jump
+    found = compare.runs(changed(base, params=theirs), base)
+    assert found.unexplained and (found.first.step, found.first.leaf) == (4, "a/kernel")
+    assert all(cause.left > 0 for cause in found.causes)
 
 
 @pytest.mark.parametrize("rounded", [True, False])  # the recorded rates, to float32

@@ -615,6 +615,28 @@ def test_a_norm_of_each_leaf_is_no_global_one():
         np.testing.assert_allclose(update, params[name][1] - params[name][0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_norm_that_clips_after_the_decay_is_named(together, dtype):
+    rng = np.random.default_rng(0)
+    tree = lambda *shape: {  # noqa: E731
+        name: rng.normal(size=(*shape, n)).astype(dtype) for name, n in (("a", 15), ("b", 5))
+    }
+    p, grads = tree(), tree(16)
+    clip = dialects.clip_by_norm(3.0, together=together)
+    tx = optax.chain(optax.add_decayed_weights(0.05), clip, dialects.torch(1e-3, momentum=0.9))
+    with jax.enable_x64(dtype == np.float64):
+        state, log = tx.init(p), [p]
+        for t in range(16):
+            updates, state = tx.update({k: g[t] for k, g in grads.items()}, state, log[-1])
+            log.append(optax.apply_updates(log[-1], updates))
+    params = {name: np.stack([tree[name] for tree in log]) for name in p}
+    report = probe.identify_log(params, grads)
+    expected = f"chain(add_decayed_weights(0.05), dialects.clip_by_norm(3.0, together={together}),"
+    assert report.calls and report.calls[0].startswith(expected), report
+    assert report.rule["learning_rate"] == 1e-3 and report.rule["decay"] == 0.99
+
+
 def test_entries_that_were_not_searched_are_checked():
     p, grads = inputs(np.random.default_rng(1), size=200)
     log = log_of(rule(denominator="outside", eps=1e-8), p, grads)
@@ -880,6 +902,66 @@ def test_an_eps_that_only_a_floor_hides_is_among_those_that_remain(eps, steps, i
     p, grads = inputs(np.random.default_rng(2), steps=steps)
     report = probe.identify_log(log_of(truth, p, grads), grads)
     assert report.calls and not wrong(report, truth.switches, 1e-6), report
+
+
+def test_an_eps_that_makes_up_for_a_start_is_among_the_calls():
+    """A ν₀ of 1.0021 and no ε do as much as 1 and 0.001 outside the root."""
+    truth = rule(denominator="outside", eps=1e-3, initial_scale=1.0, decay=0.95,
+                 learning_rate=3e-4, momentum=0.9, rate_in_buffer=True)  # fmt: skip
+    rng = np.random.default_rng(7)
+    p, grads = 0.1 * rng.normal(size=5), 0.1 * rng.normal(size=(5, 5))
+    log = log_of(truth, p, grads, "float32")
+    report = probe.identify_log(log, grads.astype(np.float32), 3e-4)
+    assert not wrong(report, truth.switches, 1e-3), report
+    assert report.calls[0] == (
+        "rmsprop(learning_rate=0.0003, decay=0.95, eps=0.001, momentum=0.9, initial_scale=1.0, "
+        "eps_in_sqrt=False)"
+    )
+
+
+def test_where_every_step_is_clipped_the_start_is_that_of_most():
+    rng = np.random.default_rng(1)
+    p, grads = rng.normal(size=40), rng.normal(size=(3, 40))
+    tx = optax.chain(dialects.clip_by_norm(0.6, together=False), rmsprop(0.01, 0.99, 1e-8,
+                     initial_scale=1.0))  # fmt: skip
+    report = probe.identify_log(continued(tx, p, grads), grads, 0.01)
+    assert report.calls == [
+        "chain(dialects.clip_by_norm(0.6, together=False), "
+        "scale_by_rms(0.99, 1e-08, initial_scale=1.0), scale_by_learning_rate(0.01))"
+    ]
+    low, high = report.undetermined["initial_scale"]
+    assert low < 1e-15 and high > 10 and report.undetermined.keys() == {"eps", "initial_scale"}
+
+
+@pytest.mark.parametrize(("switches", "dtype", "steps"), [
+    ({"weight_decay": 1e-5, "weight_decay_kind": "l2", "clip_value": 0.5, "momentum": 0.95,
+      "clip_before_decay": True,
+      "rate_in_buffer": True, "initial_scale": 0.1, "denominator": "outside"}, "float32", 50),
+    ({"caution": True, "clip_norm": 3.0, "momentum": 0.5, "initial_scale": 0.1}, "float32", 30),
+    ({"weight_decay": 0.1, "weight_decay_kind": "l2", "bias_correction": True, "decay": 0.999},
+     "float32", 3),
+])  # fmt: skip
+def test_an_option_begins_with_what_fits_without_it(switches, dtype, steps):
+    truth = rule(**{"eps": 1e-7, "decay": 0.9, "learning_rate": 1e-3} | switches)
+    p, grads = inputs(np.random.default_rng(2), steps=steps)
+    log = log_of(truth, p, grads, dtype)
+    report = probe.identify_log(log, grads.astype(dtype))
+    assert report.calls and not wrong(report, truth.switches, 2e-3), report
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_epsilon_hides_is_no_rule_of_another_precision(dtype):
+    """Of 0.001 inside the root gradients below 1e-3 leave ν a part of 1e-7."""
+    truth = rule(eps=1e-3, decay=0.999, learning_rate=0.1, weight_decay=1e-4,
+                 weight_decay_kind="l2", clip_value=5e-4, clip_before_decay=True)  # fmt: skip
+    rng = np.random.default_rng(0)
+    p, grads = 0.3 * rng.normal(size=40), rng.normal(size=(3, 40)) * 10 ** rng.uniform(-5, 1, 40)
+    report = probe.identify_log(log_of(truth, p, grads, dtype), grads.astype(dtype))
+    if dtype == "float64":
+        assert report.calls and not wrong(report, truth.switches, 1e-5), report
+    else:
+        assert report.contradictions[0].startswith("it is SGD(lr=3.16"), report
+        assert "clipped by value" in report.contradictions[0]
 
 
 def test_the_order_of_a_clip_and_a_decay_that_is_not_seen_is_open():

@@ -1,6 +1,7 @@
 """What is no RMSprop is named, with its numbers; what is one is not explained by anything else."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import pytest
 
 import optax_rmsprop
 from optax_rmsprop import dialects
-from optax_rmsprop.probe import identify_log
+from optax_rmsprop.probe import _optimizers as table
+from optax_rmsprop.probe import _others, identify_log
 from optax_rmsprop.probe._model import run_of
 from optax_rmsprop.probe._others import LIMIT, others
 
@@ -480,3 +482,31 @@ def test_the_rate_of_another_is_in_terms_of_those_that_are_given(rates, share, t
     moved = np.cumsum(share * rates[:, None] * grads, 0)
     (reason,) = identify_log(np.concatenate([p[None], p - moved]), grads, rates).contradictions
     assert text in reason
+
+
+def test_what_the_signs_of_lion_leave_open_is_told():
+    grads = np.random.default_rng(5).normal(size=(5, 30))
+    log = [np.random.default_rng(0).normal(size=30)]
+    mean = np.zeros(30)
+    for g in grads:
+        log.append(log[-1] - 1e-3 * np.sign(0.9 * mean + 0.1 * g))
+        mean = 0.99 * mean + 0.01 * g
+    report = identify_log(np.array(log), grads)
+    ends = re.findall(r"(b\d) is anywhere from (\S+) to ([\d.]+)", report.contradictions[0])
+    assert [name for name, *_ in ends] == ["b1", "b2"], report
+    for (_, low, high), truth in zip(ends, (0.9, 0.99), strict=True):
+        assert float(low) <= truth <= float(high)
+
+
+def test_a_clip_that_adam_does_not_need_is_none():
+    run = recorded(
+        optax.chain(optax.add_decayed_weights(1e-3), optax.adam(1e-3)),
+        np.random.default_rng(0), np.float32,
+    )  # fmt: skip
+    start = {table.LR: 1e-3, table.B1: 0.9, table.B2: 0.999, table.EPS: 1e-8, table.SIGN: 1.0,
+             table.LAMBDA: 1e-3, table.BOUND: 1e3}  # fmt: skip
+    numbers = np.zeros((1, len(table.COLUMNS)))
+    numbers[0, list(start)] = list(start.values())
+    clipped = table.Option(table.L2, table.CLIP_LEAF)
+    found = _others._explaining(table.Hypotheses(table.ADAM, clipped, numbers), run, run)
+    assert [fitted.hypotheses.option for fitted in found] == [table.Option(table.L2)]

@@ -114,15 +114,16 @@ def check_nesting(where: str, x: Any) -> None:
 
 def _size(where: str, x: Any, depth: int, known: dict[int, int]) -> int:
     """How many values there are in a container, however often it is the same one."""
-    if not isinstance(x, Mapping | list | tuple | set | frozenset):
+    if not isinstance(x, dict | list | tuple | set | frozenset):
         return 1
-    if id(x) not in known:
-        items: Any = cast("Mapping[Any, Any]", x).items() if isinstance(x, Mapping) else x
+    if id(cast(Any, x)) not in known:
+        items = cast("Iterable[Any]", x.items() if isinstance(x, dict) else x)
         inside = items if depth < DEEPEST else ()
-        known[id(x)] = 1 + sum(_size(where, item, depth + 1, known) for item in inside)
-        if depth == DEEPEST or known[id(x)] > MOST_VALUES:
+        size = 1 + sum(_size(where, item, depth + 1, known) for item in inside)
+        known[id(cast(Any, x))] = size
+        if depth == DEEPEST or size > MOST_VALUES:
             raise Refused(f"{where} has containers within each other that are never read to an end")
-    return known[id(x)]
+    return known[id(cast(Any, x))]
 
 
 def check_size(where: str, declared: int, actual: int) -> None:

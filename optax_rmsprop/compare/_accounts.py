@@ -96,8 +96,8 @@ class Steps:
                 flat = source[: len(grads)].reshape(len(grads), -1).astype(float)
                 grads[:, chosen] = flat[:, self.columns[chosen, 1]]
                 sums, params = sums.copy(), self.record.params[name][: len(grads)]
-                flat = [x.reshape(len(grads), -1).astype(float) for x in (params, flat)]
-                sums[..., chosen] = model.sums(*flat, np.zeros(flat[0].shape[1], int))
+                params = params.reshape(len(grads), -1).astype(float)
+                sums[..., chosen] = model.sums(params, flat, np.zeros(flat.shape[1], int))
         return side.replace(plain=plain, gain=gain, grads=grads, leaf_sums=sums)
 
     def core(self, leaves: list[str], most: int = _CORE) -> Array:

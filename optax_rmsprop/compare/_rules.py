@@ -311,7 +311,7 @@ class _Task:
             for e in single(self.known.rules, self._both(side, core))[:4]:
                 leaves = special_leaves(self.steps, e.other, self._leaves)
                 if leaves is not None and leaves != self._leaves:
-                    special = leaf_changes(leaves, self._leaves, self.roles)
+                    special = leaf_changes(leaves, self._leaves, self.roles, e)
                     yield (*rule_changes(e, self.roles), *special)
 
     def _rewritten(self, side: Side) -> Iterator[Changes]:
@@ -321,8 +321,8 @@ class _Task:
             return
         side = own.side
         both = Both(self._both(side).one, side.columns(self.steps.core(self.steps.trained)))
-        special = leaf_changes(own.leaves, self._leaves, self.roles)
         for e in between(self.known.rules_at(side), own.rules, both):
+            special = leaf_changes(own.leaves, self._leaves, self.roles, e)
             extra = self._schedule(e, side) if side.solved else ()
             yield (*rule_changes(e, self.roles), *extra, *special)
 
@@ -334,7 +334,7 @@ class _Task:
         )
         side = self.steps.special(self._leaves)
         unit = min(run.unit, own.run.unit)
-        side = side.replace(rates=own.run.rates[: len(run.rates)], unit=unit)
+        side = side.replace(rates=own.run.rates[: len(run.rates)], unit=unit, stored=unit)
         with np.errstate(all="ignore"):
             ratio = misfits(rule, side)[0]
         for name in one.steps.frozen:

@@ -140,8 +140,11 @@ def frozen_change(who: str, leaves: tuple[str, ...], roles: Roles) -> Change:
     return Change("frozen", text, *pair, leaves)
 
 
-def leaf_changes(other: dict[str, Leaf], one: dict[str, Leaf], roles: Roles) -> tuple[Change, ...]:
-    """What is special about leaves of the other, and of the one."""
+def leaf_changes(
+    other: dict[str, Leaf], one: dict[str, Leaf], roles: Roles, e: Explained | None = None
+) -> tuple[Change, ...]:
+    """What is special about leaves of the other, and of the one, beside a change of their rule."""
+    both_decay = e is None or all(x.kind[0] != model.NO_DECAY for x in (e.one, e.other))
     found = list[Change]()
     names = [*other, *(name for name in one if name not in other)]
     pairs = {name: (other.get(name, Leaf()), one.get(name, Leaf())) for name in names}
@@ -149,7 +152,8 @@ def leaf_changes(other: dict[str, Leaf], one: dict[str, Leaf], roles: Roles) -> 
         leaves = tuple(n for n, (a, b) in pairs.items() if a.plain != b.plain and a.plain == plain)
         if leaves:
             who, rest = (roles.other, roles.one) if plain else (roles.one, roles.other)
-            text = f"{who} does not decay {_named(leaves)}, {rest} does"
+            text = f"{who} does not decay {_named(leaves)}"
+            text += f", {rest} does" if both_decay else ", as it does the other leaves"
             found.append(
                 Change("weight_decay_of_leaf", text, *roles.pair(not plain, plain), leaves)
             )

@@ -34,7 +34,7 @@ _FORMATS = {
     2.0**-24: (24, -149, 127),
 }
 # A memory this short is none: what is divided by is the gradient's own size.
-_LEAST_DECAY = 1e-6
+_LEAST_DECAY = 1e-4
 # How well a decay is known, on the scale of the fit, where past gradients have a part.
 _REMEMBERS = 1e-3
 # How many units of the last place a coordinate has to move by, or else it shows only rounding.
@@ -191,18 +191,19 @@ def nothing(contradictions: list[str], unit: float, error: float = float("inf"))
 
 def degenerate(found: Fits, run: Run) -> list[str]:
     """Why what a rule of the family explains is none: its average has no part in it."""
-    influence = _has_influence(found.rules, run)
-    if influence and (found.deviation[:, model.FORGETS] < _REMEMBERS).all():
+    influence, decays = _has_influence(found.rules, run), 1 - found.rules.numbers[:, model.FORGETS]
+    forgets = bool((decays < _LEAST_DECAY).all())
+    if influence and not forgets and (found.deviation[:, model.FORGETS] < _REMEMBERS).all():
         return []  # the data see how long it remembers
-    # A sum, as Adagrad's, is no average; where an average is as good, it is one.
-    options = min(int(_options(found.rules).min()), 2)
+    # A sum, as Adagrad's, is no average; where an average is as good, it is one. A floor without a
+    # memory is a clip by value, which takes an option more.
+    options = 2 if forgets else min(int(_options(found.rules).min()), 2)
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
         for other in _apart(run, options)
         if not (influence and other.name.startswith("Adagrad"))
     ]
-    decays = 1 - found.rules.numbers[:, model.FORGETS]
-    if not texts and len(found) and (decays < _LEAST_DECAY).all():
+    if not texts and forgets:
         texts = ["the decay is 0: no average of past squares, but the gradient over its own size"]
     return texts[:1]
 

@@ -448,7 +448,9 @@ def _sign_rules(grads: Array, signs: Array) -> Iterable[tuple[Kind, tuple[float,
     found = _feasible(lambda decays: np.divide(*_ratios(grads, signs, decays)))
     if found:
         decay, ends = _between(*found), np.log(found) - np.log1p(-np.array(found))
-        low, high = _ratios(grads, signs, np.append(decay, _decays(np.linspace(*ends, 41))))
+        low, high = _ratios(
+            grads, signs, np.append(decay, _decays(np.linspace(ends[0], ends[1], 41)))
+        )
         low, high = low / (1 + low), high / (1 + high)
         some = low < high
         b1 = float(low[some].min()), float(high[some].max())

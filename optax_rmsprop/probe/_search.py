@@ -67,6 +67,8 @@ _ALONG, _MOVES, _BESIDE = 8, 4, 1.1
 _TURNS = 1e-4
 # How many times the least mean square is more than chance makes of several changes.
 _MANY = 30.0
+# And as what a number fewer may leave.
+_FEWER = 10.0
 # How many decimals of a number are tried.
 _DECIMALS = 4
 # How many options are tried before the simpler ones are polished, and in triples.
@@ -652,7 +654,7 @@ def explained(fits: Fits, runs: Runs) -> Fits:
         good &= fits.cost <= _MANY * max(float(fits.cost[good].min()), 1e-2 * _chance(runs))
         good &= mean <= 2 * mean[good].min() + 0.02
     fits = fits.take(np.flatnonzero(good))
-    return fits.take(np.array(_simplest(fits), int))
+    return fits.take(np.array(_simplest(fits, 1e-2 * _chance(runs)), int))
 
 
 def explained_in_float32(fits: Fits, run: Run) -> Fits:
@@ -684,14 +686,15 @@ def remembers(rules: Rules) -> Array:
     return np.minimum(rules.numbers[:, FORGETS], 1 - rules.numbers[:, MOMENTUM]) >= LEAST
 
 
-def _simplest(fits: Fits) -> list[int]:
-    rules = fits.rules
+def _simplest(fits: Fits, noise: float) -> list[int]:
+    """Those that are no others with numbers more, but for what leaves far more than noise does."""
+    rules, most = fits.rules, np.maximum(_FEWER * fits.cost, noise)
     switched = rules.centered.astype(int) + rules.corrected + rules.nesterov + rules.caution
     keys = list(zip(fits.free.sum(1), switched, fits.cost, strict=True))
     order = sorted(range(len(fits)), key=lambda row: keys[row])
     kept: list[int] = []
     for row in order:
-        if not any(_within(fits, k, row) for k in kept):
+        if not any(fits.cost[k] <= most[row] and _within(fits, k, row) for k in kept):
             kept.append(row)
     return kept
 
@@ -704,6 +707,8 @@ def _within(fits: Fits, simple: int, other: int) -> bool:
     rules = fits.rules
     if not fits.free[simple, MOMENTUM]:
         idle |= {_SWITCHES.index("buffer"), _SWITCHES.index("nesterov")}
+    if rules.numbers[simple, EPS] == 0:  # which no denominator has a place for
+        idle.add(_SWITCHES.index("denominator"))
     if fits.free[other, SCALE]:  # what has an initial value divides no gradient by itself
         idle.add(_SWITCHES.index("alone"))
     if rules.kind[simple] == model.NO_DECAY:
