@@ -317,7 +317,7 @@ def _explained(box: _Box, sweep: Run) -> tuple[Fits, Fits, float]:
     """What explains the sweep, all that was tried, and the unit by which it was judged."""
     middle = _middle(sweep)
     if not sweep.moves[0].any():  # nothing of the design is seen, as where a rate begins at 0
-        near = explore(middle, Option(), COARSE, 24) or none()
+        near = explore(middle, Option(), COARSE, 24, {}) or none()
         return none(), near, sweep.unit
     few = sweep.columns(np.arange(0, sweep.grads.shape[1], 2)).steps(6)
     tried: dict[Option, Fits] = {}

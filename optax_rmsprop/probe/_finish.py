@@ -236,11 +236,11 @@ def _in_any_unit(fit: Fits, runs: Runs) -> tuple[Fits, Array]:
         return fit, ranges
     longest = _scaled(shorter.rules, least / bound)
     ends = [_scaled(longest, x).numbers[0] for x in (_SHORTEST, 1.0)]
-    known = {SCALE: (1.0, 0.5), EPS: (default_eps(rule_of(longest)), 1 / _power_of_eps(longest)[0])}
-    for number, (value, power) in known.items():
-        if value is not None and longest.numbers[0, number] >= value:
-            factor = (value / shorter.rules.numbers[0, number]) ** power
-            shorter = _in_unit(shorter, float(factor), number, value, runs)
+    powers = _powers(longest)[0]
+    for number, usual in ((SCALE, 1.0), (EPS, default_eps(rule_of(longest)))):
+        if usual is not None and longest.numbers[0, number] >= usual:
+            factor = float(usual / shorter.rules.numbers[0, number]) ** (1 / powers[number])
+            shorter = _in_unit(shorter, factor, number, usual, runs)
             break
     return shorter, _hull(ranges, np.stack(ends, 1))
 
@@ -255,15 +255,15 @@ def _in_unit(fit: Fits, factor: float, number: int, value: float, runs: Runs) ->
 
 def _scaled(rules: Rules, factor: float) -> Rules:
     """Rules with all that is measured by the gradients in another unit."""
+    return rules.of(rules.numbers * factor ** _powers(rules))
+
+
+def _powers(rules: Rules) -> Array:
+    """The power of the gradients that each number [B, n] is measured by."""
     powers = np.zeros(rules.numbers.shape)
     powers[:, BOUND], powers[:, SCALE] = 1, 2
-    powers[:, EPS] = _power_of_eps(rules)
-    return rules.of(rules.numbers * factor**powers)
-
-
-def _power_of_eps(rules: Rules) -> Any:
-    """The power of the gradients that ε is a measure of."""
-    return 1 + np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED))
+    powers[:, EPS] = 1 + np.isin(rules.denominator, (model.INSIDE, model.SUBTRACTED))
+    return powers
 
 
 def _tolerance(unit: float) -> float:

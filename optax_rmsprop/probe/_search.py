@@ -354,11 +354,8 @@ def best(rules: Rules, costs: Array, each: int, most: int) -> Array:
     return order[np.sort(groups[place < each])][:most]
 
 
-_NONE: Mapping[Option, Fits | None] = {}
-
-
 def explore(
-    run: Run, option: Option, grid: Grid, most: int, tried: Mapping[Option, Fits | None] = _NONE
+    run: Run, option: Option, grid: Grid, most: int, tried: Mapping[Option, Fits | None]
 ) -> Fits | None:
     """The best hypotheses with this option, fitted; some begin with what was tried without it."""
     early = _begun(run, option, grid, most, tried)
