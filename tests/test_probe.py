@@ -919,6 +919,15 @@ def test_an_eps_that_makes_up_for_a_start_is_among_the_calls():
     )
 
 
+def test_caution_that_no_step_shows_is_open():
+    truth = rule(caution=True, momentum=0.9, decay=0.99, learning_rate=1e-3, eps=1e-6)
+    rng = np.random.default_rng(0)
+    p, grads = rng.normal(size=20), (1 + rng.random((10, 20))) * rng.choice([-1, 1], 20)
+    report = probe.identify_log(log_of(truth, p, grads), grads)
+    assert report.calls and not wrong(report, truth.switches, 1e-6), report
+    assert report.undetermined["caution"] == [False, True]
+
+
 def test_where_every_step_is_clipped_the_start_is_that_of_most():
     rng = np.random.default_rng(1)
     p, grads = rng.normal(size=40), rng.normal(size=(3, 40))
@@ -938,6 +947,8 @@ def test_where_every_step_is_clipped_the_start_is_that_of_most():
       "clip_before_decay": True,
       "rate_in_buffer": True, "initial_scale": 0.1, "denominator": "outside"}, "float32", 50),
     ({"caution": True, "clip_norm": 3.0, "momentum": 0.5, "initial_scale": 0.1}, "float32", 30),
+    ({"weight_decay": 1e-5, "weight_decay_kind": "decoupled", "momentum": 0.95, "eps": 1e-3,
+      "initial_scale": 0.1, "decay": 0.99}, "float64", 8),
     ({"weight_decay": 0.1, "weight_decay_kind": "l2", "bias_correction": True, "decay": 0.999},
      "float32", 3),
 ])  # fmt: skip

@@ -44,6 +44,8 @@ _AT_ANY_RATES = (
     Option(), Option(kind=model.L2), Option(kind=model.DECOUPLED),
     Option(kind=model.DECOUPLED_UNSCALED), Option(clip=model.CLIP_BEFORE),
 )  # fmt: skip
+# The optimizers that divide by no average.
+_WITHOUT_AVERAGE = ("SGD", "sign descent")
 # How many digits numbers have that one writes, and that no fit leaves.
 _WRITTEN, _LONGEST = 3, 8
 # Rates that differ by less are one.
@@ -201,7 +203,7 @@ def degenerate(found: Fits, run: Run) -> list[str]:
     texts = [
         f"it is {other.text}: the average of the squared gradients has no influence"
         for other in _apart(run, options)
-        if not (influence and other.name.startswith("Adagrad"))
+        if not influence or other.name.startswith(_WITHOUT_AVERAGE)
     ]
     if not texts and forgets:
         texts = ["the decay is 0: no average of past squares, but the gradient over its own size"]

@@ -67,7 +67,7 @@ class Finding:
     rules: Rules  # the same, as one hypothesis
     open: dict[str, list[float]]  # switch -> the least and the largest value that remain
     unseen: tuple[int, ...] = ()  # the kinds of weight decay that would not be seen
-    alike: tuple[Rule, ...] = ()  # with other denominators, where ε is as good as none
+    alike: tuple[Rule, ...] = ()  # with other denominators where ε is as good as none, and caution
 
 
 def finish(fits: Fits, runs: Runs) -> list[Finding]:
@@ -195,6 +195,10 @@ def _finding(fit: Fits, runs: Runs) -> Finding:
     alike = list[Rule]()
     if left.get("eps", [1.0])[0] == 0:
         alike = _with_other_denominators(fit, runs)
+    careful = fit.rules.replace(caution=True)
+    if fit.rules.numbers[0, MOMENTUM] > 0 and not fit.rules.caution[0]:
+        # Where no step is against its gradient caution does nothing.
+        alike += [rule_of(careful)] * int(_do_as_well(careful, fit, runs)[0])
     return Finding(rule_of(fit.rules), fit.rules, left, tuple(unseen), tuple(alike))
 
 

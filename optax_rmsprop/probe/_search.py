@@ -738,6 +738,7 @@ class _Trials:
         self._early: dict[Option, Fits | None] = {}
         self._alone: dict[Option, float] = {}
         self._fits: dict[Option, Fits] = {}
+        self._polished: dict[Option, Fits] = {}
 
     @property
     def everything(self) -> Fits:
@@ -799,6 +800,7 @@ class _Trials:
     def polished(self, options: list[Option]) -> Fits:
         """What explains the run with the first option that does, polished where it comes near."""
         for option in options:
+            self._begin_anew(option)
             found = self.found(option)
             if option not in self._fits:
                 continue
@@ -808,10 +810,21 @@ class _Trials:
                 if not len(found) and helps and self._fits[option].cost.min() < near:
                     better = polished(self._fits[option], self._data[option.caution][1])
                     self._fits[option] = join([self._fits[option], better])
+                    self._polished[option] = better
                     found = self.found(option)
             if len(found):
                 return found
         return none()
+
+    def _begin_anew(self, option: Option) -> None:
+        """Let an option begin with what was polished without it, too."""
+        early, data = self._early.get(option), self._data.get(option.caution)
+        better = [self._polished[o] for o in option.simpler if o in self._polished]
+        if early is None or data is None or option.rare or not better:
+            return
+        nearest = min(better, key=lambda fits: fits.cost.min())
+        self._early[option] = join([early, _from_simpler(nearest, option, data[1])])
+        self._fits.pop(option, None)
 
 
 def search(
