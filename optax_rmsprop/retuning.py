@@ -288,11 +288,12 @@ def _numbers(tx: Any, state: Any, count: Any = None) -> list[tuple[tuple[str, st
         return [((part.name, name), x) for name, x in part.numbers.items()]
     links = call.arguments.get("links")
     if links is not None:
-        states = cast("tuple[Any, ...]", state)
-        if type(states) is not tuple or len(states) != len(links):
-            raise TypeError(f"settings: a chain of {len(links)} links has another state than this")
         count = count_of(state) if count is None else count
-        pairs = list(zip(links, states, strict=True))
+        try:
+            pairs = list(zip(links, state, strict=True))
+        except (TypeError, ValueError) as error:
+            text = f"settings: a chain of {len(links)} links has another state than this"
+            raise TypeError(text) from error
     elif call.state is RetunableState:
         pairs = [(_set(call.arguments["inner"], state), state.inner_state)]
     else:
