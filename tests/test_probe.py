@@ -593,6 +593,15 @@ def test_a_log_is_named_although_a_bound_cuts_off_its_steps(tx, share, dtype):
     )
 
 
+def log_of_trees(tx, p, grads):
+    """The log of a transformation, leaf by leaf."""
+    state, log = tx.init(p), [p]
+    for t in range(len(grads["a"])):
+        updates, state = tx.update({k: g[t] for k, g in grads.items()}, state, log[-1])
+        log.append(optax.apply_updates(log[-1], updates))
+    return {name: np.stack([tree[name] for tree in log]) for name in p}
+
+
 def test_a_norm_of_each_leaf_is_no_global_one():
     rng = np.random.default_rng(0)
     sizes = {"a": (5, 3.0), "b": (8, 5.0), "c": (2, 1.0)}
@@ -602,11 +611,7 @@ def test_a_norm_of_each_leaf_is_no_global_one():
         0.01, 0.9, 1e-3, weight_decay=0.1, grad_clip=dialects.clip_by_norm(4.0, together=False)
     )
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        state, log = tx.init(p), [p]
-        for t in range(15):
-            updates, state = tx.update({k: g[t] for k, g in grads.items()}, state, log[-1])
-            log.append(optax.apply_updates(log[-1], updates))
-        params = {name: np.stack([tree[name] for tree in log]) for name in p}
+        params = log_of_trees(tx, p, grads)
         report = probe.identify_log(params, grads)
         assert "clip_by_norm(4.0, together=False)" in report.calls[0]
         state = report.transformation.init(p)
@@ -626,11 +631,7 @@ def test_a_norm_that_clips_after_the_decay_is_named(together, dtype):
     clip = dialects.clip_by_norm(3.0, together=together)
     tx = optax.chain(optax.add_decayed_weights(0.05), clip, dialects.torch(1e-3, momentum=0.9))
     with jax.enable_x64(dtype == np.float64):
-        state, log = tx.init(p), [p]
-        for t in range(16):
-            updates, state = tx.update({k: g[t] for k, g in grads.items()}, state, log[-1])
-            log.append(optax.apply_updates(log[-1], updates))
-    params = {name: np.stack([tree[name] for tree in log]) for name in p}
+        params = log_of_trees(tx, p, grads)
     report = probe.identify_log(params, grads)
     expected = f"chain(add_decayed_weights(0.05), dialects.clip_by_norm(3.0, together={together}),"
     assert report.calls and report.calls[0].startswith(expected), report

@@ -514,9 +514,10 @@ def switches_of(rule: Rule, precision: str) -> dict[str, Any]:
 def members(finding: Finding, ratio: float | None) -> list[Rule]:
     """The rules that the data do not tell apart.
 
-    A constant rate shows neither its place nor what a decay scales by, and an ε as good as none
-    shows no denominator. `ratio` is that of each rate to the one before, if it is always the same:
-    a rate that falls so is the same in the buffer, with a smaller momentum.
+    A constant rate shows neither its place nor what a decay scales by, an ε as good as none shows
+    no denominator, and caution is hidden where it masks no step. `ratio` is that of each rate to
+    the one before, if it is always the same: a rate that falls so is the same in the buffer, with a
+    smaller momentum.
     """
     rule, found = finding.rule, [finding.rule, *finding.alike]
     if ratio is None:

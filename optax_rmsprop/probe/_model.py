@@ -410,29 +410,32 @@ def _gradients(rules: Rules, run: Run, bound: Array) -> tuple[Array, Array]:
     g = run.grads[:, None] * np.where(rules.maximize, -1.0, 1.0)[:, None]
     g = g.transpose(1, 0, 2)
     bound = bound[:, None]
-    for kind in np.unique(rules.clip):
-        rows = rules.clip == kind
-        if kind == CLIP_BEFORE:
-            g[rows] = np.clip(g[rows], -bound[rows], bound[rows])
-        elif kind in (CLIP_LEAF, CLIP_ALL):
-            norm = run.leaf_norm if kind == CLIP_LEAF else run.norm
-            g[rows] *= bound[rows] / np.maximum(norm, bound[rows])
     coupled = np.where(rules.kind == L2, rules.numbers[:, LAMBDA], 0.0)[:, None]
+    _clip(rules, run, g, bound, (CLIP_BEFORE, CLIP_LEAF, CLIP_ALL))
     if coupled.any():
         g = g + coupled[:, None] * run.params[:-1]
-    for kind in np.unique(rules.clip):
+    _clip(rules, run, g, bound, (CLIP_AFTER, CLIP_LEAF_AFTER, CLIP_ALL_AFTER), coupled)
+    return g, coupled
+
+
+def _clip(
+    rules: Rules, run: Run, g: Array, bound: Array, kinds: tuple[int, ...], coupled: Any = None
+) -> None:
+    """Clip gradients in place: by value, by the norms of leaves, by that of all; of these kinds."""
+    by_value, by_leaf, _ = kinds
+    for kind in np.unique(rules.clip[np.isin(rules.clip, kinds)]):
         rows = rules.clip == kind
-        if kind == CLIP_AFTER:
+        if kind == by_value:
             g[rows] = np.clip(g[rows], -bound[rows], bound[rows])
-        elif kind in (CLIP_LEAF_AFTER, CLIP_ALL_AFTER):
-            total = run.leaf_sums if kind == CLIP_LEAF_AFTER else run.sums
+            continue
+        norm = run.leaf_norm if kind == by_leaf else run.norm
+        if coupled is not None:
+            weight, total = coupled[rows][:, None], run.leaf_sums if kind == by_leaf else run.sums
             # The sign of the gradient beside that of its decay.
-            weight = coupled[rows][:, None]
             signed = np.where(rules.maximize[rows], -1.0, 1.0)[:, None, None] * weight
             square = total[0] + 2 * signed * total[1] + weight**2 * total[2]
             norm = np.sqrt(np.maximum(square, 0.0))
-            g[rows] *= bound[rows] / np.maximum(norm, bound[rows])
-    return g, coupled
+        g[rows] *= bound[rows] / np.maximum(norm, bound[rows])
 
 
 def steps(

@@ -408,7 +408,7 @@ def _little(run: Run, kind: int) -> tuple[float, ...]:
     of = np.abs(run.grads if kind == model.L2 else run.changes)[run.moves]
     params = np.abs(run.params[:-1][run.moves])
     size = float(np.median(params[params > 0])) if params.any() else 1.0
-    share = float(np.median(of[of > 0])) / size
+    share = float(np.median(of[of > 0])) / size if of.any() else 1.0
     return (1e-5 * share, 1e-2 * share)
 
 
